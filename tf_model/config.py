@@ -1,0 +1,103 @@
+"""What a GPT-2 model consists of, in the words of Hugging Face's GPT2Config."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+ACTIVATIONS = ("gelu_new", "gelu", "relu")
+"""``gelu_new`` is the tanh form (CPM, UER, OpenAI); ``gelu`` the exact one with erf."""
+
+
+class ConfigError(ValueError):
+    """Sizes that do not make a GPT-2; the message is one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GPT2Config:
+    """The sizes of a GPT-2 and the two constants of its maths.
+
+    Attributes:
+        vocab_size: rows of the token embedding, V.
+        n_positions: longest sequence that the learned positions cover, S.
+        n_embd: hidden size, h.
+        n_layer: number of blocks, L.
+        n_head: attention heads; they divide ``n_embd``.
+        n_inner: width of the feed-forward layer; 4 * n_embd when 0.
+        activation_function: one of ``ACTIVATIONS``.
+        layer_norm_epsilon: added to the variance, inside the root.
+
+    Raises:
+        ConfigError: a size that is not positive, heads that do not divide the hidden size, an unknown activation.
+    """
+
+    vocab_size: int
+    n_positions: int
+    n_embd: int
+    n_layer: int
+    n_head: int
+    n_inner: int = 0
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if not self.n_inner:
+            object.__setattr__(self, "n_inner", 4 * self.n_embd)
+        for field in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
+            if getattr(self, field) < 1:
+                raise ConfigError(f"{field} is {getattr(self, field)}: expected 1 or more")
+        if self.n_embd % self.n_head:
+            raise ConfigError(f"{self.n_head} heads do not divide the hidden size {self.n_embd}")
+        if self.activation_function not in ACTIVATIONS:
+            raise ConfigError(f"activation_function {self.activation_function!r}: known are {', '.join(ACTIVATIONS)}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.n_embd // self.n_head
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every weight, in the order of the forward pass.
+
+        These are the project's *canonical* tensors: the names are Hugging Face's, a matrix is ``[out, in]`` as PyTorch
+        holds it, ``c_attn`` is all of Q, then all of K, then all of V. The output matrix is ``wte.weight``.
+        """
+        h, inner = self.n_embd, self.n_inner
+        shapes: dict[str, tuple[int, ...]] = {"wte.weight": (self.vocab_size, h), "wpe.weight": (self.n_positions, h)}
+        block: dict[str, tuple[int, ...]] = {
+            "ln_1.weight": (h,),
+            "ln_1.bias": (h,),
+            "attn.c_attn.weight": (3 * h, h),
+            "attn.c_attn.bias": (3 * h,),
+            "attn.c_proj.weight": (h, h),
+            "attn.c_proj.bias": (h,),
+            "ln_2.weight": (h,),
+            "ln_2.bias": (h,),
+            "mlp.c_fc.weight": (inner, h),
+            "mlp.c_fc.bias": (inner,),
+            "mlp.c_proj.weight": (h, inner),
+            "mlp.c_proj.bias": (h,),
+        }
+        for layer in range(self.n_layer):
+            shapes.update({f"h.{layer}.{name}": shape for name, shape in block.items()})
+        shapes.update({"ln_f.weight": (h,), "ln_f.bias": (h,)})
+        return shapes
+
+    @property
+    def parameter_count(self) -> int:
+        """Weights in all, the tied output matrix counted once: 2,597,073,920 for CPM-Generate."""
+        v, s, h, inner = self.vocab_size, self.n_positions, self.n_embd, self.n_inner
+        return (v + s) * h + self.n_layer * (4 * h * h + 4 * h + 2 * h * inner + inner + h + 4 * h) + 2 * h
+
+    def to_dict(self) -> dict[str, Any]:
+        """``config.json`` as transformers writes it, without what has no meaning here."""
+        return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> GPT2Config:
+        """The inverse of ``to_dict``; keys of others are ignored."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        try:
+            return cls(**{key: value for key, value in values.items() if key in known and value is not None})
+        except TypeError as error:
+            raise ConfigError(f"config.json: {error}") from error
