@@ -10,6 +10,10 @@ ACTIVATIONS = ("gelu_new", "gelu", "relu")
 """``gelu_new`` is the tanh form (CPM, UER, OpenAI); ``gelu`` the exact one with erf."""
 
 
+DTYPES = ("float32", "float16", "bfloat16")
+"""What the matrices and biases of an exported model can be; layer norms are float32 always."""
+
+
 class ConfigError(ValueError):
     """Sizes that do not make a GPT-2; the message is one line."""
 

@@ -1,0 +1,38 @@
+# Everything runs in .venv, which is made on first use and again when setup.cfg changes.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/ready: setup.cfg
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else "Python 3.10 to 3.13 is needed, found %d.%d: make PYTHON=python3.12 ..." % v)'
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "No venv: install it (Debian and Ubuntu: apt install python3-venv), then run make again." >&2; exit 1; }
+	@echo "Setting up $(VENV): a few minutes, once."
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+demo: $(VENV)/ready ## convert the checkpoint in the repository, load it, print verses
+	@$(RUN) -m demo
+
+test: $(VENV)/ready ## run the tests
+	@$(RUN) -m pytest -q
+
+test-slow: $(VENV)/ready ## run the tests that take minutes or gigabytes
+	@$(RUN) -m pytest -q -m slow
+
+lint: $(VENV)/ready ## ruff and mypy
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
+
+format: $(VENV)/ready ## let ruff mend what it can
+	@$(RUN) -m ruff check --fix .
+	@$(RUN) -m ruff format .
+
+clean: ## remove the environment and what tools left
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

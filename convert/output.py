@@ -1,0 +1,145 @@
+"""A folder that appears at its destination complete, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from convert.errors import ConvertError
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h>, <linux/fs.h>
+
+
+@contextlib.contextmanager
+def new_folder(destination: Path, *, force: bool, size: int) -> Iterator[Path]:
+    """Gives an empty folder beside ``destination`` to write into; it takes the destination's name when the block ends.
+
+    The folder is called ``.<name>.partial`` and locked while it is in use; what a killed run left in it is cleared by
+    the next run. When the block ends, everything is flushed to the disk and renamed. When it raises, everything is
+    removed. An older result is replaced (``force``) by exchanging the two names, in one step where the system can.
+
+    Args:
+        destination: the folder to make; its parents are made too.
+        force: replace a folder that is there.
+        size: bytes that will be written; free space is checked before the first of them.
+
+    Raises:
+        ConvertError: the destination exists, cannot be written, is being written by another run; too little space.
+    """
+    destination = Path(os.path.abspath(destination))
+    if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
+        raise ConvertError(f"{destination}: is not a folder; choose another --output")
+    if destination.exists() and not force:
+        raise ConvertError(f"{destination}: exists already; choose another --output, or --force to replace it")
+    if destination == Path(destination.anchor):
+        raise ConvertError(f"{destination}: is the root folder; choose another --output")
+    with _translated(destination), _made(destination.parent):
+        partial = destination.with_name(f".{destination.name}.partial")
+        with _locked(partial, destination):
+            try:
+                _clear(partial)
+                free = shutil.disk_usage(partial).free
+                if free < size:
+                    raise ConvertError(
+                        f"{destination}: {size / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free on this disk"
+                    )
+                yield partial
+                _flush(partial)
+                if destination.exists() and not force:  # it appeared in the meantime
+                    raise ConvertError(f"{destination}: was made by somebody else meanwhile; nothing was replaced")
+                _move(partial, destination)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+        _flush_entry(destination.parent)
+
+
+@contextlib.contextmanager
+def _translated(destination: Path) -> Iterator[None]:
+    """Errors of the file system as one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise ConvertError(f"{destination}: the disk is full; nothing was left behind") from error
+        where = error.filename or destination
+        raise ConvertError(f"{where}: cannot be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Makes a folder and its parents; those that were made are removed again when the block raises."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for path in missing:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def _locked(partial: Path, destination: Path) -> Iterator[None]:
+    """Makes ``partial`` and holds a lock on it. The kernel drops the lock with the process, however that ends."""
+    while True:
+        partial.mkdir(exist_ok=True)
+        handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConvertError(f"{destination}: another run is writing it now") from None
+            # The run that held the lock before may have renamed or removed this very folder.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.stat(partial)):
+                    yield
+                    return
+        finally:
+            os.close(handle)
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _flush(folder: Path) -> None:
+    for directory, _, files in os.walk(folder):
+        for name in files:
+            _flush_entry(Path(directory, name))
+        _flush_entry(Path(directory))
+
+
+def _flush_entry(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _move(partial: Path, destination: Path) -> None:
+    """Renames; a folder that is in the way goes to ``partial``'s place, to be removed there."""
+    if not destination.exists():
+        partial.rename(destination)
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+        names = os.fsencode(partial), os.fsencode(destination)
+        if renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+            return
+    old = destination.with_name(f".{destination.name}.old")  # file systems and libraries without the exchange
+    shutil.rmtree(old, ignore_errors=True)
+    destination.rename(old)
+    partial.rename(destination)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,115 @@
+"""``pytorch-to-tf``: a checkpoint in, one SavedModel out."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from convert.checkpoint import Checkpoint
+from convert.errors import ConvertError
+from convert.formats.megatron import open_megatron
+from convert.output import new_folder
+from exports.assets import CPM_TOKENS, SpecialTokens, write_assets
+from tf_model.config import DTYPES
+from tokenization import CPMTokenizer, Tokenizer, TokenizerError
+
+HELP = "Megatron or DeepSpeed shards of a GPT-2 (CPM) -> a TensorFlow SavedModel"
+DESCRIPTION = """\
+Merges the model-parallel shards of a Chinese GPT-2 (CPM-Generate, CPM-distill, their fine-tuned models) and writes
+one TensorFlow SavedModel. Sizes are read from the shards; nothing inside them is run.
+"""
+EXAMPLE = "python -m convert pytorch-to-tf --checkpoint CPM-Generate --tokenizer bpe_3w_new --output cpm-savedmodel"
+
+_GRAPH_BYTES = 1 << 24
+"""Room for the graph, the index and the tokenizer, beside the weights."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="folder with latest_checkpointed_iteration.txt, or one iteration's folder, or a single .pt file",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the SavedModel's folder, to be made")
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="DIR",
+        help="folder with CPM's chinese_vocab.model, to be stored in the SavedModel (without: it knows token ids only)",
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default=DTYPES[0], help="type of the weights written (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--heads",
+        type=int,
+        metavar="N",
+        help="number of attention heads, which the files do not hold; known for hidden sizes 768, 1024 and 2560",
+    )
+    parser.add_argument(
+        "--iteration", metavar="N|release", help="which iteration, instead of the one that the tracker file names"
+    )
+    parser.add_argument("--force", action="store_true", help="replace DIR if it exists, once the new one is complete")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar and no closing line")
+
+
+def run(args: argparse.Namespace) -> None:
+    started = time.monotonic()
+    checkpoint = open_megatron(args.checkpoint, n_head=args.heads, iteration=args.iteration)
+    tokenizer = None if args.tokenizer is None else _load_tokenizer(args.tokenizer, checkpoint.config.vocab_size)
+    size = _bytes_of(checkpoint, args.dtype)
+    with (
+        new_folder(args.output, force=args.force, size=size + _GRAPH_BYTES) as folder,
+        tqdm(total=size, unit="B", unit_scale=True, desc="convert", disable=True if args.quiet else None) as progress,
+    ):
+        _write(folder, checkpoint, args.dtype, tokenizer, progress)
+    if not args.quiet:
+        written = sum(file.stat().st_size for file in args.output.rglob("*") if file.is_file())
+        print(
+            f"{checkpoint.config.parameter_count:,} parameters as {args.dtype}, {written / 1e6:,.1f} MB, "
+            f"{time.monotonic() - started:.1f} s; load it with: "
+            f"import tensorflow_hub as hub; model = hub.load({str(args.output.resolve())!r})"
+        )
+
+
+def _load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
+    if not path.exists():
+        raise TokenizerError(f"{path}: no such folder; --tokenizer wants the folder of CPM's chinese_vocab.model")
+    tokenizer = CPMTokenizer(path)
+    if tokenizer.vocab_size > vocab_size:
+        raise TokenizerError(
+            f"{path}: a vocabulary of {tokenizer.vocab_size} pieces, but the model has {vocab_size}: not its tokenizer"
+        )
+    return tokenizer
+
+
+def _bytes_of(checkpoint: Checkpoint, dtype: str) -> int:
+    return checkpoint.config.parameter_count * (4 if dtype == "float32" else 2)
+
+
+def _write(folder: Path, checkpoint: Checkpoint, dtype: str, tokenizer: Tokenizer | None, progress: tqdm) -> None:
+    """Fills ``folder`` with the SavedModel."""
+    import tensorflow as tf  # takes seconds: only once the input is known to be good
+
+    from exports.saved_model import write_saved_model
+
+    tokens = (
+        CPM_TOKENS if tokenizer is None else SpecialTokens(tokenizer.eos_token_id, tokenizer.pad_token_id)
+    )
+
+    def read(name: str, kind: np.dtype) -> np.ndarray:
+        value = checkpoint.read(name, kind)
+        progress.update(value.nbytes)
+        return value
+
+    try:
+        write_saved_model(folder, checkpoint.config, dtype, tokens, read)
+    except tf.errors.OpError as error:  # the file system, as TensorFlow's writer sees it
+        raise ConvertError(f"{folder}: cannot be written: {error.message.splitlines()[0]}") from error
+    write_assets(folder / "assets", checkpoint.config, dtype, tokens, tokenizer)

@@ -1,0 +1,34 @@
+"""What all tests share: where the data is, and quiet libraries."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("GPT2_SAVEDMODEL_SHARED", ROOT.parent / "shared"))
+"""Vocabularies and texts that are not in the repository."""
+
+
+def shared(path: str) -> Path:
+    """A file or folder of the shared data; the test is skipped where it is not there."""
+    found = SHARED / path
+    if not found.exists():
+        pytest.skip(f"no {path} in {SHARED}: set GPT2_SAVEDMODEL_SHARED to the folder that has it")
+    return found
+
+
+@pytest.fixture(scope="session")
+def cpm_vocabulary() -> Path:
+    return shared("vocab/cpm")
+
+
+@pytest.fixture(scope="session")
+def demo() -> Path:
+    """The demo checkpoint, with its tokenizer in ``tokenizer/``."""
+    return ROOT / "demo" / "song-ci"

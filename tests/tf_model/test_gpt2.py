@@ -1,0 +1,137 @@
+"""The Keras model: as a plain ``keras.Model``, and its cached steps against its own full forward pass.
+
+That the maths is GPT-2's is tested on the exported model, against transformers (tests/exports).
+"""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_model.config import ConfigError, GPT2Config
+from tf_model.generation import generate
+from tf_model.gpt2 import GPT2
+
+CONFIG = GPT2Config(vocab_size=60, n_positions=24, n_embd=24, n_layer=2, n_head=3)
+
+
+def random_model(config: GPT2Config = CONFIG, dtype: str = "float32", scale: float = 0.5) -> GPT2:
+    model = GPT2(config, dtype=dtype)
+    rng = np.random.default_rng(0)
+    for variable in model.variables:
+        variable.assign(rng.normal(size=variable.shape) * scale + variable.path.endswith("gamma"))
+    return model
+
+
+def test_canonical_names_and_shapes() -> None:
+    variables = GPT2(CONFIG).canonical_variables()
+    assert {name: tuple(v.shape) for name, v in variables.items()} == CONFIG.tensor_shapes()
+    assert len({id(v) for v in variables.values()}) == 4 + 12 * CONFIG.n_layer
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count"),
+    [
+        ((30000, 1024, 2560, 32, 32), 2_597_073_920),  # CPM-Generate
+        ((30000, 1024, 1024, 24, 16), 334_080_000),  # CPM medium
+        ((30000, 1024, 768, 12, 12), 108_882_432),  # CPM-distill
+    ],
+)
+def test_published_parameter_counts(sizes: tuple[int, ...], count: int) -> None:
+    config = GPT2Config(*sizes)
+    assert config.parameter_count == count == sum(int(np.prod(s)) for s in config.tensor_shapes().values())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"n_head": 5}, "5 heads do not divide the hidden size 24"),
+        ({"n_layer": 0}, "n_layer is 0"),
+        ({"activation_function": "swish"}, "swish"),
+    ],
+)
+def test_impossible_configs(change: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        GPT2Config.from_dict({**CONFIG.to_dict(), **change})
+
+
+def test_config_round_trip() -> None:
+    assert GPT2Config.from_dict({**CONFIG.to_dict(), "unknown": 1}) == CONFIG
+    with pytest.raises(ConfigError, match="n_embd"):
+        GPT2Config.from_dict({"vocab_size": 3})
+
+
+def test_plain_keras_use(capsys: pytest.CaptureFixture[str]) -> None:
+    keras.utils.set_random_seed(0)
+    model = GPT2(CONFIG)
+    model.summary()
+    assert f"{CONFIG.parameter_count:,}" in capsys.readouterr().out
+    ids = np.arange(40).reshape(4, 10) % 7
+    model.compile(keras.optimizers.Adam(1e-2), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    history = model.fit(ids[:, :-1], ids[:, 1:], epochs=30, verbose=0).history["loss"]
+    assert history[-1] < 0.5 < 3 < history[0]
+    assert model.predict(ids, verbose=0).shape == (4, 10, 60)
+
+
+def test_steps_of_any_size_equal_the_full_pass() -> None:
+    """Ragged prompts, then several tokens at once, then one, each row at its own position."""
+    model = random_model()
+    ids = tf.constant(np.random.default_rng(1).integers(0, 60, (3, 12)), tf.int32)
+    full = model(ids).numpy()
+    capacity = tf.constant(12)
+
+    @tf.function
+    def run(feeds: list[tuple[tf.Tensor, tf.Tensor, tf.Tensor]]) -> list[tf.Tensor]:
+        cache, results = model.allocate(tf.constant(3), capacity), []
+        for tokens, start, count in feeds:
+            logits, cache = model.step(tokens, start, count, cache, capacity)
+            results.append(logits)
+        return results
+
+    start = np.zeros(3, np.int32)
+    feeds = []
+    for counts in ([5, 1, 3], [2, 3, 1], [1, 1, 1], [4, 2, 3]):
+        rows = [np.r_[ids[r, s : s + n], np.full(max(counts) - n, 9)] for r, (s, n) in enumerate(zip(start, counts, strict=True))]
+        feeds.append((tf.constant(np.stack(rows), tf.int32), tf.constant(start), tf.constant(counts)))
+        start = start + np.array(counts, np.int32)
+    for _ in range(2):  # a second call must not see what the first one wrote
+        for (_, begin, count), logits in zip(feeds, run(feeds), strict=True):
+            for row in range(3):
+                np.testing.assert_allclose(logits[row], full[row, begin[row] + count[row] - 1], atol=1e-4)
+
+
+def test_greedy_rows_equal_the_full_pass() -> None:
+    model = random_model()
+    prompts = [[1, 2, 3, 4, 5], [7], [9, 8, 7]]
+    new = [3, 12, 0]
+    ids = tf.constant([row + [0] * (5 - len(row)) for row in prompts])
+    out = generate(
+        model, ids, tf.constant([5, 1, 3]), tf.constant(new), tf.zeros(3), tf.ones(3), tf.zeros(3, tf.int64), pad_token_id=59
+    ).numpy()  # fmt: skip
+    for row, (prompt, count) in enumerate(zip(prompts, new, strict=True)):
+        expected = list(prompt)
+        for _ in range(count):
+            expected.append(int(tf.argmax(model(tf.constant([expected]))[0, -1])))
+        assert out[row].tolist() == expected + [59] * (17 - len(expected))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_types_stay_finite_with_large_weights(dtype: str) -> None:
+    model = random_model(dtype=dtype, scale=2.0)
+    ids = tf.constant(np.random.default_rng(2).integers(0, 60, (2, 24)))
+    assert np.isfinite(model(ids).numpy()).all()
+
+
+def test_a_fully_visible_row_is_as_without_a_mask() -> None:
+    """The last token sees everything: its scores must pass the mask unchanged, bit for bit."""
+    scores = tf.constant(np.random.default_rng(3).normal(size=(1, 1, 5)), tf.float32)
+    from tf_model.layers import MASKED
+
+    visible = tf.constant([[[True] * 5]])
+    np.testing.assert_array_equal(tf.nn.softmax(tf.where(visible, scores, MASKED)), tf.nn.softmax(scores))
+    for dtype in (tf.float32, tf.float16, tf.bfloat16):
+        hidden = tf.nn.softmax(tf.where(tf.constant([[[True, False, True, True, False]]]), scores, MASKED))
+        assert np.isfinite(tf.cast(hidden, dtype).numpy().astype(np.float32)).all()
+        assert hidden.numpy()[0, 0, 1] == 0.0

@@ -1,0 +1,135 @@
+"""The draw of a token, against numpy and the statistics that it must have."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import torch
+
+from tf_model import sampling
+
+
+def chi_squared_p_value(counts: np.ndarray, expected: np.ndarray) -> float:
+    """The probability of a deviation at least this large, were ``expected`` the truth."""
+    statistic = ((counts - expected) ** 2 / expected).sum()
+    return float(torch.special.gammaincc(torch.tensor((len(counts) - 1) / 2.0), torch.tensor(statistic / 2.0)))
+
+
+def draws(logits: np.ndarray, temperature: float, top_p: float, number: int) -> np.ndarray:
+    """Counts of each token over ``number`` rows with the same logits and different seeds."""
+    tokens = tf.function(sampling.choose)(
+        tf.tile(tf.constant(logits[None], tf.float32), [number, 1]),
+        tf.fill([number], temperature),
+        tf.fill([number], top_p),
+        tf.range(number, dtype=tf.int64),
+        tf.constant(3),
+    )
+    return np.bincount(tokens.numpy(), minlength=len(logits))
+
+
+def nucleus(probabilities: np.ndarray, top_p: float) -> set[int]:
+    """Kept tokens by the definition: the most probable ones until their sum reaches top_p."""
+    kept, total = set(), 0.0
+    for token in np.argsort(-probabilities):
+        if total >= top_p and kept:
+            break
+        kept.add(int(token))
+        total += float(probabilities[token])
+    return kept
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_full_distribution(temperature: float) -> None:
+    logits = np.random.default_rng(1).normal(size=40)
+    expected = np.exp(logits / temperature)
+    expected *= 20_000 / expected.sum()
+    assert chi_squared_p_value(draws(logits, temperature, 1.0, 20_000), expected) > 1e-3
+
+
+@pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 0.97])
+def test_nucleus_distribution(top_p: float) -> None:
+    logits = np.random.default_rng(2).normal(size=40) * 2
+    probabilities = np.exp(logits) / np.exp(logits).sum()
+    kept = sorted(nucleus(probabilities, top_p))
+    counts = draws(logits, 1.0, top_p, 20_000)
+    assert set(np.flatnonzero(counts)) <= set(kept)
+    expected = probabilities[kept] / probabilities[kept].sum() * 20_000
+    if len(kept) > 1:
+        assert chi_squared_p_value(counts[kept], expected) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("top_p", "kept"),
+    [(0.0, 1), (0.39, 1), (0.4, 1), (0.41, 2), (0.69, 2), (0.71, 3), (0.95, 4), (1.0, 4)],
+)
+def test_the_token_that_crosses_top_p_is_kept(top_p: float, kept: int) -> None:
+    probabilities = tf.constant([[0.2, 0.4, 0.1, 0.3]])
+    threshold = float(sampling.nucleus_threshold(probabilities, tf.constant([top_p]))[0, 0])
+    assert int((probabilities.numpy() >= threshold).sum()) == kept
+
+
+@pytest.mark.parametrize("spread", [0.001, 1.0, 8.0])
+def test_large_vocabulary(spread: float) -> None:
+    """Flat enough that the nucleus is larger than the candidates that are sorted first; and not."""
+    rng = np.random.default_rng(3)
+    logits = (rng.normal(size=(3, 5000)) * spread).astype(np.float32)
+    probabilities = tf.nn.softmax(logits)
+    top_p = tf.constant([0.3, 0.9, 1.0])
+    threshold = tf.function(sampling.nucleus_threshold)(probabilities, top_p).numpy()
+    for row, p in zip(range(3), top_p.numpy(), strict=True):
+        found = set(np.flatnonzero(probabilities[row].numpy() >= threshold[row]))
+        expected = nucleus(probabilities[row].numpy().astype(np.float64), p if p < 1 else 2.0)
+        assert abs(len(found) - len(expected)) <= 2  # float32 sums end a token earlier or later
+        assert len(found ^ expected) <= 2
+
+
+def test_rows_have_their_own_parameters() -> None:
+    logits = tf.tile(tf.constant([[0.0, 1.0, 2.0, 0.5]]), [4, 1])
+    for seed in range(30):
+        tokens = sampling.choose(
+            logits, tf.constant([0.0, 1e-30, 1.0, 5.0]), tf.constant([1.0, 1.0, 0.0, 1.0]),
+            tf.fill([4], tf.constant(seed, tf.int64)), tf.constant(0),
+        )  # fmt: skip
+        assert tokens.numpy()[:3].tolist() == [2, 2, 2]
+
+
+def test_a_row_does_not_depend_on_its_neighbours() -> None:
+    rng = np.random.default_rng(4)
+    logits = tf.constant(rng.normal(size=(16, 3000)), tf.float32)
+    seed = tf.range(16, dtype=tf.int64) % 5
+    temperature, top_p = tf.constant(rng.uniform(0, 2, 16), tf.float32), tf.constant(rng.uniform(0.01, 1, 16), tf.float32)
+    together = sampling.choose(logits, temperature, top_p, seed, tf.constant(7)).numpy()
+    for row in range(16):
+        one = slice(row, row + 1)
+        alone = sampling.choose(logits[one], temperature[one], top_p[one], seed[one], tf.constant(7)).numpy()
+        assert alone[0] == together[row]
+
+
+def test_uniform_is_uniform_and_independent_of_seed_and_step() -> None:
+    seeds = tf.constant([0, 1, 2, -1, 2**62], tf.int64)
+    numbers = np.array([sampling.uniform(seeds, tf.constant(step)) for step in range(2000)])
+    assert 0 <= numbers.min()
+    assert numbers.max() < 1
+    correlation = np.corrcoef(numbers.T)
+    assert np.abs(correlation - np.eye(5)).max() < 0.08
+    for column in numbers.T:
+        counts = np.histogram(column, bins=20, range=(0, 1))[0]
+        assert chi_squared_p_value(counts, np.full(20, 100.0)) > 1e-4
+        assert abs(np.corrcoef(column[1:], column[:-1])[0, 1]) < 0.08
+
+
+def test_uniform_is_splitmix64() -> None:
+    """The published algorithm, in Python integers."""
+    mask = 2**64 - 1
+
+    def mix(z: int) -> int:
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & mask
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB & mask
+        return z ^ (z >> 31)
+
+    gamma = 0x9E3779B97F4A7C15
+    for seed, step in ((0, 0), (5, 3), (-7, 1000)):
+        state = mix((seed + gamma) & mask)
+        expected = (mix((state + (step + 1) * gamma) & mask) >> 24) / 2**40
+        assert float(sampling.uniform(tf.constant([seed], tf.int64), tf.constant(step))[0]) == expected

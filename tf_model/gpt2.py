@@ -1,0 +1,129 @@
+"""GPT-2 as a Keras model: one forward pass for training, scoring, prefill and decoding.
+
+The maths is that of Megatron's CPM (CPM-1-Generate, ``mpu/transformer.py`` and ``model/gpt2_modeling.py``): token plus
+position embedding, pre-LN blocks, final layer norm, and the token embedding again as the output matrix.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_model import cache as kv
+from tf_model.cache import LayerCache
+from tf_model.config import GPT2Config
+from tf_model.layers import Block, Frame, LayerNorm, Unwritten
+
+_KERAS_NAMES = {"kernel": "weight", "gamma": "weight", "beta": "bias", "bias": "bias"}
+
+
+class Embedding(keras.layers.Layer):
+    """A table ``weight`` [rows, h], read by row; the token table is read whole as the output matrix."""
+
+    def __init__(self, rows: int, width: int, name: str, dtype: Any, initializer: Any) -> None:
+        super().__init__(name=name, dtype=dtype, autocast=False)
+        self.weight = self.add_weight(name="weight", shape=(rows, width), initializer=initializer)
+        self.built = True
+
+    def call(self, index: tf.Tensor) -> tf.Tensor:
+        return tf.cast(tf.gather(self.weight.value, index), tf.float32)
+
+
+class GPT2(keras.Model):
+    """A GPT-2 of the sizes in ``config``.
+
+    >>> model = GPT2(GPT2Config(vocab_size=100, n_positions=32, n_embd=16, n_layer=2, n_head=2))
+    >>> model(tf.constant([[1, 2, 3]])).shape
+    TensorShape([1, 3, 100])
+
+    Args:
+        config: the sizes.
+        dtype: of the matrices and biases and of the products with them: float32, float16 or bfloat16. Layer norms are
+            float32 always.
+        initialize: False leaves the weights' memory untouched, for a graph whose weights are written by other means.
+    """
+
+    def __init__(self, config: GPT2Config, *, dtype: str = "float32", initialize: bool = True, name: str = "gpt2") -> None:
+        super().__init__(name=name, dtype=dtype, autocast=False)
+        self.config = config
+        unwritten = None if initialize else Unwritten()
+        normal = unwritten or keras.initializers.RandomNormal(stddev=0.02)
+        output = unwritten or keras.initializers.RandomNormal(stddev=0.02 * (2 * config.n_layer) ** -0.5)
+        self.wte = Embedding(config.vocab_size, config.n_embd, "wte", dtype, normal)
+        self.wpe = Embedding(config.n_positions, config.n_embd, "wpe", dtype, normal)
+        self.h = [Block(config, i, dtype, normal, output) for i in range(config.n_layer)]
+        self.ln_f = LayerNorm(config.layer_norm_epsilon, "ln_f", unwritten)
+        for layer in (*self.h, self.ln_f):
+            layer.build((None, config.n_embd))
+        self.built = True
+
+    def call(self, input_ids: tf.Tensor) -> tf.Tensor:
+        """Logits float32 ``[B, S, V]`` of token ids ``[B, S]``, S at most ``n_positions``: no cache, causal mask."""
+        batch, size = tf.unstack(tf.shape(input_ids))
+        position = tf.range(size)[tf.newaxis]
+        visible = position[:, tf.newaxis, tf.newaxis, :] <= position[:, tf.newaxis, :, tf.newaxis]
+        rows, _ = self._hidden(input_ids, position, Frame(batch, size, visible, None), [None] * self.config.n_layer)
+        return tf.reshape(self._logits(rows), [batch, size, self.config.vocab_size])
+
+    def allocate(self, batch: tf.Tensor, capacity: tf.Tensor) -> list[LayerCache]:
+        """An empty cache for ``capacity`` positions of ``batch`` rows."""
+        config = self.config
+        return kv.allocate(config.n_layer, batch, config.n_head, capacity, config.head_dim, self.compute_dtype)
+
+    def step(
+        self, tokens: tf.Tensor, start: tf.Tensor, count: tf.Tensor, cache: list[LayerCache], capacity: tf.Tensor
+    ) -> tuple[tf.Tensor, list[LayerCache]]:
+        """Feeds new tokens and predicts the one after the last of each row.
+
+        A prompt, one token, or a window to be encoded again: only s differs.
+
+        Args:
+            tokens: int32 ``[B, s]``, rows right-padded with any valid id.
+            start: int32 ``[B]``, the position of each row's first token.
+            count: int32 ``[B]``, how many of the s tokens are the row's own, 1 or more.
+            cache: as ``allocate`` or the last ``step`` gave it; used up by this call.
+            capacity: as given to ``allocate``.
+
+        Returns:
+            logits float32 ``[B, V]`` after token ``count - 1`` of each row, and the cache to go on with.
+        """
+        batch, size = tf.unstack(tf.shape(tokens))
+        column = tf.range(size)[tf.newaxis]
+        position = start[:, tf.newaxis] + column
+        key_position = tf.range(capacity + 1)
+        frame = Frame(
+            batch,
+            size,
+            key_position <= position[:, tf.newaxis, :, tf.newaxis],
+            kv.slots(position, column < count[:, tf.newaxis], self.config.n_head, capacity),
+        )
+        rows, cache = self._hidden(tokens, tf.minimum(position, self.config.n_positions - 1), frame, cache)
+        last = tf.range(batch) * size + count - 1
+        return self._logits(tf.gather(rows, last)), cache
+
+    def _hidden(
+        self, tokens: tf.Tensor, position: tf.Tensor, frame: Frame, cache: list[Any]
+    ) -> tuple[tf.Tensor, list[Any]]:
+        """Rows ``[B * s, h]`` before the final layer norm."""
+        x = tf.reshape(self.wte(tokens) + self.wpe(position), [-1, self.config.n_embd])
+        written = []
+        for block, layer_cache in zip(self.h, cache, strict=True):
+            x, layer_cache = block(x, frame, layer_cache)
+            written.append(layer_cache)
+        return x, written
+
+    def _logits(self, rows: tf.Tensor) -> tf.Tensor:
+        """Logits float32 ``[N, V]`` of rows ``[N, h]``."""
+        normed = tf.cast(self.ln_f(rows), self.compute_dtype)
+        return tf.cast(tf.matmul(normed, self.wte.weight.value, transpose_b=True), tf.float32)
+
+    def canonical_variables(self) -> dict[str, tf.Variable]:
+        """The weights as TensorFlow variables under their canonical names (``GPT2Config.tensor_shapes``)."""
+        named = {}
+        for variable in self.variables:
+            scope, leaf = variable.path.removeprefix(f"{self.name}/").rsplit("/", 1)
+            name = scope.replace("/", ".").replace("h_", "h.", 1) if scope.startswith("h_") else scope
+            named[f"{name}.{_KERAS_NAMES.get(leaf, leaf)}"] = variable.value
+        return {name: named[name] for name in self.config.tensor_shapes()}

@@ -1,0 +1,170 @@
+"""The parts of a GPT-2 block, in Keras.
+
+All of them work on activations flattened to rows, ``[N, h]`` with N = batch * positions, so that every matrix product
+is a plain two-dimensional one. The residual stream, layer norms and softmax are float32 whatever the dtype of the
+weights: matrix products and biases alone run in float16 or bfloat16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tf_model.cache import LayerCache
+from tf_model.config import GPT2Config
+
+MASKED = -1e30
+"""The score of a position that must not be seen: finite (0 * inf is NaN), and exp(MASKED - max) is exactly 0."""
+
+ACTIVATION_FUNCTIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
+    "gelu_new": lambda x: tf.nn.gelu(x, approximate=True),
+    "gelu": lambda x: tf.nn.gelu(x, approximate=False),
+    "relu": tf.nn.relu,
+}
+
+Initializer = Any
+
+
+class Unwritten:
+    """An initializer for a graph whose weights are written by other means: no memory is touched.
+
+    Variables of one shape share a buffer, because even an untouched one costs a page or, where pages are huge, 2 MB.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[tuple[int, ...], str], tf.Tensor] = {}
+
+    def __call__(self, shape: Any, dtype: Any = None) -> tf.Tensor:
+        key = (tuple(shape), str(dtype))
+        if key not in self._buffers:
+            self._buffers[key] = tf.raw_ops.Empty(shape=shape, dtype=tf.as_dtype(dtype), init=False)
+        return self._buffers[key]
+
+
+class Frame(NamedTuple):
+    """What every layer of one forward pass needs to know about its tokens.
+
+    Attributes:
+        batch: B, int32.
+        size: s, the tokens fed per row, int32.
+        visible: bool ``[B, 1, s, K]``: which of the K keys each token attends to.
+        slots: int32 ``[B * n_head * s]``, the cache rows that the new keys and values go to; None without a cache.
+    """
+
+    batch: tf.Tensor
+    size: tf.Tensor
+    visible: tf.Tensor
+    slots: tf.Tensor | None
+
+
+class LayerNorm(keras.layers.Layer):
+    """(x - mean) / sqrt(var + epsilon) * gamma + beta over the last axis, biased variance, float32 throughout."""
+
+    def __init__(self, epsilon: float, name: str, initializer: Initializer = None) -> None:
+        super().__init__(name=name, dtype="float32", autocast=False)
+        self.epsilon = epsilon
+        self.initializer = initializer
+
+    def build(self, input_shape: Any) -> None:
+        shape = (input_shape[-1],)
+        self.gamma = self.add_weight(name="gamma", shape=shape, initializer=self.initializer or "ones")
+        self.beta = self.add_weight(name="beta", shape=shape, initializer=self.initializer or "zeros")
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)
+        variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
+        return centred * tf.math.rsqrt(variance + self.epsilon) * self.gamma.value + self.beta.value
+
+
+class Linear(keras.layers.Layer):
+    """x W^T + b with the kernel ``[out, in]``, the orientation that checkpoints have: no transpose when converting.
+
+    Reading a row of the kernel per output is also the faster order for a single token (a matrix-vector product).
+    """
+
+    def __init__(self, units: int, name: str, dtype: Any, initializer: Initializer) -> None:
+        super().__init__(name=name, dtype=dtype, autocast=False)
+        self.units = units
+        self.initializer = initializer
+
+    def build(self, input_shape: Any) -> None:
+        bias = "zeros" if isinstance(self.initializer, keras.initializers.Initializer) else self.initializer
+        self.kernel = self.add_weight(
+            name="kernel", shape=(self.units, input_shape[-1]), initializer=self.initializer
+        )
+        self.bias = self.add_weight(name="bias", shape=(self.units,), initializer=bias)
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        product = tf.matmul(tf.cast(x, self.compute_dtype), self.kernel.value, transpose_b=True)
+        return tf.nn.bias_add(product, self.bias.value)
+
+
+class Attention(keras.layers.Layer):
+    """Causal multi-head attention: softmax(Q K^T / sqrt(head_dim)) V, then the output projection."""
+
+    def __init__(self, config: GPT2Config, dtype: Any, initializer: Initializer, output_initializer: Initializer) -> None:
+        super().__init__(name="attn", dtype=dtype, autocast=False)
+        self.config = config
+        self.c_attn = Linear(3 * config.n_embd, "c_attn", dtype, initializer)
+        self.c_proj = Linear(config.n_embd, "c_proj", dtype, output_initializer)
+
+    def build(self, input_shape: Any) -> None:
+        self.c_attn.build(input_shape)
+        self.c_proj.build(input_shape)
+
+    def call(self, x: tf.Tensor, frame: Frame, cache: LayerCache | None) -> tuple[tf.Tensor, LayerCache | None]:
+        heads, width = self.config.n_head, self.config.head_dim
+        qkv = tf.reshape(self.c_attn(x), [frame.batch, frame.size, 3, heads, width])
+        query, key, value = tf.unstack(tf.transpose(qkv, [2, 0, 3, 1, 4]))  # each [B, heads, s, head_dim]
+        if cache is not None:
+            cache = cache.write(frame.slots, key, value)
+            key, value = cache.read(frame.batch, heads)
+        # The query is scaled, not the product: in float16 a product of large activations is infinite sooner.
+        scores = tf.cast(tf.matmul(query * width**-0.5, key, transpose_b=True), tf.float32)
+        weights = tf.nn.softmax(tf.where(frame.visible, scores, MASKED))
+        mixed = tf.matmul(tf.cast(weights, value.dtype), value)
+        merged = tf.reshape(tf.transpose(mixed, [0, 2, 1, 3]), [-1, self.config.n_embd])
+        return self.c_proj(merged), cache
+
+
+class MLP(keras.layers.Layer):
+    """h -> n_inner -> h with the activation of the config between."""
+
+    def __init__(self, config: GPT2Config, dtype: Any, initializer: Initializer, output_initializer: Initializer) -> None:
+        super().__init__(name="mlp", dtype=dtype, autocast=False)
+        self.activation = ACTIVATION_FUNCTIONS[config.activation_function]
+        self.c_fc = Linear(config.n_inner, "c_fc", dtype, initializer)
+        self.c_proj = Linear(config.n_embd, "c_proj", dtype, output_initializer)
+
+    def build(self, input_shape: Any) -> None:
+        self.c_fc.build(input_shape)
+        self.c_proj.build((None, self.c_fc.units))
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return self.c_proj(self.activation(self.c_fc(x)))
+
+
+class Block(keras.layers.Layer):
+    """Pre-LN: a = x + attention(ln_1(x)); y = a + mlp(ln_2(a)). x and y are float32 ``[N, h]``."""
+
+    def __init__(
+        self, config: GPT2Config, index: int, dtype: Any, initializer: Initializer, output_initializer: Initializer
+    ) -> None:
+        super().__init__(name=f"h_{index}", dtype=dtype, autocast=False)
+        norm = None if isinstance(initializer, keras.initializers.Initializer) else initializer
+        self.ln_1 = LayerNorm(config.layer_norm_epsilon, "ln_1", norm)
+        self.attn = Attention(config, dtype, initializer, output_initializer)
+        self.ln_2 = LayerNorm(config.layer_norm_epsilon, "ln_2", norm)
+        self.mlp = MLP(config, dtype, initializer, output_initializer)
+
+    def build(self, input_shape: Any) -> None:
+        for layer in (self.ln_1, self.attn, self.ln_2, self.mlp):
+            layer.build(input_shape)
+
+    def call(self, x: tf.Tensor, frame: Frame, cache: LayerCache | None) -> tuple[tf.Tensor, LayerCache | None]:
+        attended, cache = self.attn(self.ln_1(x), frame, cache)
+        x = x + tf.cast(attended, tf.float32)
+        return x + tf.cast(self.mlp(self.ln_2(x)), tf.float32), cache
