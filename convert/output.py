@@ -42,20 +42,17 @@ def new_folder(destination: Path, *, force: bool, size: int) -> Iterator[Path]:
     with _translated(destination), _made(destination.parent):
         partial = destination.with_name(f".{destination.name}.partial")
         with _locked(partial, destination):
-            try:
-                _clear(partial)
-                free = shutil.disk_usage(partial).free
-                if free < size:
-                    raise ConvertError(
-                        f"{destination}: {size / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free on this disk"
-                    )
-                yield partial
-                _flush(partial)
-                if destination.exists() and not force:  # it appeared in the meantime
-                    raise ConvertError(f"{destination}: was made by somebody else meanwhile; nothing was replaced")
-                _move(partial, destination)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+            _clear(partial)
+            free = shutil.disk_usage(partial).free
+            if free < size:
+                raise ConvertError(
+                    f"{destination}: {size / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free on this disk"
+                )
+            yield partial
+            _flush(partial)
+            if destination.exists() and not force:  # it appeared in the meantime
+                raise ConvertError(f"{destination}: was made by somebody else meanwhile; nothing was replaced")
+            _move(partial, destination)
         _flush_entry(destination.parent)
 
 
@@ -87,21 +84,33 @@ def _made(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(partial: Path, destination: Path) -> Iterator[None]:
-    """Makes ``partial`` and holds a lock on it. The kernel drops the lock with the process, however that ends."""
-    while True:
-        partial.mkdir(exist_ok=True)
-        handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
-        try:
+    """Makes ``partial``, holds a lock on it, and removes what is there under its name when the block ends.
+
+    The kernel drops the lock with the process, however that ends.
+    """
+    held, made, handle = False, False, -1
+    try:
+        while not held:
+            if handle >= 0:
+                os.close(handle)
+                handle = -1
+            made = not partial.exists()
+            partial.mkdir(exist_ok=True)
             try:
+                handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # The run that held the lock before may have renamed or removed this very folder.
+                held = os.path.samestat(os.fstat(handle), os.stat(partial))
+            except FileNotFoundError:
+                continue
             except BlockingIOError:
+                made = False
                 raise ConvertError(f"{destination}: another run is writing it now") from None
-            # The run that held the lock before may have renamed or removed this very folder.
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(handle), os.stat(partial)):
-                    yield
-                    return
-        finally:
+        yield
+    finally:
+        if held or made:
+            shutil.rmtree(partial, ignore_errors=True)
+        if handle >= 0:
             os.close(handle)
 
 

@@ -14,6 +14,7 @@ from convert.errors import ConvertError
 from convert.formats.megatron import open_megatron
 from convert.output import new_folder
 from exports.assets import CPM_TOKENS, SpecialTokens, write_assets
+from exports.quiet import quiet_stderr
 from tf_model.config import DTYPES
 from tokenization import CPMTokenizer, Tokenizer, TokenizerError
 
@@ -95,13 +96,12 @@ def _bytes_of(checkpoint: Checkpoint, dtype: str) -> int:
 
 def _write(folder: Path, checkpoint: Checkpoint, dtype: str, tokenizer: Tokenizer | None, progress: tqdm) -> None:
     """Fills ``folder`` with the SavedModel."""
-    import tensorflow as tf  # takes seconds: only once the input is known to be good
+    with quiet_stderr():  # takes seconds: only once the input is known to be good
+        import tensorflow as tf
 
-    from exports.saved_model import write_saved_model
+        from exports.saved_model import write_saved_model
 
-    tokens = (
-        CPM_TOKENS if tokenizer is None else SpecialTokens(tokenizer.eos_token_id, tokenizer.pad_token_id)
-    )
+    tokens = CPM_TOKENS if tokenizer is None else SpecialTokens(tokenizer.eos_token_id, tokenizer.pad_token_id)
 
     def read(name: str, kind: np.dtype) -> np.ndarray:
         value = checkpoint.read(name, kind)

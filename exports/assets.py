@@ -25,7 +25,9 @@ CPM_TOKENS = SpecialTokens(eos_token_id=7, pad_token_id=5)
 """``<eod>`` and ``<pad>`` of CPM's vocabulary, for a checkpoint that comes without its tokenizer."""
 
 
-def write_assets(folder: Path, config: GPT2Config, dtype: str, tokens: SpecialTokens, tokenizer: Tokenizer | None) -> None:
+def write_assets(
+    folder: Path, config: GPT2Config, dtype: str, tokens: SpecialTokens, tokenizer: Tokenizer | None
+) -> None:
     """Writes ``assets/`` of a SavedModel. The names are those of Hugging Face's files."""
     folder.mkdir(exist_ok=True)
     special = dataclasses.asdict(tokens)

@@ -74,7 +74,9 @@ def _write_part(folder: Path, number: int, key: str, value: tf.Tensor) -> str:
     return prefix
 
 
-def _keys(object_graph: save_util.trackable_object_graph_pb2.TrackableObjectGraph, names: dict[str, tf.Variable]) -> list[str]:
+def _keys(
+    object_graph: save_util.trackable_object_graph_pb2.TrackableObjectGraph, names: dict[str, tf.Variable]
+) -> list[str]:
     """The checkpoint key of each weight: root -> the dictionary of weights -> the weight -> its value."""
 
     def child(node: int, name: str) -> int:

@@ -22,12 +22,13 @@ def build(model: GPT2, pad_token_id: int) -> dict[str, Any]:
     ids = tf.TensorSpec([None, None], tf.int64)
 
     @tf.function(
+        autograph=False,
         input_signature=[
             _named(ids, "inp"),
             tf.TensorSpec(None, tf.int64, name="length"),
             tf.TensorSpec(None, tf.float32, name="top_p"),
             tf.TensorSpec(None, tf.float32, name="temperature"),
-        ]
+        ],
     )
     def serving_default(inp: tf.Tensor, length: tf.Tensor, top_p: tf.Tensor, temperature: tf.Tensor) -> dict[str, Any]:
         batch = tf.shape(inp)[0]
@@ -63,7 +64,7 @@ def build(model: GPT2, pad_token_id: int) -> dict[str, Any]:
             )
         return {"output_0": tf.cast(output, tf.int64)}
 
-    @tf.function(input_signature=[_named(ids, "input_ids")])
+    @tf.function(autograph=False, input_signature=[_named(ids, "input_ids")])
     def logits(input_ids: tf.Tensor) -> dict[str, Any]:
         limit = model.config.n_positions
         size = tf.shape(input_ids)[1]
@@ -105,6 +106,8 @@ def _check_ids(ids: tf.Tensor, model: GPT2, name: str) -> list[tf.Operation]:
     return [
         _check(tf.size(ids) > 0, f"{name} is empty: a prompt needs at least one token; its shape is", tf.shape(ids)),
         _check(
-            (ids >= 0) & (ids < vocabulary), f"{name} has a token id outside the vocabulary (0 to {vocabulary - 1}):", ids
+            (ids >= 0) & (ids < vocabulary),
+            f"{name} has a token id outside the vocabulary (0 to {vocabulary - 1}):",
+            ids,
         ),
     ]

@@ -40,12 +40,12 @@ class LayerCache(NamedTuple):
         return tf.reshape(self.keys, shape), tf.reshape(self.values, shape)
 
 
-def allocate(n_layer: int, batch: tf.Tensor, heads: int, capacity: tf.Tensor, width: int, dtype: Any) -> list[LayerCache]:
+def allocate(
+    n_layer: int, batch: tf.Tensor, heads: int, capacity: tf.Tensor, width: int, dtype: Any
+) -> list[LayerCache]:
     """Zeroed caches of ``capacity`` positions for every layer. Zeroed, because 0 * NaN in the attention is NaN."""
     shape = tf.stack([batch * heads * (capacity + 1), width])
-    return [
-        LayerCache(*(_zeros(shape, width, dtype) for _ in LayerCache._fields)) for _ in range(n_layer)
-    ]
+    return [LayerCache(*(_zeros(shape, width, dtype) for _ in LayerCache._fields)) for _ in range(n_layer)]
 
 
 def _zeros(shape: tf.Tensor, width: int, dtype: Any) -> tf.Tensor:

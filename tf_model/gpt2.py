@@ -45,7 +45,9 @@ class GPT2(keras.Model):
         initialize: False leaves the weights' memory untouched, for a graph whose weights are written by other means.
     """
 
-    def __init__(self, config: GPT2Config, *, dtype: str = "float32", initialize: bool = True, name: str = "gpt2") -> None:
+    def __init__(
+        self, config: GPT2Config, *, dtype: str = "float32", initialize: bool = True, name: str = "gpt2"
+    ) -> None:
         super().__init__(name=name, dtype=dtype, autocast=False)
         self.config = config
         unwritten = None if initialize else Unwritten()

@@ -92,9 +92,7 @@ class Linear(keras.layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         bias = "zeros" if isinstance(self.initializer, keras.initializers.Initializer) else self.initializer
-        self.kernel = self.add_weight(
-            name="kernel", shape=(self.units, input_shape[-1]), initializer=self.initializer
-        )
+        self.kernel = self.add_weight(name="kernel", shape=(self.units, input_shape[-1]), initializer=self.initializer)
         self.bias = self.add_weight(name="bias", shape=(self.units,), initializer=bias)
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
@@ -105,7 +103,9 @@ class Linear(keras.layers.Layer):
 class Attention(keras.layers.Layer):
     """Causal multi-head attention: softmax(Q K^T / sqrt(head_dim)) V, then the output projection."""
 
-    def __init__(self, config: GPT2Config, dtype: Any, initializer: Initializer, output_initializer: Initializer) -> None:
+    def __init__(
+        self, config: GPT2Config, dtype: Any, initializer: Initializer, output_initializer: Initializer
+    ) -> None:
         super().__init__(name="attn", dtype=dtype, autocast=False)
         self.config = config
         self.c_attn = Linear(3 * config.n_embd, "c_attn", dtype, initializer)
@@ -133,7 +133,9 @@ class Attention(keras.layers.Layer):
 class MLP(keras.layers.Layer):
     """h -> n_inner -> h with the activation of the config between."""
 
-    def __init__(self, config: GPT2Config, dtype: Any, initializer: Initializer, output_initializer: Initializer) -> None:
+    def __init__(
+        self, config: GPT2Config, dtype: Any, initializer: Initializer, output_initializer: Initializer
+    ) -> None:
         super().__init__(name="mlp", dtype=dtype, autocast=False)
         self.activation = ACTIVATION_FUNCTIONS[config.activation_function]
         self.c_fc = Linear(config.n_inner, "c_fc", dtype, initializer)

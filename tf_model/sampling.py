@@ -35,17 +35,13 @@ def nucleus_threshold(probabilities: tf.Tensor, top_p: tf.Tensor) -> tf.Tensor:
             return threshold(size)[0]
         # `mass` is what lies before the last candidate: below top_p, tokens beyond the candidates may belong too.
         value, mass = threshold(NUCLEUS_CANDIDATES)
-        return tf.cond(
-            tf.reduce_all((mass >= top_p) | (top_p >= 1.0)), lambda: value, lambda: threshold(size)[0]
-        )
+        return tf.cond(tf.reduce_all((mass >= top_p) | (top_p >= 1.0)), lambda: value, lambda: threshold(size)[0])
 
     found = tf.cond(tf.reduce_all(top_p >= 1.0), lambda: tf.zeros_like(top_p), few)
     return tf.where(top_p >= 1.0, 0.0, found)
 
 
-def choose(
-    logits: tf.Tensor, temperature: tf.Tensor, top_p: tf.Tensor, seed: tf.Tensor, step: tf.Tensor
-) -> tf.Tensor:
+def choose(logits: tf.Tensor, temperature: tf.Tensor, top_p: tf.Tensor, seed: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
     """Draws the next token of each row: temperature, then the nucleus, then one draw from what is left.
 
     Args:

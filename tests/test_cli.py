@@ -1,0 +1,247 @@
+"""The command: exit codes, one clear line, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from convert.__main__ import COMMANDS, main
+from tests.checkpoints import random_state, write_megatron
+from tests.conftest import ROOT
+from tf_model.config import GPT2Config
+
+CONFIG = GPT2Config(vocab_size=48, n_positions=16, n_embd=24, n_layer=2, n_head=6)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A good checkpoint of two shards, iteration 80000."""
+    write_megatron(tmp_path / "in" / "CPM", random_state(CONFIG, np.random.default_rng(0)), 2, extras=False)
+    return tmp_path / "in" / "CPM"
+
+
+def convert(root: Path, *options: str, heads: str = "6") -> int:
+    output = root.parents[1] / "out" / "model"
+    return main(
+        ["pytorch-to-tf", "--checkpoint", str(root), "--output", str(output), "--heads", heads, "--quiet", *options]
+    )
+
+
+def edit(rank: int, change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def apply(root: Path) -> None:
+        file = root / "80000" / f"mp_rank_{rank:02d}_model_states.pt"
+        content = torch.load(file, weights_only=False)
+        change(content["module"])
+        torch.save(content, file)
+
+    return apply
+
+
+def shard(root: Path, rank: int) -> Path:
+    return root / "80000" / f"mp_rank_{rank:02d}_model_states.pt"
+
+
+def tracker(text: str) -> Callable[[Path], None]:
+    return lambda root: (root / "latest_checkpointed_iteration.txt").write_text(text) and None
+
+
+def another_model(root: Path) -> None:
+    other = root.parent / "other"
+    write_megatron(other, random_state(CONFIG, np.random.default_rng(1)), 2, extras=False)
+    shard(root, 1).write_bytes(shard(other, 1).read_bytes())
+
+
+QKV = "transformer.layers.0.attention.query_key_value.weight"
+
+BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "path absent": (lambda root: root.rename(root.with_name("elsewhere")), "CPM"),
+    "tracker missing": (lambda root: (root / "latest_checkpointed_iteration.txt").unlink(), "latest_checkpointed"),
+    "tracker empty": (tracker(""), "latest_checkpointed"),
+    "tracker 0": (tracker("0"), "latest_checkpointed"),
+    "tracker garbage": (tracker("many\nlines"), "latest_checkpointed"),
+    "iteration folder absent": (tracker("70000"), "80000"),
+    "shard missing": (lambda root: shard(root, 1).unlink(), "mp_rank_01"),
+    "first shard missing": (lambda root: shard(root, 0).unlink(), "mp_rank_00"),
+    "shard truncated": (lambda root: shard(root, 1).write_bytes(shard(root, 1).read_bytes()[:5000]), "mp_rank_01"),
+    "shard empty": (lambda root: shard(root, 1).write_bytes(b""), "mp_rank_01"),
+    "shard of another model": (another_model, "mp_rank_01"),
+    "tensor missing": (edit(0, lambda module: module.pop(QKV)), "query_key_value"),
+    "tensor unexpected": (edit(0, lambda module: module.update(surprise=torch.ones(3))), "surprise"),
+    "tensor of wrong shape": (edit(1, lambda module: module.update({QKV: torch.ones(5, 24)})), "query_key_value"),
+    "no tensor": (edit(1, lambda module: module.update({QKV: os.system})), "system"),
+    "NaN": (edit(1, lambda module: module[QKV].__setitem__((3, 4), float("nan"))), "NaN"),
+    "Inf": (edit(0, lambda module: module[QKV].__setitem__((3, 4), float("inf"))), "infinite"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_checkpoints(root: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    spoil, words = BAD[kind]
+    spoil(root)
+    assert_refused(convert(root), root, words, capsys)
+
+
+def assert_refused(code: int, root: Path, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert words in err
+    assert not (root.parents[1] / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--heads", "5"], "2, 4, 6, 8, 12"),
+        (["--heads", "7"], "heads"),
+        (["--heads", "0"], "heads"),
+        (["--heads", "-6"], "heads"),
+        (["--iteration", "7"], "80000"),
+        (["--iteration", "soon"], "soon"),
+        (["--tokenizer", "absent"], "absent"),
+        (["--tokenizer", "."], "found none"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_options(
+    root: Path, options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert_refused(convert(root, *options), root, words, capsys)
+
+
+def test_heads_are_asked_for(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["pytorch-to-tf", "--checkpoint", str(root), "--output", str(tmp_path / "out" / "model")])
+    assert_refused(code, root, "--heads", capsys)
+
+
+def test_a_tokenizer_of_another_model(root: Path, demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert_refused(convert(root, "--tokenizer", str(demo / "tokenizer")), root, "not its tokenizer", capsys)
+
+
+def test_output_exists(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "out" / "model"
+    folder.mkdir(parents=True)
+    (folder / "precious").write_text("mine")
+    assert convert(root) == 2
+    assert "--force" in capsys.readouterr().err
+    assert (folder / "precious").read_text() == "mine"
+    assert convert(root, "--force") == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["assets", "fingerprint.pb", "saved_model.pb", "variables"]
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_an_older_result_survives_a_failure(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "model"
+    folder.mkdir(parents=True)
+    (folder / "precious").write_text("mine")
+    BAD["NaN"][0](root)
+    assert convert(root, "--force") == 2
+    assert (folder / "precious").read_text() == "mine"
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_output_is_a_file(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model").write_text("mine")
+    assert convert(root, "--force") == 2
+    assert "not a folder" in capsys.readouterr().err
+    assert (tmp_path / "out" / "model").read_text() == "mine"
+
+
+def test_output_below_a_file(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").write_text("mine")
+    assert convert(root) == 2
+    assert "out" in capsys.readouterr().err
+
+
+def test_output_in_a_folder_that_refuses(root: Path, tmp_path: Path) -> None:
+    """As another user where the tests are run by root, whom no permission stops."""
+    (tmp_path / "out").mkdir(mode=0o555)
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    assert convert(root) == 2
+
+
+def test_no_space(root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    assert_refused(convert(root), root, "GB are needed, 0.00 GB are free", capsys)
+
+
+def test_a_file_size_limit_while_writing(root: Path, tmp_path: Path) -> None:
+    """The disk fills up in the middle: the kernel's limit on a file's size gives the same kind of error."""
+    code = (
+        "import resource, signal, sys\n"
+        "from convert.__main__ import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    output = tmp_path / "out" / "model"
+    result = subprocess.run(
+        [sys.executable, "-c", code, "pytorch-to-tf", "--checkpoint", root, "--output", output, "--heads", "6"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(root: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """Stopped while it writes: nothing is left."""
+    output = tmp_path / "out" / "model"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "convert", "pytorch-to-tf", "--checkpoint", root, "--output", output, "--heads", "6"],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while process.poll() is None and not output.with_name(".model.partial").exists():
+        time.sleep(0.01)
+    process.send_signal(number)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + number, error
+    assert "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_closing_line_and_silence(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out" / "model"
+    arguments = ["pytorch-to-tf", "--checkpoint", str(root), "--output", str(output), "--heads", "6"]
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1
+    for words in (f"{CONFIG.parameter_count:,} parameters", "float32", "MB", " s;", f"hub.load({str(output)!r})"):
+        assert words in out
+    assert "convert:" not in err  # no progress bar where nobody looks
+    assert main([*arguments, "--force", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main([*command.split(), "--help"])
+    text = capsys.readouterr().out
+    assert exit_.value.code == 0
+    assert "example:\n  python -m convert " in text
+    assert "exit codes:" in text
+
+
+def test_usage_errors_have_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["nonsense"], ["pytorch-to-tf"], ["pytorch-to-tf", "--dtype", "int3"]):
+        with pytest.raises(SystemExit) as exit_:
+            main(arguments)
+        assert exit_.value.code == 2
