@@ -80,7 +80,7 @@ def _keys(
     """The checkpoint key of each weight: root -> the dictionary of weights -> the weight -> its value."""
 
     def child(node: int, name: str) -> int:
-        return next(c.node_id for c in object_graph.nodes[node].children if c.local_name == name)
+        return int(next(c.node_id for c in object_graph.nodes[node].children if c.local_name == name))
 
     weights = child(0, _WEIGHTS)
     return [object_graph.nodes[child(weights, name)].attributes[0].checkpoint_key for name in names]

@@ -54,10 +54,12 @@ def _zeros(shape: tf.Tensor, width: int, dtype: Any) -> tf.Tensor:
 
 
 def slots(position: tf.Tensor, valid: tf.Tensor, heads: int, capacity: tf.Tensor) -> tf.Tensor:
-    """Cache rows for tokens at ``position`` int32 ``[B, s]``; those not ``valid``, or past the end, go to the spare row.
+    """Cache rows for tokens at ``position`` ``[B, s]``; those not ``valid``, or past the end, go to the spare row.
+
+    Everything is int32.
 
     Returns:
-        int32 ``[B * heads * s]``, in the order of a tensor ``[B, heads, s]``.
+        ``[B * heads * s]``, in the order of a tensor ``[B, heads, s]``.
     """
     place = tf.where(valid & (position < capacity), position, capacity)
     head = tf.range(tf.shape(position)[0] * heads) * (capacity + 1)

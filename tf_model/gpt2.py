@@ -57,7 +57,8 @@ class GPT2(keras.Model):
         self.wpe = Embedding(config.n_positions, config.n_embd, "wpe", dtype, normal)
         self.h = [Block(config, i, dtype, normal, output) for i in range(config.n_layer)]
         self.ln_f = LayerNorm(config.layer_norm_epsilon, "ln_f", unwritten)
-        for layer in (*self.h, self.ln_f):
+        layers: list[Any] = [*self.h, self.ln_f]
+        for layer in layers:
             layer.build((None, config.n_embd))
         self.built = True
 

@@ -98,7 +98,8 @@ def test_greedy_text_is_the_originals(tmp_path: Path) -> None:
         ids = ids_of(4, size)
         with torch.inference_mode():
             expected = exported.oracle.generate(
-                torch.from_numpy(ids), attention_mask=torch.ones(ids.shape), do_sample=False, max_new_tokens=50, pad_token_id=0
+                torch.from_numpy(ids), attention_mask=torch.ones(ids.shape), do_sample=False,
+                max_new_tokens=50, pad_token_id=0,
             ).numpy()  # fmt: skip
         for temperature in (0.0, 1e-6):
             np.testing.assert_array_equal(exported.sample(ids, 50, 1.0, temperature), expected)

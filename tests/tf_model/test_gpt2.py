@@ -93,7 +93,10 @@ def test_steps_of_any_size_equal_the_full_pass() -> None:
     start = np.zeros(3, np.int32)
     feeds = []
     for counts in ([5, 1, 3], [2, 3, 1], [1, 1, 1], [4, 2, 3]):
-        rows = [np.r_[ids[r, s : s + n], np.full(max(counts) - n, 9)] for r, (s, n) in enumerate(zip(start, counts, strict=True))]
+        rows = [
+            np.r_[ids[r, s : s + n], np.full(max(counts) - n, 9)]
+            for r, (s, n) in enumerate(zip(start, counts, strict=True))
+        ]
         feeds.append((tf.constant(np.stack(rows), tf.int32), tf.constant(start), tf.constant(counts)))
         start = start + np.array(counts, np.int32)
     for _ in range(2):  # a second call must not see what the first one wrote
@@ -108,7 +111,7 @@ def test_greedy_rows_equal_the_full_pass() -> None:
     new = [3, 12, 0]
     ids = tf.constant([row + [0] * (5 - len(row)) for row in prompts])
     out = generate(
-        model, ids, tf.constant([5, 1, 3]), tf.constant(new), tf.zeros(3), tf.ones(3), tf.zeros(3, tf.int64), pad_token_id=59
+        model, ids, tf.constant([5, 1, 3]), tf.constant(new), tf.zeros(3), tf.ones(3), tf.zeros(3, tf.int64), 59
     ).numpy()  # fmt: skip
     for row, (prompt, count) in enumerate(zip(prompts, new, strict=True)):
         expected = list(prompt)

@@ -31,7 +31,15 @@ KNOWN = {
     "": [],
 }
 VANISHING = ["\t", "\u3000", "\u00a0", "\u200b", "\ufeff", "\u2028"]
-NORMALISED = {"，": ",", "？": "?", "１２Ａ": "12A", "……": "......", "①": "1", "㎡": "m2", "。“”《》、—·": "。“”《》、—·"}
+NORMALISED = {
+    "，": ",",
+    "？": "?",
+    "１２Ａ": "12A",
+    "……": "......",
+    "①": "1",
+    "㎡": "m2",
+    "。“”《》、—·": "。“”《》、—·",
+}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +63,9 @@ def test_known_ids(tokenizer: CPMTokenizer, text: str, ids: list[int]) -> None:
     assert tokenizer.encode(text) == ids
 
 
-@pytest.mark.parametrize("text", ["今天天气不错", "Hello World", "a  b", "一行\n两行\n\n", "默写英文：\n狗dog\n猫cat\n鸟"])
+@pytest.mark.parametrize(
+    "text", ["今天天气不错", "Hello World", "a  b", "一行\n两行\n\n", "默写英文：\n狗dog\n猫cat\n鸟"]
+)
 def test_round_trip(tokenizer: CPMTokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text.replace("：", ":")
 
@@ -81,7 +91,10 @@ def test_ids_may_be_numpy(tokenizer: CPMTokenizer) -> None:
     assert tokenizer.decode(np.array([837, 259], np.int64)) == "今天天"[:2] + tokenizer.decode([259])
 
 
-@given(st.text(max_size=30) | st.lists(st.sampled_from(["<", "eod", ">", "<eod>", "＜ｅｏｄ＞", " ", "天", "\n"])).map("".join))
+@given(
+    st.text(max_size=30)
+    | st.lists(st.sampled_from(["<", "eod", ">", "<eod>", "＜ｅｏｄ＞", " ", "天", "\n"])).map("".join)
+)
 def test_text_never_becomes_the_end_of_a_document(tokenizer: CPMTokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     assert tokenizer.eod_id not in ids

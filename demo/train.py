@@ -1,0 +1,227 @@
+"""Trains the demo checkpoint: a small GPT-2 of CPM's architecture on Song dynasty lyrics (ci), in two shards.
+
+    python -m demo.train --corpus ../shared/corpora/song_ci.jsonl --output demo/song-ci
+
+Writes ``<output>`` in the layout that CPM is released in (float16, DeepSpeed names, model parallel size 2), the
+vocabulary beside it, and ``training.json`` with the loss on poems that the model never saw. The poems are in the public
+domain. A poem is one document: the tune's name, a line feed, the lines each with a line feed, ``<eod>``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import sentencepiece
+import torch
+from sentencepiece import sentencepiece_model_pb2
+from tqdm import tqdm
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from convert.formats.megatron import TRACKER, source_name
+from convert.sharding import split
+from tokenization.cpm import CPMTokenizer, segment
+
+# CPM's first ids: (piece, type, score); what follows is learned.
+Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
+HEAD = [
+    ("<unk>", Piece.UNKNOWN, 0.0),
+    ("<s>", Piece.CONTROL, 0.0),
+    ("</s>", Piece.CONTROL, 0.0),
+    ("\u2583", Piece.NORMAL, -2.0),
+    ("<sep>", Piece.CONTROL, 0.0),
+    ("<pad>", Piece.CONTROL, 0.0),
+    ("<mask>", Piece.CONTROL, 0.0),
+    ("<eod>", Piece.NORMAL, 0.0),
+]
+HELD_OUT, SEED = 0.02, 20201113
+UNKNOWN = 0
+MINIMUM = 5
+"""Occurrences below which a character is left out of the vocabulary, and its poems out of the training."""
+
+
+def documents(corpus: Path) -> list[str]:
+    """One text a poem. A tune with two names (A・B) is listed under each in turn."""
+    texts = []
+    for number, line in enumerate(corpus.read_text("utf-8").splitlines()):
+        poem = json.loads(line)
+        names = poem["tune"].split("・")
+        texts.append("\n".join([names[number % len(names)], *poem["lines"], ""]))
+    return texts
+
+
+def make_vocabulary(texts: list[str], size: int, folder: Path) -> None:
+    """A SentencePiece model whose special ids are CPM's and whose other pieces are one character each.
+
+    Every character that is not too rare is a piece, and the commonest beginnings of words are pieces together with the
+    word mark. So nearly every token is one character of the poem, and a small model learns to count them.
+    """
+    proto = _empty_model()
+    normalizer = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+    count: Counter[str] = Counter()
+    for text in texts:
+        for word in segment(text).split(" "):
+            normal = normalizer.normalize(word).removeprefix("\u2581")
+            count.update(["\u2581" + normal[:1], *normal[1:]])
+    character: Counter[str] = Counter()
+    for piece, number in count.items():
+        character[piece[-1]] += number
+    required = {c for c, number in character.items() if number >= MINIMUM} | {"\u2581", "\u2582", ","}
+    required -= {head[0] for head in HEAD}
+    beginnings = [piece for piece, _ in count.most_common() if len(piece) == 2 and piece[1] != "\u2583"]
+    learned = [*sorted(required), *beginnings[: size - len(HEAD) - len(required)]]
+    total = sum(count.values())
+    score = {piece: math.log((count[piece] or 0.5) / total) for piece in learned}
+    # CPM's ids 8 to 10 are the word mark, the comma and the space; the rest goes by frequency.
+    first = ["\u2581", ",", "\u2582"]
+    for piece in [*first, *sorted(set(learned) - set(first), key=lambda piece: (-score[piece], piece))]:
+        proto.pieces.add(piece=piece, type=Piece.NORMAL, score=score[piece])
+    proto.trainer_spec.vocab_size = len(proto.pieces)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "chinese_vocab.model").write_bytes(proto.SerializeToString())
+    vocabulary = {piece.piece: index for index, piece in enumerate(proto.pieces)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary) + "\n", "utf-8")
+
+
+def _empty_model() -> sentencepiece_model_pb2.ModelProto:
+    """CPM's special pieces and the normalisation of CPM's vocabulary (nmt_nfkc), nothing else."""
+    with tempfile.TemporaryDirectory() as temporary:
+        prefix = Path(temporary, "vocabulary")
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(["a"]), model_prefix=str(prefix), vocab_size=5, model_type="unigram",
+            normalization_rule_name="nmt_nfkc", hard_vocab_limit=False, num_threads=1, minloglevel=2,
+        )  # fmt: skip
+        proto = sentencepiece_model_pb2.ModelProto.FromString(prefix.with_suffix(".model").read_bytes())
+    del proto.pieces[:]
+    for piece, kind, score in HEAD:
+        proto.pieces.add(piece=piece, type=kind, score=score)
+    proto.trainer_spec.pad_id = 5
+    proto.trainer_spec.model_prefix = ""
+    return proto
+
+
+def batches(samples: list[list[int]], tokens: int, rng: random.Random) -> list[list[list[int]]]:
+    """Samples of like length together, at most ``tokens`` positions a batch, in random order."""
+    order = sorted(samples, key=lambda sample: (len(sample), rng.random()))
+    result: list[list[list[int]]] = []
+    for sample in order:
+        if result and len(sample) * (len(result[-1]) + 1) <= tokens:
+            result[-1].append(sample)
+        else:
+            result.append([sample])
+    rng.shuffle(result)
+    return result
+
+
+def loss_of(model: GPT2LMHeadModel, batch: list[list[int]], pad: int) -> tuple[torch.Tensor, int]:
+    """Mean negative log-likelihood (nats per token) of a batch, and the number of tokens that it is the mean of."""
+    width = max(map(len, batch))
+    ids = torch.tensor([row + [pad] * (width - len(row)) for row in batch])
+    labels = torch.tensor([row[1:] + [-100] * (width - len(row)) for row in batch])
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(input_ids=ids[:, :-1]).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100)
+    return loss, int((labels >= 0).sum())
+
+
+def held_out_loss(model: GPT2LMHeadModel, samples: list[list[int]], pad: int) -> float:
+    model.eval()
+    with torch.inference_mode():
+        parts = [loss_of(model, batch, pad) for batch in batches(samples, 8192, random.Random(0))]
+    model.train()
+    return sum(float(loss) * count for loss, count in parts) / sum(count for _, count in parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=40, help="length of the training (default %(default)s)")
+    parser.add_argument("--vocabulary-size", type=int, default=6000)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--hidden", type=int, default=208)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--positions", type=int, default=256)
+    args = parser.parse_args()
+
+    rng = random.Random(SEED)
+    torch.manual_seed(SEED)
+    texts = documents(args.corpus)
+    rng.shuffle(texts)
+    cut = int(len(texts) * HELD_OUT)
+    if not (args.output / "tokenizer").exists():
+        make_vocabulary(texts[cut:], args.vocabulary_size, args.output / "tokenizer")
+    tokenizer = CPMTokenizer(args.output / "tokenizer")
+    samples = [tokenizer.encode(t, append_eod=True)[: args.positions + 1] for t in tqdm(texts, desc="encode")]
+    # A poem with an unknown character would teach the model to write unknown characters.
+    test, train = samples[:cut], [sample for sample in samples[cut:] if UNKNOWN not in sample]
+
+    config = GPT2Config(
+        vocab_size=tokenizer.vocab_size, n_positions=args.positions, n_embd=args.hidden, n_layer=args.layers,
+        n_head=args.heads, activation_function="gelu_new", layer_norm_epsilon=1e-5,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config)
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{parameters:,} parameters, {sum(map(len, train)):,} tokens, {len(train)} poems")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.1, betas=(0.9, 0.98))
+    start, step, epoch, loss = time.time(), 0, 0, math.inf
+    budget = args.minutes * 60
+    while (elapsed := time.time() - start) < budget:
+        epoch += 1
+        for batch in (progress := tqdm(batches(train, 4096, rng), desc=f"epoch {epoch}")):
+            elapsed = time.time() - start
+            if elapsed > budget:
+                break
+            for group in optimizer.param_groups:  # warm-up, then a cosine down to nothing at the end of the budget
+                group["lr"] = 2e-3 * min(1, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * elapsed / budget))
+            batch_loss, _ = loss_of(model, batch, tokenizer.pad_token_id)
+            batch_loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            progress.set_postfix(loss=f"{batch_loss.item():.3f}")
+        loss = held_out_loss(model, test, tokenizer.pad_token_id)
+        print(
+            f"epoch {epoch}, step {step}, {elapsed / 60:.1f} min: held-out loss {loss:.4f} nats per token", flush=True
+        )
+    figures = {
+        "parameters": parameters,
+        "steps": step,
+        "training_poems": len(train),
+        "training_tokens": sum(map(len, train)),
+        "held_out_poems": len(test),
+        "held_out_loss_nats_per_token": round(loss, 4),
+        "held_out_loss_nats_per_character": round(loss * sum(len(s) - 1 for s in test) / sum(map(len, texts[:cut])), 4),
+        "held_out_perplexity_per_token": round(math.exp(loss), 2),
+    }
+    (args.output / "training.json").write_text(json.dumps(figures, indent=2) + "\n")
+    write_shards(model, args.output, step)
+
+
+def write_shards(model: GPT2LMHeadModel, root: Path, step: int) -> None:
+    """float16 shards of model parallel size 2, named as DeepSpeed names them."""
+    folder = root / str(step)
+    folder.mkdir(parents=True)
+    ranks: list[dict[str, torch.Tensor]] = [{}, {}]
+    for name, tensor in model.transformer.state_dict().items():
+        # The linear layers of transformers' GPT-2 are [in, out], Megatron's [out, in].
+        linear = tensor.ndim == 2 and not name.startswith("w")
+        source, kind = source_name(name)
+        for rank, part in zip(ranks, split((tensor.T if linear else tensor).half().numpy(), kind, 2), strict=True):
+            rank[source] = torch.from_numpy(part.copy())
+    for number, tensors in enumerate(ranks):
+        content = {"module": tensors, "iteration": step, "mp_world_size": len(ranks)}
+        torch.save(content, folder / f"mp_rank_{number:02d}_model_states.pt")
+    (root / TRACKER).write_text(str(step))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""The README's commands and Python, run as they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text("utf-8")
+COMMANDS = sorted({line for block in re.findall(r"```\n(.*?)```", README, re.DOTALL) for line in block.splitlines()})
+INLINE = re.findall(r"`(\.venv/bin/python [^`]+)`", README)
+
+
+def run(arguments: list[str], folder: Path) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A place to run in, with the demo checkpoint where the README expects it."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "demo").symlink_to(ROOT / "demo")
+    return folder
+
+
+def test_convert_then_load_and_sample(folder: Path) -> None:
+    conversions = [line for line in COMMANDS if "-m convert" in line]
+    assert len(conversions) == 1  # English and Chinese give the same command
+    program, *arguments = shlex.split(conversions[0])
+    assert program == ".venv/bin/python"
+    assert "3,8" in run([sys.executable, *arguments], folder)
+    code = README.split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) == 6
+    (folder / "sample.py").write_text("import warnings; warnings.simplefilter('ignore')\n" + code, "utf-8")
+    result = subprocess.run(
+        [sys.executable, "sample.py"], cwd=folder, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("浣溪沙\n")
+    assert len(result.stdout) > 40
+
+
+@pytest.mark.parametrize("command", INLINE)
+def test_inline_commands(command: str, folder: Path) -> None:
+    program, *arguments = shlex.split(command)
+    assert program == ".venv/bin/python"
+    assert run([sys.executable, *arguments], folder).count("西江月\n") == 3
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = {line.split()[1] for line in COMMANDS if line.startswith("make ")}
+    assert targets == {"demo", "test"}
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+
+
+def test_every_option_in_the_readme_exists() -> None:
+    from convert.__main__ import parser
+
+    known = " ".join(p.format_help() for p in parser()._subparsers._group_actions[0].choices.values())  # type: ignore[union-attr,attr-defined]
+    for option in set(re.findall(r"--[a-z]+(?:-[a-z]+)*", README)) - {"--tune", "--number", "--help"}:
+        assert option in known
