@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
-from convert import pytorch_to_tf
+from convert import check, pytorch_to_tf
 from convert.errors import ConvertError
 from tf_model.config import ConfigError
 from tokenization import TokenizerError
 
-COMMANDS = {"pytorch-to-tf": pytorch_to_tf}
+COMMANDS = {"pytorch-to-tf": pytorch_to_tf, "check": check}
 """Command -> module with ``HELP``, ``DESCRIPTION``, ``add_arguments(parser)`` and ``run(args)``."""
 
 EXIT_CODES = """\

@@ -7,13 +7,16 @@ import time
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from convert.checkpoint import Checkpoint
 from convert.errors import ConvertError
 from convert.formats.megatron import open_megatron
 from convert.output import new_folder
-from exports.assets import CPM_TOKENS, SpecialTokens, write_assets
+from convert.progress import progress
+from convert.provenance import describe
+from convert.releases import may_be_known
+from exports.assets import special_tokens, write_assets
+from exports.hashing import Hasher
 from exports.quiet import quiet_stderr
 from tf_model.config import DTYPES
 from tokenization import CPMTokenizer, Tokenizer, TokenizerError
@@ -65,13 +68,15 @@ def run(args: argparse.Namespace) -> None:
     checkpoint = open_megatron(args.checkpoint, n_head=args.heads, iteration=args.iteration)
     tokenizer = None if args.tokenizer is None else _load_tokenizer(args.tokenizer, checkpoint.config.vocab_size)
     size = _bytes_of(checkpoint, args.dtype)
-    with (
-        new_folder(args.output, force=args.force, size=size + _GRAPH_BYTES) as folder,
-        tqdm(total=size, unit="B", unit_scale=True, desc="convert", disable=True if args.quiet else None) as progress,
-    ):
-        _write(folder, checkpoint, args.dtype, tokenizer, progress)
+    with new_folder(args.output, force=args.force, size=size + _GRAPH_BYTES) as folder:
+        with Hasher() as hasher:
+            known = may_be_known(checkpoint.config, len(checkpoint.files))
+            for file in checkpoint.files:
+                hasher.add(file, ("sha256", "sha1") if known else ("sha256",))
+            _write(folder, checkpoint, args.dtype, tokenizer, hasher, args.quiet)
+            describe(folder, checkpoint, args.dtype, tokenizer, hasher)
+        written = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     if not args.quiet:
-        written = sum(file.stat().st_size for file in args.output.rglob("*") if file.is_file())
         print(
             f"{checkpoint.config.parameter_count:,} parameters as {args.dtype}, {written / 1e6:,.1f} MB, "
             f"{time.monotonic() - started:.1f} s; load it with: "
@@ -94,22 +99,24 @@ def _bytes_of(checkpoint: Checkpoint, dtype: str) -> int:
     return checkpoint.config.parameter_count * (4 if dtype == "float32" else 2)
 
 
-def _write(folder: Path, checkpoint: Checkpoint, dtype: str, tokenizer: Tokenizer | None, progress: tqdm) -> None:
-    """Fills ``folder`` with the SavedModel."""
+def _write(
+    folder: Path, checkpoint: Checkpoint, dtype: str, tokenizer: Tokenizer | None, hasher: Hasher, quiet: bool
+) -> None:
+    """Fills ``folder`` with the SavedModel and its assets."""
     with quiet_stderr():  # takes seconds: only once the input is known to be good
         import tensorflow as tf
 
         from exports.saved_model import write_saved_model
 
-    tokens = CPM_TOKENS if tokenizer is None else SpecialTokens(tokenizer.eos_token_id, tokenizer.pad_token_id)
+    with progress("convert", _bytes_of(checkpoint, dtype), quiet=quiet) as done:
 
-    def read(name: str, kind: np.dtype) -> np.ndarray:
-        value = checkpoint.read(name, kind)
-        progress.update(value.nbytes)
-        return value
+        def read(name: str, kind: np.dtype) -> np.ndarray:
+            value = checkpoint.read(name, kind)
+            done(value.nbytes)
+            return value
 
-    try:
-        write_saved_model(folder, checkpoint.config, dtype, tokens, read)
-    except tf.errors.OpError as error:  # the file system, as TensorFlow's writer sees it
-        raise ConvertError(f"{folder}: cannot be written: {error.message.splitlines()[0]}") from error
-    write_assets(folder / "assets", checkpoint.config, dtype, tokens, tokenizer)
+        try:
+            write_saved_model(folder, checkpoint.config, dtype, special_tokens(tokenizer), read, hasher.add)
+        except tf.errors.OpError as error:  # the file system, as TensorFlow's writer sees it
+            raise ConvertError(f"{folder}: cannot be written: {error.message.splitlines()[0]}") from error
+    write_assets(folder / "assets", checkpoint.config, dtype, special_tokens(tokenizer), tokenizer)

@@ -25,6 +25,11 @@ CPM_TOKENS = SpecialTokens(eos_token_id=7, pad_token_id=5)
 """``<eod>`` and ``<pad>`` of CPM's vocabulary, for a checkpoint that comes without its tokenizer."""
 
 
+def special_tokens(tokenizer: Tokenizer | None) -> SpecialTokens:
+    """Those of the tokenizer, CPM's without one."""
+    return CPM_TOKENS if tokenizer is None else SpecialTokens(tokenizer.eos_token_id, tokenizer.pad_token_id)
+
+
 def write_assets(
     folder: Path, config: GPT2Config, dtype: str, tokens: SpecialTokens, tokenizer: Tokenizer | None
 ) -> None:

@@ -31,6 +31,7 @@ def write_saved_model(
     dtype: str,
     tokens: SpecialTokens,
     read: Callable[[str, np.dtype], np.ndarray],
+    on_file: Callable[[Path], None] = lambda path: None,
 ) -> None:
     """Writes graph and weights of a GPT-2 into ``folder``, which exists and is empty.
 
@@ -40,6 +41,7 @@ def write_saved_model(
         dtype: of matrices and biases, one of ``tf_model.config.DTYPES``; layer norms stay float32.
         tokens: the padding id is part of the graph.
         read: gives the tensor of a canonical name in the dtype asked for. Called once a tensor, in canonical order.
+        on_file: called with each data file once it is complete; it may still be renamed, its content stays.
     """
     model = GPT2(config, dtype=dtype, initialize=False)
     root = tf.Module()
@@ -61,6 +63,7 @@ def write_saved_model(
             raise ValueError(f"{name}: expected shape {tuple(variable.shape)}, found {value.shape}")
         prefixes.append(_write_part(parts, len(prefixes), key, tf.constant(value, variable.dtype)))
         del value
+        on_file(Path(f"{prefixes[-1]}.data-00000-of-00001"))
     (folder / "variables").mkdir(exist_ok=True)
     tf.raw_ops.MergeV2Checkpoints(
         checkpoint_prefixes=prefixes, destination_prefix=str(folder / "variables" / "variables"), delete_old_dirs=False

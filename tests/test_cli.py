@@ -139,7 +139,13 @@ def test_output_exists(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "--force" in capsys.readouterr().err
     assert (folder / "precious").read_text() == "mine"
     assert convert(root, "--force") == 0
-    assert sorted(path.name for path in folder.iterdir()) == ["assets", "fingerprint.pb", "saved_model.pb", "variables"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "assets",
+        "assets.extra",
+        "fingerprint.pb",
+        "saved_model.pb",
+        "variables",
+    ]
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
 

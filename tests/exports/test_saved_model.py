@@ -195,6 +195,7 @@ def test_folder(exported: Exported) -> None:
     assert names == {
         "assets/config.json", "assets/generation_config.json", "fingerprint.pb", "saved_model.pb",
         "variables/variables", "variables/variables.index",
+        "assets.extra/manifest.json", "assets.extra/README.md",
     }  # fmt: skip
     config = json.loads((exported.folder / "assets/config.json").read_text())
     assert GPT2Config.from_dict(config) == CONFIG

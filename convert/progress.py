@@ -1,0 +1,47 @@
+"""How far a long run has come: a bar on a terminal, a line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from tqdm import tqdm
+
+INTERVAL = 5.0
+"""Seconds between the lines that are printed where nobody sees a bar, in a log file for example."""
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], object]]:
+    """Gives a function to be called with the number of bytes just done, of ``total`` bytes in all. Prints to stderr."""
+    if quiet:
+        yield lambda count: None
+    elif sys.stderr.isatty():
+        with tqdm(total=total, unit="B", unit_scale=True, desc=what) as bar:
+            yield bar.update
+    else:
+        yield _Lines(what, total)
+
+
+class _Lines:
+    """Prints ``what: 3.1 of 10.4 GB, 0.41 GB/s, 00:18 left`` when the last line is long enough ago."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total, self.done = what, total, 0
+        self.started = self.printed = time.monotonic()
+
+    def __call__(self, count: int) -> None:
+        self.done += count
+        now = time.monotonic()
+        if now - self.printed < INTERVAL or not self.done:
+            return
+        self.printed = now
+        rate = self.done / (now - self.started)
+        left = tqdm.format_interval(max(0, self.total - self.done) / rate)
+        print(
+            f"{self.what}: {self.done / 1e9:.2f} of {self.total / 1e9:.2f} GB, {rate / 1e9:.2f} GB/s, {left} left",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -1,0 +1,87 @@
+"""Where a SavedModel came from, and whether it is still what was written: ``assets.extra/manifest.json``.
+
+TensorFlow ignores ``assets.extra/``. The manifest lists every other file of the folder with its SHA-256.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from exports.hashing import Hasher
+
+FOLDER = "assets.extra"
+MANIFEST = f"{FOLDER}/manifest.json"
+MODEL_CARD = f"{FOLDER}/README.md"
+VERSION = 1
+
+
+class ManifestError(ValueError):
+    """A folder without a manifest, or with one that cannot be read; the message is one line."""
+
+
+class Differences(NamedTuple):
+    """How a folder differs from its manifest: names relative to the folder, sorted."""
+
+    changed: list[str]
+    missing: list[str]
+    added: list[str]
+
+
+def describe_file(path: Path, hasher: Hasher) -> dict[str, Any]:
+    """Size in bytes and hashes, as they stand in the manifest."""
+    return {"bytes": path.stat().st_size, **hasher.result(path)}
+
+
+def write_manifest(folder: Path, content: Mapping[str, Any], hasher: Hasher) -> None:
+    """Writes the manifest: ``content``, and under ``files`` every file that is in ``folder`` now."""
+    files = {name: describe_file(folder / name, hasher) for name in _files(folder)}
+    path = folder / MANIFEST
+    path.parent.mkdir(exist_ok=True)
+    manifest = {"manifest_version": VERSION, **content, "files": files}
+    path.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a SavedModel of ours.
+
+    Raises:
+        ManifestError: there is none, or not one of ours.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+        files = manifest["files"]
+        hashes = [entry["sha256"] for entry in files.values()]
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read: {error.strerror}: not a SavedModel of this program") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ManifestError(f"{path}: is damaged: {type(error).__name__}: {error}") from error
+    if manifest.get("manifest_version") != VERSION or not all(isinstance(value, str) for value in hashes):
+        raise ManifestError(f"{path}: expected a manifest of version {VERSION}: written by another version?")
+    return dict(manifest)
+
+
+def differences(folder: Path) -> Differences:
+    """Compares every file of ``folder`` with its manifest, reading all of them.
+
+    Raises:
+        ManifestError: as ``read_manifest``.
+        OSError: a file cannot be read.
+    """
+    expected = read_manifest(folder)["files"]
+    found = set(_files(folder))
+    with Hasher() as hasher:
+        changed = [
+            name for name in sorted(found & expected.keys())
+            if hasher.result(folder / name)["sha256"] != expected[name]["sha256"]
+        ]  # fmt: skip
+    return Differences(changed, sorted(expected.keys() - found), sorted(found - expected.keys()))
+
+
+def _files(folder: Path) -> list[str]:
+    """Every file but the manifest, relative to the folder, with slashes."""
+    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
+    return [name for name in names if name != MANIFEST]

@@ -1,0 +1,79 @@
+"""The model card: what a stranger needs to know who finds the SavedModel without the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from tf_model.config import GPT2Config
+
+_CARD = """\
+# GPT-2 as a TensorFlow SavedModel
+
+{parameters:,} parameters as {dtype}: {n_layer} layers, hidden size {n_embd}, {n_head} heads, {vocab_size:,} tokens,
+{n_positions:,} positions. Converted from {source} by {program}.
+
+```python
+import tensorflow as tf, tensorflow_hub as hub
+
+model = hub.load("this folder")
+tokens = model.signatures["serving_default"](
+    inp=tf.constant([[...]], tf.int64), length=100, top_p=0.9, temperature=0.9)["output_0"]
+```
+
+| signature | inputs -> outputs |
+|---|---|
+| `serving_default` | `inp` int64 [B, S], `length` int64, `top_p`, `temperature` -> `output_0` int64 [B, S + length] |
+| `logits` | `input_ids` int64 [B, S] -> `logits` float32 [B, S, V] |
+
+`length`, `top_p` and `temperature` are one number or one per row; temperature 0 is greedy, top_p 1 is off. Text ends
+where token {eos_token_id} stands. It runs in stock TensorFlow on a CPU, without XLA or custom ops.{float16}
+
+`assets/` holds {contents}. `assets.extra/manifest.json` lists the SHA-256 of every
+input and output file; `python -m convert check` compares them.
+
+## Is it the same model?
+
+{parity}
+"""
+
+_FLOAT16 = " float16 is meant for\nGPUs: most CPUs compute it several times more slowly than float32."
+
+
+def model_card(
+    config: GPT2Config,
+    dtype: str,
+    *,
+    source: str,
+    program: str,
+    eos_token_id: int,
+    has_tokenizer: bool,
+    parity: Mapping[str, Any] | None,
+) -> str:
+    """Markdown. ``parity`` is the report of the comparison with the source, None when there was none."""
+    return _CARD.format(
+        **dataclasses.asdict(config),
+        parameters=config.parameter_count,
+        dtype=dtype,
+        source=source,
+        program=program,
+        eos_token_id=eos_token_id,
+        float16=_FLOAT16 if dtype == "float16" else "",
+        contents="sizes, generation defaults and the tokenizer" if has_tokenizer else "sizes and generation defaults",
+        parity=_parity(parity),
+    )
+
+
+def _parity(report: Mapping[str, Any] | None) -> str:
+    if report is None:
+        return "It was not compared with its source when it was converted; `python -m convert verify` does that."
+    rows = "\n".join(
+        f"| {prompt['tokens']} | {prompt['max_abs_diff']:.3g} | {prompt['kl_divergence']:.3g} "
+        f"| {prompt['top1_agreement']:.2%} |"
+        for prompt in report["prompts"]
+    )
+    return (
+        "Logits of this model against the source, run in its own shards without merging them (PyTorch, float32):\n\n"
+        "| tokens | largest difference | KL divergence (nats) | same top token |\n|---|---|---|---|\n" + rows
+    )
