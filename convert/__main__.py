@@ -10,18 +10,19 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
-from convert import check, pytorch_to_tf
+from convert import check, inspect_command, pytorch_to_tf, verify
 from convert.errors import ConvertError
 from tf_model.config import ConfigError
 from tokenization import TokenizerError
 
-COMMANDS = {"pytorch-to-tf": pytorch_to_tf, "check": check}
+COMMANDS = {"pytorch-to-tf": pytorch_to_tf, "check": check, "verify": verify, "inspect": inspect_command}
 """Command -> module with ``HELP``, ``DESCRIPTION``, ``add_arguments(parser)`` and ``run(args)``."""
 
 EXIT_CODES = """\
 exit codes:
   0    done, the output is complete
   2    input, options or surroundings that cannot be used: one line on stderr says what, nothing was written
+  3    the converted model does not compute what the source does
   130  interrupted (Ctrl-C), 143 terminated: nothing was left behind
 """
 
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         COMMANDS[args.command].run(args)
     except (ConvertError, ConfigError, TokenizerError) as error:
         print("error:", " ".join(str(error).split("\n")), file=sys.stderr)
-        return 2
+        return error.exit_code if isinstance(error, ConvertError) else 2
     except KeyboardInterrupt:
         print("error: interrupted; nothing was left behind", file=sys.stderr)
         return 130

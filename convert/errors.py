@@ -4,4 +4,10 @@ from __future__ import annotations
 
 
 class ConvertError(Exception):
-    """Input, options or surroundings that cannot be used. The message is one line: what, where, expected, found."""
+    """Input, options or surroundings that cannot be used. The message is one line: what, where, expected, found.
+
+    Attributes:
+        exit_code: what the command ends with.
+    """
+
+    exit_code = 2

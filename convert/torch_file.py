@@ -23,7 +23,7 @@ from convert import pickle_machine
 from convert.pickle_values import Placeholder, shown
 from convert.torch_tensors import KNOWN, CheckpointError, Storage, StorageType, TensorRef, crc32, integer
 
-__all__ = ["CheckpointError", "Placeholder", "Storage", "TensorRef", "load"]
+__all__ = ["CheckpointError", "Placeholder", "Storage", "TensorRef", "load", "saved_name"]
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
@@ -62,6 +62,17 @@ def load(path: str | Path) -> Any:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     except MemoryError as error:
         raise CheckpointError(f"{path}: its object does not fit into memory") from error
+
+
+def saved_name(path: Path) -> str | None:
+    """The name, without its ending, that a file had when ``torch.save`` wrote it; the legacy format does not keep it.
+
+    Raises:
+        CheckpointError: a zip archive that is not such a file.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return _Zip(path, file).prefix.rstrip("/") if file.read(4) == b"PK\3\4" else None
 
 
 def _is_legacy(file: BinaryIO) -> bool:

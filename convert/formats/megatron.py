@@ -20,16 +20,14 @@ from pathlib import Path
 import numpy as np
 
 from convert.checkpoint import FLOATS, Array, Checkpoint, DType, check_finite, same_values, widest
+from convert.formats.heads import HEADS, possible_heads
 from convert.pickle_values import shown
 from convert.sharding import COLUMN, QKV, REPLICATED, ROW, ShardingError, Split, merge, shard_shape
-from convert.torch_file import CheckpointError, TensorRef, load
+from convert.torch_file import CheckpointError, TensorRef, load, saved_name
 from tf_model.config import ConfigError, GPT2Config
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
-HEADS = {768: 12, 1024: 16, 2560: 32}
-"""Heads by hidden size of the published models: CPM-distill, the medium configuration, CPM-Generate."""
-
 TENSORS: dict[str, tuple[str, Split]] = {
     "wte.weight": ("word_embeddings.weight", COLUMN),
     "wpe.weight": ("position_embeddings.weight", REPLICATED),
@@ -212,6 +210,18 @@ def _load_shard(file: Path) -> _Shard:
     return _Shard(file, state, numbers.get("iteration"), numbers.get("mp_world_size"))
 
 
+def _check_saved_ranks(files: list[_RankFile]) -> None:
+    """Checks that no file has taken another rank's name: shards in another order fit together just as well.
+
+    Raises:
+        CheckpointError: one was saved under another rank than its name says now.
+    """
+    for file in files:
+        saved = _DEEPSPEED_FILE.fullmatch(f"{saved_name(file.path)}.pt")
+        if saved and int(saved[1]) != file.rank:
+            raise CheckpointError(f"{file.path}: is the shard of rank {int(saved[1])}, renamed: give it its name back")
+
+
 def _check_names(shards: list[_Shard]) -> int:
     """The number of layers. Every shard has the tensors of each of them, and no others.
 
@@ -304,21 +314,23 @@ def _check_numbers(shards: list[_Shard]) -> int | None:
     return named[0].iteration if named else None
 
 
-def _heads(file: Path, hidden: int, p: int, given: int | None) -> int:
-    """The number of heads: as given, else that of the published model of this hidden size.
+def _heads(file: Path, hidden: int, p: int, given: int | None, any_heads: bool) -> int:
+    """The number of heads: as given, else that of the published model of this hidden size, else p for ``any_heads``.
 
     Raises:
         CheckpointError: heads do not divide the hidden size or cannot be shared out to the ranks, or nobody knows them.
     """
     heads = HEADS.get(hidden) if given is None else given
-    possible = [n for n in range(p, hidden + 1, p) if hidden % n == 0]
+    possible = possible_heads(hidden, p)
     if heads in possible:
         return heads
+    if given is None and any_heads:
+        return p
     likely = [n for n in possible if 32 <= hidden // n <= 128]
     hint = f"likely {_some(likely, 20)} (32 to 128 wide), " if likely else ""
     problem = "the number of heads is not in the file" if given is None else f"{given} heads do not fit"
-    where = f"hidden size {hidden}, {_plural(p, 'rank')}"
-    raise CheckpointError(f"{file}: {problem} ({where}): give n_head (--heads), {hint}possible {_some(possible, 40)}")
+    problem += f" (hidden size {hidden}, {_plural(p, 'rank')})"
+    raise CheckpointError(f"{file}: {problem}: give n_head (--heads), {hint}possible {_some(possible, 40)}")
 
 
 class MegatronCheckpoint:
@@ -369,13 +381,16 @@ class MegatronCheckpoint:
         return whole
 
 
-def open_megatron(path: Path, *, n_head: int | None = None, iteration: str | None = None) -> Checkpoint:
+def open_megatron(
+    path: Path, *, n_head: int | None = None, iteration: str | None = None, any_heads: bool = False
+) -> Checkpoint:
     """The checkpoint at ``path``; weights are touched only when they are read.
 
     Args:
         path: the folder with the tracker file, the folder of an iteration, or a file that is the whole model.
         n_head: attention heads, for a hidden size that is not in ``HEADS``.
         iteration: the iteration to take instead of the tracker's, a number or ``release``.
+        any_heads: where nobody knows ``n_head``, the config says p heads; for those who do not compute with it.
 
     Raises:
         CheckpointError: anything that keeps the files from being one whole model.
@@ -383,11 +398,12 @@ def open_megatron(path: Path, *, n_head: int | None = None, iteration: str | Non
     try:
         files = _find(path, iteration)
         shards = [_load_shard(file.path) for file in files]
+        _check_saved_ranks(files)
         n_layer = _check_names(shards)
         _check_ranks(files, shards[0], alone=path.is_file())
         config = _sizes(shards, n_layer)
         number = _check_numbers(shards)
-        heads = _heads(shards[0].file, config.n_embd, len(shards), n_head)
+        heads = _heads(shards[0].file, config.n_embd, len(shards), n_head, any_heads)
         return MegatronCheckpoint(dataclasses.replace(config, n_head=heads), shards, number)
     except (ConfigError, ShardingError) as error:
         raise CheckpointError(f"{path}: {error}") from error

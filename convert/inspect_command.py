@@ -1,0 +1,336 @@
+"""``inspect``: what a checkpoint or a SavedModel is, from its headers and shapes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert.checkpoint import BFLOAT16, DType
+from convert.errors import ConvertError
+from convert.formats.heads import HEADS, possible_heads
+from convert.formats.megatron import open_megatron
+from exports.assets import CONFIG, GENERATION_CONFIG
+from exports.manifest import MANIFEST, ManifestError, read_manifest
+from exports.quiet import quiet_stderr
+from tf_model.config import DTYPES, ConfigError, GPT2Config
+
+HELP = "say what a checkpoint or a SavedModel is: sizes, types, tensors, memory, and what is wrong with it"
+DESCRIPTION = """\
+Reads headers and shapes, no weights: seconds and a few hundred MB for a model of any size. A checkpoint is described
+with what it would become as float32, float16 and bfloat16. What cannot be read ends with the line that the conversion
+would end with, and with exit code 2; damaged weights are found by the conversion, and by check.
+
+The memory of a loaded model is estimated: its variables, once, and 0.7 GB for TensorFlow and the graph (measured with
+TensorFlow 2.21 on Linux). Each row that is generated adds a cache, whose size for one position is given.
+"""
+EXAMPLE = "python -m convert inspect CPM-Generate --json"
+
+_TENSORFLOW_BYTES = 700_000_000
+"""What a process has after ``hub.load`` beside the variables: 0.64 GB with the 12 layers of CPM-distill."""
+
+_SAVED_MODEL = "saved_model.pb"
+_VARIABLE = re.compile(r"weights/(.+)/\.ATTRIBUTES/VARIABLE_VALUE")
+_LAYER_NORM = re.compile(r"\bln_\w+\.(weight|bias)$")
+
+_NUMPY_TYPES: dict[str, DType] = {"bfloat16": BFLOAT16}
+
+Report = dict[str, Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "path", type=Path, metavar="PATH", help="a checkpoint, as for pytorch-to-tf, or the folder of a SavedModel"
+    )
+    parser.add_argument(
+        "--heads", type=int, metavar="N", help="number of attention heads, to see whether the conversion accepts it"
+    )
+    parser.add_argument(
+        "--iteration", metavar="N|release", help="which iteration, instead of the one that the tracker file names"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help='print JSON; {"error": "..."} where something cannot be read'
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    try:
+        report = _describe(args.path, args.heads, args.iteration)
+    except (ConvertError, ConfigError) as error:
+        if args.json:
+            print(json.dumps({"error": str(error)}, ensure_ascii=False))
+        raise
+    print(json.dumps(report, ensure_ascii=False) if args.json else "\n".join(_lines(report)))
+
+
+def _describe(path: Path, heads: int | None, iteration: str | None) -> Report:
+    """The report on whatever is at ``path``; plain data, as ``--json`` prints it.
+
+    Raises:
+        ConvertError, ConfigError: it cannot be read or used.
+    """
+    try:
+        if not (path / _SAVED_MODEL).is_file():
+            return _describe_checkpoint(path, heads, iteration)
+        if heads is not None or iteration is not None:
+            raise ConvertError(f"{path}: a SavedModel: leave out --heads and --iteration")
+        return _describe_saved_model(path)
+    except OSError as error:
+        raise ConvertError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
+
+
+def _dtype(name: str) -> DType:
+    return _NUMPY_TYPES.get(name) or np.dtype(name)
+
+
+def _tensors(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -> Report:
+    """What the two kinds have in common: the tensors, in canonical order, and what they add up to."""
+    tensors = [{"name": name, "shape": list(shape), "dtype": dtypes[name]} for name, shape in shapes.items()]
+    return {
+        "dtypes": dict(Counter(tensor["dtype"] for tensor in tensors)),
+        "bytes_of_weights": sum(math.prod(shape) * _dtype(dtypes[n]).itemsize for n, shape in shapes.items()),
+        "tensors": tensors,
+    }
+
+
+def _memory(config: GPT2Config, dtype: str) -> dict[str, int]:
+    """Bytes that a SavedModel with matrices and biases of ``dtype`` takes."""
+    size = _dtype(dtype).itemsize
+    shapes = config.tensor_shapes().items()
+    weights = sum(math.prod(shape) * (4 if _LAYER_NORM.search(name) else size) for name, shape in shapes)
+    return {
+        "bytes_on_disk": weights,
+        "bytes_loaded": weights + _TENSORFLOW_BYTES,
+        "cache_bytes_per_position": 2 * config.n_layer * config.n_embd * size,
+    }
+
+
+def _describe_checkpoint(path: Path, heads: int | None, iteration: str | None) -> Report:
+    """The report on a checkpoint.
+
+    Raises:
+        ConvertError: it cannot be converted.
+    """
+    checkpoint = open_megatron(path, n_head=heads, iteration=iteration, any_heads=True)
+    config, ranks = checkpoint.config, len(checkpoint.files)
+    known = heads is not None or HEADS.get(config.n_embd) == config.n_head
+    files = {str(file): file.stat().st_size for file in checkpoint.files}
+    return {
+        "path": str(path),
+        "kind": "checkpoint",
+        "format": checkpoint.format,
+        "iteration": None,
+        **checkpoint.details,
+        "config": {**config.to_dict(), "n_head": config.n_head if known else None},
+        "possible_heads": possible_heads(config.n_embd, ranks),
+        "parameters": config.parameter_count,
+        "files": files,
+        "bytes_on_disk": sum(files.values()),
+        "outputs": {dtype: _memory(config, dtype) for dtype in DTYPES},
+        **_tensors(config.tensor_shapes(), {name: dtype.name for name, dtype in checkpoint.dtypes.items()}),
+    }
+
+
+def _describe_saved_model(folder: Path) -> Report:
+    """The report on a SavedModel of ours.
+
+    Raises:
+        ConvertError: a file is missing or damaged, or they contradict each other.
+        ConfigError: the sizes do not make a GPT-2.
+    """
+    path = folder / "assets" / CONFIG
+    try:
+        stored = json.loads(path.read_text("utf-8"))
+        manifest = read_manifest(folder) if (folder / MANIFEST).exists() else None
+    except OSError as error:
+        raise ConvertError(f"{path}: cannot be read: {error.strerror}: not a SavedModel of this program") from error
+    except ManifestError as error:
+        raise ConvertError(str(error)) from error
+    except ValueError as error:
+        raise ConvertError(f"{path}: is damaged: {error}") from error
+    if not isinstance(stored, dict) or (dtype := stored.get("dtype")) not in DTYPES:
+        raise ConvertError(f"{path}: expected sizes and a dtype ({', '.join(DTYPES)}): not of this program, or damaged")
+    config = GPT2Config.from_dict(stored)
+    with quiet_stderr():
+        import tensorflow as tf
+    dtypes = _stored_tensors(tf, folder, config)
+    sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
+    data = sum(size for name, size in sizes.items() if name.startswith("variables/variables.data-"))
+    report = {
+        "path": str(folder),
+        "kind": "saved_model",
+        "format": "saved_model",
+        **_graph(folder),
+        "config": {**stored, **config.to_dict()},
+        "parameters": config.parameter_count,
+        "tokenizer": sorted(
+            name for name in sizes if name.startswith("assets/") and Path(name).name not in (CONFIG, GENERATION_CONFIG)
+        ),
+        "manifest": manifest and {key: value for key, value in manifest.items() if key != "files"},
+        "bytes_on_disk": sum(sizes.values()),
+        "outputs": {dtype: _memory(config, dtype)},
+        **_tensors(config.tensor_shapes(), dtypes),
+    }
+    if data < report["bytes_of_weights"]:
+        raise ConvertError(
+            f"{folder / 'variables'}: expected {report['bytes_of_weights']} bytes of weights or more, found {data}: "
+            "it is not complete, copy or convert it again"
+        )
+    return report
+
+
+def _stored_tensors(tf: Any, folder: Path, config: GPT2Config) -> dict[str, str]:
+    """The type of each weight by its canonical name, from the index of the variables.
+
+    Raises:
+        ConvertError: the index cannot be read, or other tensors or shapes are in it than ``config`` says.
+    """
+    prefix = folder / "variables" / "variables"
+    try:
+        reader = tf.train.load_checkpoint(str(prefix))
+        shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        raise ConvertError(f"{prefix}.index: cannot be read: {str(error).splitlines()[0]}") from error
+    found = {match[1].replace("..", "."): match[0] for key in shapes if (match := _VARIABLE.fullmatch(key))}
+    expected = config.tensor_shapes()
+    wrong = [
+        f"{name}: expected {'nothing' if shape is None else list(shape)}, "
+        f"found {shapes[found[name]] if name in found else 'nothing'}"
+        for name, shape in {**dict.fromkeys(found), **expected}.items()
+        if name not in found or shape is None or tuple(shapes[found[name]]) != shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ConvertError(f"{prefix}.index: not the model of assets/{CONFIG}: {'; '.join(wrong[:3])}{more}")
+    return {name: dtypes[found[name]].name for name in expected}
+
+
+def _graph(folder: Path) -> Report:
+    """The signatures, and the TensorFlow that wrote the graph.
+
+    Raises:
+        ConvertError: the file is not a SavedModel's.
+    """
+    import tensorflow as tf
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    model = saved_model_pb2.SavedModel()
+    try:
+        model.ParseFromString((folder / _SAVED_MODEL).read_bytes())
+        (graph,) = model.meta_graphs
+    except (DecodeError, ValueError) as error:
+        raise ConvertError(f"{folder / _SAVED_MODEL}: is damaged: {error or 'it cannot be parsed'}") from error
+
+    def tensors(infos: Any) -> Report:
+        return {
+            name: {
+                "dtype": tf.as_dtype(info.dtype).name,
+                "shape": None
+                if info.tensor_shape.unknown_rank
+                else [None if dim.size < 0 else dim.size for dim in info.tensor_shape.dim],
+            }
+            for name, info in sorted(infos.items())
+        }
+
+    return {
+        "tensorflow": graph.meta_info_def.tensorflow_version,
+        "signatures": {
+            name: {"inputs": tensors(signature.inputs), "outputs": tensors(signature.outputs)}
+            for name, signature in sorted(graph.signature_def.items())
+            if not name.startswith("__saved_model")  # a node that initialises tables, not a function
+        },
+    }
+
+
+def _lines(report: Report) -> Iterable[str]:
+    """The report as text: facts, memory, signatures, tensors."""
+    yield f"{report['path']}: {report['format'].replace('_', ' ')}{' checkpoint' * (report['kind'] == 'checkpoint')}"
+    yield from _table([(f"  {name}", value) for name, value in _facts(report).items() if value is not None])
+    yield ""
+    head = ("written as", "on disk", "loaded, about", "cache per position and row")
+    rows = [
+        (dtype, *(_bytes(sizes[key]) for key in ("bytes_on_disk", "bytes_loaded", "cache_bytes_per_position")))
+        for dtype, sizes in report["outputs"].items()
+    ]
+    yield from _table([head, *rows])
+    yield f"loaded: the variables and {_bytes(_TENSORFLOW_BYTES)} for TensorFlow and the graph"
+    if signatures := report.get("signatures"):
+        yield ""
+        yield from _table([("signature", "inputs", "outputs"), *(_signature(*item) for item in signatures.items())])
+    yield ""
+    yield from _table([("tensor", "shape", "type", "number"), *_grouped(report["tensors"])])
+
+
+def _facts(report: Report) -> dict[str, str | None]:
+    """What stands at the top, by its label; None is left out."""
+    config, manifest = report["config"], report.get("manifest")
+    heads = config["n_head"] or f"not in the files; possible: {', '.join(map(str, report['possible_heads']))}"
+    source = (manifest or {}).get("source")
+    facts = (
+        [f"{key} {value}" for key, value in source.items() if not isinstance(value, (dict, type(None)))]
+        if isinstance(source, dict)
+        else []
+    )
+    return {
+        "iteration": _text(report.get("iteration")),
+        "tensor parallel": _text(report.get("tensor_parallel")),
+        "layers": _text(config["n_layer"]),
+        "hidden size": f"{config['n_embd']}, feed-forward {config['n_inner']}",
+        "heads": _text(heads),
+        "vocabulary": _text(config["vocab_size"]),
+        "positions": _text(config["n_positions"]),
+        "parameters": f"{report['parameters']:,}",
+        "weights": f"{_bytes(report['bytes_of_weights'])}, tensors of "
+        + ", ".join(f"{dtype} ({count})" for dtype, count in report["dtypes"].items()),
+        "on disk": _bytes(report["bytes_on_disk"]) + (f", {len(report['files'])} files" if "files" in report else ""),
+        "tokenizer": ", ".join(report["tokenizer"]) or "none" if "tokenizer" in report else None,
+        "TensorFlow": _text(report.get("tensorflow")),
+        "written by": manifest and _text(manifest.get("program")),
+        "converted from": ", ".join(facts) or None,
+    }
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _bytes(count: int) -> str:
+    unit, size = next((pair for pair in (("GB", 1e9), ("MB", 1e6)) if count >= pair[1]), ("KB", 1e3))
+    return f"{count / size:,.2f} {unit}"
+
+
+def _signature(name: str, signature: Report) -> tuple[str, str, str]:
+    def tensors(infos: Report) -> str:
+        return ", ".join(
+            f"{key} {info['dtype']} "
+            + (
+                "any"
+                if info["shape"] is None
+                else f"[{', '.join('?' if d is None else str(d) for d in info['shape'])}]"
+            )
+            for key, info in infos.items()
+        )
+
+    return name, tensors(signature["inputs"]), tensors(signature["outputs"])
+
+
+def _grouped(tensors: list[Report]) -> list[tuple[str, str, str, str]]:
+    """A row for the tensors that are the same in all layers: name with ``*`` for the layer, shape, type, number."""
+    rows = Counter(
+        (re.sub(r"^h\.\d+\.", "h.*.", tensor["name"]), str(tensor["shape"]), tensor["dtype"]) for tensor in tensors
+    )
+    return [(*row, str(count)) for row, count in rows.items()]
+
+
+def _table(rows: list[tuple[Any, ...]]) -> Iterable[str]:
+    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

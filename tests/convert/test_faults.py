@@ -1,0 +1,138 @@
+"""The converter killed at random moments, and two of them at once.
+
+``GPT2_SAVEDMODEL_KILLS`` sets the number of kills (default 2; ``make test-slow`` takes 30).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from convert.errors import ConvertError
+from convert.output import new_folder
+from exports.manifest import MANIFEST, differences
+from tests.checkpoints import random_state, write_megatron
+from tests.conftest import ROOT
+from tf_model.config import GPT2Config
+
+CONFIG = GPT2Config(vocab_size=6000, n_positions=64, n_embd=192, n_layer=6, n_head=6)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("faults") / "CPM"
+    write_megatron(root, random_state(CONFIG, np.random.default_rng(0)), 2)
+    return root
+
+
+def start(checkpoint: Path, output: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "convert", "pytorch-to-tf", "--heads", "6", "--quiet", *options]
+    return subprocess.Popen(
+        [*command, "--checkpoint", str(checkpoint), "--output", str(output)],
+        cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def is_complete(output: Path) -> bool:
+    return (
+        not any(differences(output)) and json.loads((output / MANIFEST).read_text())["source"]["format"] == "megatron"
+    )
+
+
+def kills(checkpoint: Path, folder: Path, number: int) -> None:
+    rng = random.Random(0)
+    output = folder / "model"
+    began = time.monotonic()
+    assert start(checkpoint, output).wait() == 0
+    duration = time.monotonic() - began
+    assert is_complete(output)
+    killed = 0
+    for _ in range(number):
+        had_older = rng.random() < 0.5  # then --force replaces it
+        if not had_older:
+            for path in sorted(output.rglob("*"), reverse=True):
+                path.rmdir() if path.is_dir() else path.unlink()
+            output.rmdir()
+        process = start(checkpoint, output, "--force")
+        # The later part of a run is where things are written; a moment of it is as likely as any other.
+        time.sleep(duration * rng.uniform(0.3, 1.05))
+        process.send_signal(rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
+        killed += process.wait() != 0
+        process.communicate()
+        if had_older:
+            assert output.exists()
+        if output.exists():
+            assert is_complete(output)
+        assert start(checkpoint, output, "--force").wait() == 0
+        assert is_complete(output)
+        assert [path.name for path in folder.iterdir()] == ["model"]
+    assert killed
+
+
+def test_a_few_kills(checkpoint: Path, tmp_path: Path) -> None:
+    kills(checkpoint, tmp_path, int(os.environ.get("GPT2_SAVEDMODEL_KILLS", "2")))
+
+
+@pytest.mark.slow
+def test_thirty_kills(checkpoint: Path, tmp_path: Path) -> None:
+    kills(checkpoint, tmp_path, 30)
+
+
+def test_two_at_once(checkpoint: Path, tmp_path: Path) -> None:
+    """One wins; the other says so and leaves the winner alone."""
+    output = tmp_path / "model"
+    processes = [start(checkpoint, output) for _ in range(2)]
+    results = [(process.communicate()[1], process.returncode) for process in processes]
+    assert sorted(code for _, code in results) == [0, 2], results
+    error = next(text for text, code in results if code)
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert "another run is writing it" in error or "exists already" in error or "meanwhile" in error
+    assert is_complete(output)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_many_at_once_in_one_process(tmp_path: Path) -> None:
+    """The lock alone: never two winners, never nobody, never anything left."""
+    for number in range(40):
+        output = tmp_path / f"model-{number}"
+        outcomes: list[str] = []
+
+        def write(output: Path = output, outcomes: list[str] = outcomes) -> None:
+            try:
+                with new_folder(output, force=False, size=0) as folder:
+                    (folder / "file").write_text("content")
+                outcomes.append("won")
+            except ConvertError:
+                outcomes.append("lost")
+
+        threads = [threading.Thread(target=write) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(outcomes) == ["lost"] * 7 + ["won"]
+        assert (output / "file").read_text() == "content"
+    assert len(list(tmp_path.iterdir())) == 40
+
+
+def test_force_exchanges_old_and_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for exchange in (True, False):  # with and without the system call that does it in one step
+        if not exchange:
+            monkeypatch.setattr("ctypes.CDLL", lambda *args, **kwargs: object())
+        output = tmp_path / "model"
+        for content in ("old", "new"):
+            with new_folder(output, force=True, size=0) as folder:
+                (folder / content).write_text(content)
+            assert [path.name for path in output.iterdir()] == [content]
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
