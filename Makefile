@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo test test-slow lint format bench-convert clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ lint: $(VENV)/ready ## ruff and mypy
 format: $(VENV)/ready ## let ruff mend what it can
 	@$(RUN) -m ruff check --fix .
 	@$(RUN) -m ruff format .
+
+bench-convert: $(VENV)/ready ## time the conversion (FULL=1: with 2.6 B parameters, too)
+	@$(RUN) -m benchmarks.convert --shape distill $(if $(FULL),generate) --write docs/performance.md
 
 clean: ## remove the environment and what tools left
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

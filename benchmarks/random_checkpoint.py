@@ -19,7 +19,8 @@ import ml_dtypes
 import numpy as np
 
 from convert.checkpoint import Array, DType
-from convert.formats.megatron import TRACKER, source_name
+from convert.formats.megatron import source_name
+from convert.formats.megatron_files import TRACKER
 from convert.sharding import REPLICATED, shard_shape
 from convert.torch_save import Pending, save
 from tf_model.config import GPT2Config

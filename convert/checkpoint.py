@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,6 +54,13 @@ class Checkpoint(Protocol):
             CheckpointError: the bytes are damaged, values are not finite, or ``dtype`` cannot hold them.
         """
         ...
+
+
+def empty(shape: Sequence[int], dtype: DType) -> Array:
+    """Memory for a whole tensor, at a multiple of 64 bytes: TensorFlow can then write it without a copy of its own."""
+    buffer = np.empty(math.prod(shape) * dtype.itemsize + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    return buffer[start : buffer.size - 64 + start].view(dtype).reshape(shape)
 
 
 def widest(dtypes: Iterable[DType]) -> DType:

@@ -197,13 +197,13 @@ def _stored_tensors(tf: Any, folder: Path, config: GPT2Config) -> dict[str, str]
         reader = tf.train.load_checkpoint(str(prefix))
         shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
     except (tf.errors.OpError, ValueError, RuntimeError) as error:
-        raise ConvertError(f"{prefix}.index: cannot be read: {str(error).splitlines()[0]}") from error
+        raise ConvertError(f"{prefix}.index: cannot be read: {(str(error).splitlines() or ['damaged'])[0]}") from error
     found = {match[1].replace("..", "."): match[0] for key in shapes if (match := _VARIABLE.fullmatch(key))}
     expected = config.tensor_shapes()
     wrong = [
         f"{name}: expected {'nothing' if shape is None else list(shape)}, "
         f"found {shapes[found[name]] if name in found else 'nothing'}"
-        for name, shape in {**dict.fromkeys(found), **expected}.items()
+        for name, shape in {**expected, **dict.fromkeys(sorted(found.keys() - expected.keys()))}.items()
         if name not in found or shape is None or tuple(shapes[found[name]]) != shape
     ]
     if wrong:

@@ -7,8 +7,11 @@ and mathematics, so that a mistake there is not made here too. Of the project it
 
 from __future__ import annotations
 
+import functools
+import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +19,20 @@ import numpy as np
 import torch
 from torch.nn.functional import layer_norm, linear
 
+from convert.errors import ConvertError
 from convert.torch_file import CheckpointError, Storage, TensorRef, load
 
 _TOKENS, _POSITIONS, _FINAL = "word_embeddings.weight", "position_embeddings.weight", "transformer.final_layernorm"
 _EPSILON = 1.0e-5  # of layer norms: transformer.py passes it, whatever the option of the training script says
 _HIDDEN = -10000.0  # what stands in the place of the score of a position that must not be seen
-_BLOCK = 1 << 24
-"""Elements of the token embedding that are float32 at a time as the output matrix: 64 MB."""
+_BLOCK = 1 << 22
+"""Elements of the token embedding that are float32 at a time as the output matrix: 16 MB."""
+
+_GROUP = 2048
+"""Tokens that go through the layers together: what bounds the memory of the activations."""
+
+_ROWS = 128
+"""Positions whose logits are made in one step: 15 MB with 30,000 tokens."""
 
 
 class MegatronReference:
@@ -77,7 +87,7 @@ class MegatronReference:
             x = x + self._attention(f"transformer.layers.{layer}", x, sizes)
             x = x + self._mlp(f"transformer.layers.{layer}", x)
             on_layer()
-        return list(x.split(sizes))
+        return list(torch.split(x, sizes))
 
     @torch.inference_mode()
     def project(self, rows: torch.Tensor) -> torch.Tensor:
@@ -135,7 +145,7 @@ class MegatronReference:
                 normed, self._weight(rank, f"{name}.query_key_value.weight"),
                 self._weight(rank, f"{name}.query_key_value.bias"),
             )  # fmt: skip
-            context = torch.cat([self._heads(part) for part in qkv.split(list(sizes))])
+            context = torch.cat([self._heads(part) for part in torch.split(qkv, list(sizes))])
             total += linear(context, self._weight(rank, f"{name}.dense.weight"))
         return total + self._weight(0, f"{name}.dense.bias")
 
@@ -162,7 +172,7 @@ class MegatronReference:
                 normed, self._weight(rank, f"{layer}.mlp.dense_h_to_4h.weight"),
                 self._weight(rank, f"{layer}.mlp.dense_h_to_4h.bias"),
             )  # fmt: skip
-            for rows in inner.split(256):
+            for rows in torch.split(inner, 256):
                 rows.copy_(_gelu(rows))
             total += linear(inner, self._weight(rank, f"{layer}.mlp.dense_4h_to_h.weight"))
         return total + self._weight(0, f"{layer}.mlp.dense_4h_to_h.bias")
@@ -191,3 +201,65 @@ def _shard(file: Path) -> Mapping[str, Any]:
     while state and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return state
+
+
+def spool(
+    files: Sequence[Path],
+    n_head: int,
+    prompts: Sequence[Sequence[int]],
+    output: Path,
+    on_progress: Callable[[float], object] = lambda share: None,
+) -> None:
+    """Writes the logits of all prompts to ``output``: float32, prompt after prompt, ``[S, V]`` each, no header.
+
+    Args:
+        files, n_head: as ``MegatronReference``.
+        prompts: as ``MegatronReference.rows_of``, of any length together.
+        output: tokens * V * 4 bytes; 0.2 GB for 1,572 tokens of 30,000.
+        on_progress: called after each layer with its share of the whole work.
+
+    Raises:
+        ConvertError: a shard cannot be read, or ``output`` not be written.
+    """
+    reference = MegatronReference(files, n_head)
+    tokens = sum(map(len, prompts))
+    try:
+        with output.open("wb") as file:
+            for group in _groups(prompts):
+                share = sum(map(len, group)) / tokens / reference.n_layer
+                for rows in reference.rows_of(group, functools.partial(on_progress, share)):
+                    for block in torch.split(rows, _ROWS):
+                        file.write(reference.project(block).numpy().data)
+    except OSError as error:
+        raise ConvertError(
+            f"{output}: {tokens * reference.vocab_size * 4 / 1e9:.2f} GB cannot be written: {error.strerror}: set "
+            "TMPDIR to a folder with more room"
+        ) from error
+
+
+def _groups(prompts: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
+    """Consecutive prompts of ``_GROUP`` tokens at most, or a single one."""
+    group: list[Sequence[int]] = []
+    for prompt in prompts:
+        if group and sum(map(len, group)) + len(prompt) > _GROUP:
+            yield group
+            group = []
+        group.append(prompt)
+    yield group
+
+
+def main() -> None:
+    """``spool`` in a process of its own: arguments as JSON on stdin, a line of JSON on stdout for each layer.
+
+    A line is the share of the work, or the text of an error, which is the last.
+    """
+    task = json.load(sys.stdin)
+    files = [Path(file) for file in task["files"]]
+    try:
+        spool(files, task["n_head"], task["prompts"], Path(task["output"]), lambda share: print(share, flush=True))
+    except ConvertError as error:
+        print(json.dumps(str(error)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -12,6 +12,9 @@ import numpy as np
 from convert.checkpoint import Array
 from convert.errors import ConvertError
 
+_BLOCK = 1 << 18
+"""Logits that are compared in one step: 2 MB as float64."""
+
 
 class VerificationError(ConvertError):
     """The converted model does not compute what the source does."""
@@ -188,6 +191,11 @@ class Comparison:
 
     def add(self, source: Array, converted: Array) -> None:
         """``source`` and ``converted``: float32 ``[N, V]``, the same positions."""
+        step = max(1, _BLOCK // source.shape[-1])
+        for at in range(0, len(source), step):
+            self._add(source[at : at + step], converted[at : at + step])
+
+    def _add(self, source: Array, converted: Array) -> None:
         # min and max of numpy keep a NaN, Python's do not
         self.low, self.high = float(np.minimum(self.low, source.min())), float(np.maximum(self.high, source.max()))
         with np.errstate(invalid="ignore"):  # inf - inf

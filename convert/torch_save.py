@@ -1,7 +1,7 @@
 """Writes the files that ``torch.save`` writes, one tensor at a time and without PyTorch.
 
-The zip format: ``archive/data.pkl`` is the pickled object, in which a tensor is the key, type and size of its storage;
-``archive/data/<key>`` are the bytes. So the pickle, which comes first, needs shapes and types only, and each tensor is
+The zip format: ``<prefix>/data.pkl`` is the pickled object, in which a tensor is the key, type and size of its storage;
+``<prefix>/data/<key>`` are the bytes. So the pickle, which comes first, needs shapes and types only, and each tensor is
 made when its turn has come. Source: ``torch/serialization.py`` (``_save``), ``torch/_utils.py`` and, for the alignment,
 ``caffe2/serialize/inline_container.cc``.
 
@@ -29,7 +29,7 @@ import numpy as np
 from convert.checkpoint import Array, DType, row_blocks
 from convert.torch_tensors import KNOWN, StorageType
 
-_PREFIX, _VERSION = "archive", b"3\n"
+_VERSION = b"3\n"
 _ALIGNMENT = 64
 """Bytes; the first byte of every entry is at a multiple of it, so that a mapped tensor is aligned."""
 _LOCAL_HEADER, _ZIP64_FIELD, _FIELD = 30, 20, struct.Struct("<2sH")
@@ -73,7 +73,7 @@ def save(path: Path, value: Any) -> None:
     """Writes ``value`` as a file for ``torch.load`` (``weights_only`` and ``mmap`` too).
 
     The file appears under its name when it is complete. The object is a tree: what is in it twice is written twice,
-    except a ``Pending``, which gives two tensors that share a storage. The same input gives the same bytes.
+    except a ``Pending``, which gives tensors that share a storage. The same input and file name give the same bytes.
 
     Args:
         value: dicts, ordered dicts, lists, tuples, str, int, float, bool, None, and ``Pending`` for tensors.
@@ -86,14 +86,15 @@ def save(path: Path, value: Any) -> None:
     pickled = _Pickle()
     pickled.write(value)
     with _appearing(path) as partial, zipfile.ZipFile(partial, "w") as archive:
-        with _entry(archive, "data.pkl", len(pickled.bytes) + 1) as file:
+        prefix = path.stem if path.stem.isascii() else "archive"  # the file's name, as PyTorch does it
+        with _entry(archive, f"{prefix}/data.pkl", len(pickled.bytes) + 1) as file:
             file.write(pickled.bytes + pickle.STOP)
-        with _entry(archive, "byteorder", len(sys.byteorder)) as file:
+        with _entry(archive, f"{prefix}/byteorder", len(sys.byteorder)) as file:
             file.write(sys.byteorder.encode())
         for key, tensor in enumerate(pickled.tensors):
-            with _entry(archive, f"data/{key}", tensor.count * tensor.dtype.itemsize) as file:
+            with _entry(archive, f"{prefix}/data/{key}", tensor.count * tensor.dtype.itemsize) as file:
                 _write_values(file, tensor)
-        with _entry(archive, "version", len(_VERSION)) as file:
+        with _entry(archive, f"{prefix}/version", len(_VERSION)) as file:
             file.write(_VERSION)
 
 
@@ -112,7 +113,7 @@ def _appearing(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def _entry(archive: zipfile.ZipFile, name: str, size: int) -> Iterator[IO[bytes]]:
     """A new entry of ``size`` bytes, not compressed; ``zipfile`` puts its CRC-32 into the header afterwards."""
-    info = zipfile.ZipInfo(f"{_PREFIX}/{name}")
+    info = zipfile.ZipInfo(name)
     large = size > zipfile.ZIP64_LIMIT
     header = _LOCAL_HEADER + len(info.filename) + _ZIP64_FIELD * large + _FIELD.size
     padding = -(archive.start_dir + header) % _ALIGNMENT
@@ -230,8 +231,9 @@ class _Pickle:
         for part in (str(key), "cpu", value.count):
             self.write(part)
         self.bytes += pickle.TUPLE + pickle.BINPERSID
-        for argument in (0, tuple(value.shape), _strides(value.shape), False, collections.OrderedDict()):
-            self.write(argument)
+        rest: tuple[Any, ...] = (0, tuple(value.shape), _strides(value.shape), False, collections.OrderedDict())
+        for item in rest:
+            self.write(item)
         self.bytes += pickle.TUPLE + pickle.REDUCE
 
 

@@ -24,7 +24,8 @@ from sentencepiece import sentencepiece_model_pb2
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from convert.formats.megatron import TRACKER, source_name
+from convert.formats.megatron import source_name
+from convert.formats.megatron_files import TRACKER
 from convert.sharding import split
 from tokenization.cpm import CPMTokenizer, segment
 
@@ -216,7 +217,6 @@ def main() -> None:
     }
     (args.output / "training.json").write_text(json.dumps(figures, indent=2) + "\n")
     write_shards(model, args.output, step)
-    (args.output / "last.pt").unlink()
 
 
 def write_shards(model: GPT2LMHeadModel, root: Path, step: int) -> None:

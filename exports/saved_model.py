@@ -24,6 +24,9 @@ from tf_model.gpt2 import GPT2
 _OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _WEIGHTS = "weights"
 
+ALIGNMENT = 64
+"""Bytes to which TensorFlow wants its buffers aligned."""
+
 
 def write_saved_model(
     folder: Path,
@@ -61,7 +64,7 @@ def write_saved_model(
         value = read(name, np.dtype(variable.dtype.as_numpy_dtype))
         if value.shape != tuple(variable.shape):
             raise ValueError(f"{name}: expected shape {tuple(variable.shape)}, found {value.shape}")
-        prefixes.append(_write_part(parts, len(prefixes), key, tf.constant(value, variable.dtype)))
+        prefixes.append(_write_part(parts, len(prefixes), key, _borrow(value)))
         del value
         on_file(Path(f"{prefixes[-1]}.data-00000-of-00001"))
     (folder / "variables").mkdir(exist_ok=True)
@@ -69,6 +72,15 @@ def write_saved_model(
         checkpoint_prefixes=prefixes, destination_prefix=str(folder / "variables" / "variables"), delete_old_dirs=False
     )
     shutil.rmtree(parts)
+
+
+def _borrow(value: np.ndarray) -> tf.Tensor:
+    """A tensor in the memory of ``value`` where TensorFlow can use that, so that the largest one is there only once."""
+    if value.ctypes.data % ALIGNMENT or not value.flags.c_contiguous:
+        return tf.constant(value)
+    if value.dtype == tf.bfloat16.as_numpy_dtype:  # which the exchange protocol of numpy does not know
+        return tf.bitcast(tf.experimental.dlpack.from_dlpack(value.view(np.uint16).__dlpack__()), tf.bfloat16)
+    return tf.experimental.dlpack.from_dlpack(value.__dlpack__())
 
 
 def _write_part(folder: Path, number: int, key: str, value: tf.Tensor) -> str:
