@@ -107,10 +107,7 @@ class ParityReport:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: numbers, strings, booleans and None."""
-        prompts = []
-        for prompt in self.prompts:
-            values = dataclasses.asdict(prompt)
-            prompts.append({**values, "top1": values.pop("agreeing") / prompt.tokens})
+        prompts = [{**dataclasses.asdict(prompt), "top1": prompt.agreeing / prompt.tokens} for prompt in self.prompts]
         return {
             "passed": self.passed,
             "dtype": self.dtype,
@@ -124,11 +121,11 @@ class ParityReport:
 
     def __str__(self) -> str:
         """One line."""
+        count = len(self.prompts)
         return (
-            f"{'same' if self.passed else 'DIFFERENT'} logits as the checkpoint's, {self.dtype}: "
-            f"largest difference {_number(self.max_abs_diff)}, KL {_number(self.kl)} nats, "
-            f"top-1 agreement {self.top1:.2%}, {len(self.prompts)} prompts up to "
-            f"{max(prompt.tokens for prompt in self.prompts)} tokens"
+            f"{self.dtype}: {'the same logits as' if self.passed else 'OTHER LOGITS than'} the checkpoint: largest "
+            f"difference {_number(self.max_abs_diff)}, KL {_number(self.kl)} nats, top-1 agreement {self.top1:.2%}; "
+            f"{count} prompt{'s'[: count != 1]} of up to {max(prompt.tokens for prompt in self.prompts)} tokens"
         )
 
     def table(self) -> str:

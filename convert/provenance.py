@@ -9,6 +9,7 @@ from pathlib import Path
 
 from convert import __version__
 from convert.checkpoint import Checkpoint
+from convert.parity import ParityReport
 from convert.releases import release_name
 from exports.assets import special_tokens
 from exports.hashing import Hasher
@@ -17,9 +18,18 @@ from exports.model_card import model_card
 from tokenization import Tokenizer
 
 
-def describe(folder: Path, checkpoint: Checkpoint, dtype: str, tokenizer: Tokenizer | None, hasher: Hasher) -> None:
+def describe(
+    folder: Path,
+    checkpoint: Checkpoint,
+    dtype: str,
+    tokenizer: Tokenizer | None,
+    hasher: Hasher,
+    parity: ParityReport | None,
+) -> None:
     """Writes the model card and, last of all, the manifest."""
     import tensorflow as tf
+
+    report = parity.to_dict() if parity else None
 
     sources = {str(file.relative_to(_root(checkpoint.files))): describe_file(file, hasher) for file in checkpoint.files}
     release = release_name([entry.get("sha1", "") for entry in sources.values()])
@@ -31,7 +41,7 @@ def describe(folder: Path, checkpoint: Checkpoint, dtype: str, tokenizer: Tokeni
         program=f"gpt2-savedmodel {__version__}",
         eos_token_id=special_tokens(tokenizer).eos_token_id,
         has_tokenizer=tokenizer is not None,
-        parity=None,
+        parity=report,
     )
     (folder / MODEL_CARD).write_text(card, "utf-8")
     content = {
@@ -44,7 +54,7 @@ def describe(folder: Path, checkpoint: Checkpoint, dtype: str, tokenizer: Tokeni
             **{name: version(name) for name in ("tensorflow", "keras", "numpy", "sentencepiece", "jieba")},
         },
         "fingerprint": tf.saved_model.experimental.read_fingerprint(str(folder)).singleprint(),
-        "parity": None,
+        "parity": report,
     }
     write_manifest(folder, content, hasher)
 

@@ -15,6 +15,7 @@ from convert.output import new_folder
 from convert.progress import progress
 from convert.provenance import describe
 from convert.releases import may_be_known
+from convert.verify import verify
 from exports.assets import special_tokens, write_assets
 from exports.hashing import Hasher
 from exports.quiet import quiet_stderr
@@ -59,6 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--iteration", metavar="N|release", help="which iteration, instead of the one that the tracker file names"
     )
+    parser.add_argument(
+        "--verify", action="store_true", help="compare the result with its source (see verify) before it appears"
+    )
     parser.add_argument("--force", action="store_true", help="replace DIR if it exists, once the new one is complete")
     parser.add_argument("--quiet", action="store_true", help="no progress bar and no closing line")
 
@@ -74,9 +78,15 @@ def run(args: argparse.Namespace) -> None:
             for file in checkpoint.files:
                 hasher.add(file, ("sha256", "sha1") if known else ("sha256",))
             _write(folder, checkpoint, args.dtype, tokenizer, hasher, args.quiet)
-            describe(folder, checkpoint, args.dtype, tokenizer, hasher)
+            parity = None
+            if args.verify:
+                parity = verify(checkpoint, folder, quiet=args.quiet)
+                parity.check(folder)
+            describe(folder, checkpoint, args.dtype, tokenizer, hasher, parity)
         written = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     if not args.quiet:
+        if parity:
+            print(parity)
         print(
             f"{checkpoint.config.parameter_count:,} parameters as {args.dtype}, {written / 1e6:,.1f} MB, "
             f"{time.monotonic() - started:.1f} s; load it with: "

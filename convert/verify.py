@@ -93,7 +93,7 @@ def _spare_memory() -> None:
     """Sets TensorFlow, unless it is in use already, to run one operation at a time and without oneDNN.
 
     oneDNN keeps copies of weights in other layouts, 0.6 GB for a vocabulary of 30,000 and h = 2560, and its results
-    depend on the processor. The C library would keep what TensorFlow frees, 0.1 GB; memory that is mapped it gives back.
+    depend on the processor. The C library would keep 0.1 GB of what TensorFlow frees, but not what it has mapped.
     """
     if "tensorflow" in sys.modules:
         return
@@ -189,10 +189,11 @@ def _spool_source(
         "prompts": prompts,
         "output": str(output),
     }
+    path = filter(None, sys.path)
     process = subprocess.Popen(
         [sys.executable, "-m", "convert.parallel_reference"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
-        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": f"{_MAPPED}", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(_MAPPED), "PYTHONPATH": os.pathsep.join(path)},
         start_new_session=True,  # Ctrl-C comes to us alone, and we end it
     )  # fmt: skip
     assert process.stdin

@@ -69,8 +69,7 @@ def _parity(report: Mapping[str, Any] | None) -> str:
     if report is None:
         return "It was not compared with its source when it was converted; `python -m convert verify` does that."
     rows = "\n".join(
-        f"| {prompt['tokens']} | {prompt['max_abs_diff']:.3g} | {prompt['kl_divergence']:.3g} "
-        f"| {prompt['top1_agreement']:.2%} |"
+        f"| {prompt['tokens']} | {prompt['max_abs_diff']:.3g} | {prompt['kl']:.3g} | {prompt['top1']:.2%} |"
         for prompt in report["prompts"]
     )
     return (

@@ -63,6 +63,31 @@ def test_content(model: Path) -> None:
         assert path.is_dir() or str(model.parent).encode() not in path.read_bytes(), path
 
 
+def test_verified_while_converting(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "model"
+    arguments = ["--checkpoint", str(checkpoint), "--output", str(output), "--heads", "6", "--verify"]
+    assert main(["pytorch-to-tf", *arguments]) == 0
+    assert "the same logits as the checkpoint" in capsys.readouterr().out
+    parity = json.loads((output / MANIFEST).read_text())["parity"]
+    assert parity["passed"] is True
+    assert 0 < parity["max_abs_diff"] < 1e-4
+    assert max(prompt["tokens"] for prompt in parity["prompts"]) == CONFIG.n_positions
+    card = (output / "assets.extra" / "README.md").read_text()
+    assert f"| {CONFIG.n_positions} | " in card
+
+
+def test_a_wrong_conversion_does_not_appear(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tf_model import layers
+
+    monkeypatch.setitem(layers.ACTIVATION_FUNCTIONS, "gelu_new", layers.ACTIVATION_FUNCTIONS["gelu"])
+    arguments = ["--checkpoint", str(checkpoint), "--output", str(tmp_path / "model"), "--heads", "6", "--verify"]
+    assert main(["pytorch-to-tf", *arguments, "--quiet"]) == 3
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_same_input_gives_the_same_variables(checkpoint: Path, model: Path, tmp_path: Path) -> None:
     again = convert(checkpoint, tmp_path / "again")
     for file in (model / "variables").iterdir():
