@@ -56,9 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         COMMANDS[args.command].run(args)
+        sys.stdout.flush()
     except (ConvertError, ConfigError, TokenizerError) as error:
         print("error:", " ".join(str(error).split("\n")), file=sys.stderr)
         return error.exit_code if isinstance(error, ConvertError) else 2
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("error: interrupted; nothing was left behind", file=sys.stderr)
         return 130

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,13 @@ class ParityReport:
             "top1": self.top1,
             "prompts": prompts,
         }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ParityReport:
+        """The inverse of ``to_dict``."""
+        names = [field.name for field in dataclasses.fields(PromptParity)]
+        prompts = (PromptParity(**{name: prompt[name] for name in names}) for prompt in values["prompts"])
+        return cls(values["dtype"], Tolerance(**values["bounds"]), values["seed"], tuple(prompts))
 
     def __str__(self) -> str:
         """One line."""

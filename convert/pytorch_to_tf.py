@@ -15,7 +15,7 @@ from convert.output import new_folder
 from convert.progress import progress
 from convert.provenance import describe
 from convert.releases import may_be_known
-from convert.verify import verify
+from convert.verify import verify_apart
 from exports.assets import special_tokens, write_assets
 from exports.hashing import Hasher
 from exports.quiet import quiet_stderr
@@ -80,8 +80,9 @@ def run(args: argparse.Namespace) -> None:
             _write(folder, checkpoint, args.dtype, tokenizer, hasher, args.quiet)
             parity = None
             if args.verify:
-                parity = verify(checkpoint, folder, quiet=args.quiet)
-                parity.check(folder)
+                heads = checkpoint.config.n_head
+                parity = verify_apart(args.checkpoint, folder, heads, args.iteration, quiet=args.quiet)
+                parity.check(args.output)
             describe(folder, checkpoint, args.dtype, tokenizer, hasher, parity)
         written = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     if not args.quiet:

@@ -24,7 +24,7 @@ import numpy as np
 from convert.checkpoint import Array, Checkpoint
 from convert.errors import ConvertError
 from convert.formats.megatron import open_megatron
-from convert.parity import TOLERANCES, Comparison, ParityReport, PromptParity
+from convert.parity import TOLERANCES, Comparison, ParityReport, PromptParity, VerificationError
 from convert.progress import progress
 from exports.assets import CONFIG
 from exports.quiet import quiet_stderr
@@ -159,6 +159,42 @@ def verify(
                 results[number] = comparison.result()
                 del converted  # a prompt's logits: not beside those of the next
     return ParityReport(dtype, bounds, seed, tuple(results[number] for number in range(len(prompts))))
+
+
+def verify_apart(checkpoint: Path, folder: Path, n_head: int, iteration: str | None, *, quiet: bool) -> ParityReport:
+    """``verify`` with its own prompts, by the command of that name in another process.
+
+    What writing the SavedModel has left in this one, TensorFlow with its buffers, is not beside the model then.
+
+    Raises:
+        ConvertError: as ``verify``.
+    """
+    options = ["--heads", str(n_head), *([] if iteration is None else ["--iteration", iteration])]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "convert", "verify", str(checkpoint), str(folder), "--json", *options],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )  # fmt: skip
+    assert process.stdout
+    assert process.stderr
+    error = ""
+    try:
+        for line in process.stderr:
+            if line.startswith("error: "):
+                error = line.removeprefix("error: ").rstrip()
+            elif not quiet:
+                print(line, end="", file=sys.stderr, flush=True)
+        output = process.stdout.read()
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+    if process.returncode not in (0, VerificationError.exit_code):
+        raise ConvertError(error or f"verify ended with code {process.returncode} (-9: too little memory)")
+    return ParityReport.from_dict(json.loads(output))
 
 
 def random_prompts(config: GPT2Config) -> list[list[int]]:

@@ -246,6 +246,12 @@ def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -
     assert "exit codes:" in text
 
 
+def test_a_reader_that_has_seen_enough(root: Path) -> None:
+    command = f"'{sys.executable}' -m convert inspect '{root}' | true; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) in ((128 + signal.SIGPIPE, ""), (0, ""))
+
+
 def test_usage_errors_have_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in ([], ["nonsense"], ["pytorch-to-tf"], ["pytorch-to-tf", "--dtype", "int3"]):
         with pytest.raises(SystemExit) as exit_:

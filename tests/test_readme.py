@@ -14,7 +14,9 @@ import pytest
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text("utf-8")
-COMMANDS = sorted({line for block in re.findall(r"```\n(.*?)```", README, re.DOTALL) for line in block.splitlines()})
+COMMANDS = list(
+    dict.fromkeys(line for block in re.findall(r"```\n(.*?)```", README, re.DOTALL) for line in block.splitlines())
+)
 INLINE = re.findall(r"`(\.venv/bin/python [^`]+)`", README)
 
 
@@ -35,11 +37,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_convert_then_load_and_sample(folder: Path) -> None:
-    conversions = [line for line in COMMANDS if "-m convert" in line]
-    assert len(conversions) == 1  # English and Chinese give the same command
-    program, *arguments = shlex.split(conversions[0])
-    assert program == ".venv/bin/python"
-    assert "3,8" in run([sys.executable, *arguments], folder)
+    commands = [shlex.split(line) for line in COMMANDS if line.startswith(".venv/bin/python")]
+    assert [arguments[3] for arguments in commands] == ["pytorch-to-tf", "inspect", "verify", "check"]
+    for (_, *arguments), words in zip(
+        commands, ("parameters as", "4 layers", "the same logits", "as it was"), strict=True
+    ):
+        assert words in run([sys.executable, *arguments], folder)
     code = README.split("```python\n")[1].split("```")[0]
     assert len(code.splitlines()) == 6
     (folder / "sample.py").write_text("import warnings; warnings.simplefilter('ignore')\n" + code, "utf-8")

@@ -84,7 +84,9 @@ def test_a_wrong_conversion_does_not_appear(
     monkeypatch.setitem(layers.ACTIVATION_FUNCTIONS, "gelu_new", layers.ACTIVATION_FUNCTIONS["gelu"])
     arguments = ["--checkpoint", str(checkpoint), "--output", str(tmp_path / "model"), "--heads", "6", "--verify"]
     assert main(["pytorch-to-tf", *arguments, "--quiet"]) == 3
-    assert capsys.readouterr().err.count("\n") == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path / 'model'}: does not compute what the checkpoint does")
+    assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
