@@ -5,7 +5,7 @@
 Each case is a random checkpoint of float16. The three are run in turn, each in a process of its own whose peak resident
 memory the kernel reports. Before each of them its input is read once and the disk is synchronised: the page cache is
 warm for all three, and none pays for what another one wrote. ``cp`` copies a file of half of the bytes that this
-program reads and writes together, so it moves as many; unlike this program it does not wait for the disk at its end.
+program reads and writes together, so it moves as many. It is timed without and with a ``sync``, which this program does.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ class Result:
     moved: int
     ours: list[Run]
     cp: list[Run]
+    flushed: list[Run]
     notebook: list[Run]
 
 
@@ -158,7 +159,7 @@ def measure(case: Case, folder: Path, repeat: int) -> Result:
     ours = [*python, "convert", "pytorch-to-tf", "--checkpoint", root, "--quiet", *options]
     notebook = [*python, "benchmarks.notebook_way", "--checkpoint", files[0].parent, *options]
     enough = available_memory() >= case.notebook_memory
-    result, bytes_read = Result(case, 0, [], [], []), sum(file.stat().st_size for file in files)
+    result, bytes_read = Result(case, 0, [], [], [], []), sum(file.stat().st_size for file in files)
     for _ in range(repeat):
         warm(files)
         result.ours.append(run(ours))
@@ -168,7 +169,8 @@ def measure(case: Case, folder: Path, repeat: int) -> Result:
         if not copied.exists():
             write_file(copied, result.moved // 2)
         warm([copied])
-        result.cp.append(run(["cp", "--reflink=never", copied, output]))
+        result.cp.append(copy := run(["cp", "--reflink=never", copied, output]))
+        result.flushed.append(Run(copy.seconds + run(["sync", output]).seconds, copy.peak))
         output.unlink()
         if enough:
             warm(files)
@@ -191,31 +193,36 @@ def machine() -> str:
     )
 
 
-def _cells(runs: list[Run], cp: float) -> tuple[str, str, str]:
-    """Median time, how many times that of ``cp`` it is, and the highest peak."""
+def _seconds(runs: list[Run]) -> float:
+    return statistics.median(run.seconds for run in runs)
+
+
+def _cells(runs: list[Run], *others: list[Run]) -> tuple[str, ...]:
+    """Median time, how many times that of each of ``others`` it is, and the highest peak."""
     if not runs:
-        return "-", "-", "-"
-    seconds = statistics.median(run.seconds for run in runs)
-    return f"{seconds:.1f} s", f"{seconds / cp:.1f}", f"{max(run.peak for run in runs) / 1e9:.2f} GB"
+        return ("-",) * (2 + len(others))
+    ratios = (f"{_seconds(runs) / _seconds(other):.1f}" for other in others)
+    return f"{_seconds(runs):.1f} s", *ratios, f"{max(run.peak for run in runs) / 1e9:.2f} GB"
 
 
 def table(results: list[Result], load: float) -> str:
     """The results as Markdown, with the conditions under which they came about."""
     head = (
-        "model", "shards", "written as", "read + written", "`cp`", "this program", "x `cp`", "peak memory",
-        "notebooks' way", "x `cp`", "peak memory",
+        "model", "shards", "written as", "read + written", "`cp`", "`cp`, `sync`", "this program", "x `cp`",
+        "x `cp`, `sync`", "peak memory", "notebooks' way", "x `cp`, `sync`", "peak memory",
     )  # fmt: skip
     rows = [head, ("---",) * len(head)]
     for result in results:
-        case, cp = result.case, statistics.median(run.seconds for run in result.cp)
+        case = result.case
         first = (f"{case.shape}, {case.config.parameter_count / 1e6:,.0f} M", str(case.p), case.dtype)
         rows.append(
             (
                 *first,
                 f"{result.moved / 1e9:.2f} GB",
-                f"{cp:.1f} s",
-                *_cells(result.ours, cp),
-                *_cells(result.notebook, cp),
+                f"{_seconds(result.cp):.1f} s",
+                f"{_seconds(result.flushed):.1f} s",
+                *_cells(result.ours, result.cp, result.flushed),
+                *_cells(result.notebook, result.flushed),
             )
         )
     lines = [f"| {' | '.join(row)} |" for row in rows]
@@ -229,7 +236,7 @@ def table(results: list[Result], load: float) -> str:
     conditions = (
         f"{machine()}; load average when it began: {load:.1f}. Median time and highest peak (resident memory of the "
         f"process) of {repeat} run{'s'[: repeat != 1]} each, in turn, with a warm page cache. `cp` moves as many bytes "
-        "as this program reads and writes; it does not wait until they are on the disk, which this program does. "
+        "as this program reads and writes; with `sync` it waits until they are on the disk, as this program does. "
         "Random weights, float16 in the checkpoint; `python -m benchmarks.convert`."
     )
     return "\n".join([*lines, "", textwrap.fill(conditions, 120, break_on_hyphens=False)])

@@ -88,7 +88,7 @@ def test_it_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = capfd.readouterr().out
     rows = [line.strip("| ").split(" | ") for line in out.splitlines() if line.startswith("| 2x16x4x40x8")]
     assert [row[1:3] for row in rows] == [["2", "float32"]]
-    assert len(rows[0]) == 11
+    assert len(rows[0]) == 13
     assert "-" not in rows[0]
     assert "RAM" in out
     assert document.read_text() == (
@@ -101,8 +101,12 @@ def test_too_little_memory_for_the_notebooks_way() -> None:
     case = benchmark.Case("generate", 2, "float32")
     assert 21.5e9 < case.notebook_memory < 22.5e9
     text = benchmark.table([benchmark.Result(case, 15_600_000_000, [benchmark.Run(60.0, 10**9)] * 2,
-                                             [benchmark.Run(20.0, 10**6)] * 2, [])], 0.0)  # fmt: skip
-    assert "| generate, 2,597 M | 2 | float32 | 15.60 GB | 20.0 s | 60.0 s | 3.0 | 1.00 GB | - | - | - |" in text
+                                             [benchmark.Run(20.0, 10**6)] * 2,
+                                             [benchmark.Run(40.0, 10**6)] * 2, [])], 0.0)  # fmt: skip
+    assert (
+        "| generate, 2,597 M | 2 | float32 | 15.60 GB | 20.0 s | 40.0 s | 60.0 s | 3.0 | 1.5 | 1.00 GB | - | - | - |"
+        in text
+    )
     assert "22 GB of memory were not free" in text
 
 
