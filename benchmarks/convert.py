@@ -5,7 +5,7 @@
 Each case is a random checkpoint of float16. The three are run in turn, each in a process of its own whose peak resident
 memory the kernel reports. Before each of them its input is read once and the disk is synchronised: the page cache is
 warm for all three, and none pays for what another one wrote. ``cp`` copies a file of half of the bytes that this
-program reads and writes together, so it moves as many. It is timed without and with a ``sync``, which this program does.
+program reads and writes together, so it moves as many. It is timed without and with a ``sync``, as this program does.
 """
 
 from __future__ import annotations
