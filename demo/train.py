@@ -18,13 +18,14 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import sentencepiece
 import torch
 from sentencepiece import sentencepiece_model_pb2
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from convert.formats.megatron import source_name
+from convert.formats.megatron import open_megatron, source_name
 from convert.formats.megatron_files import TRACKER
 from convert.sharding import split
 from tokenization.cpm import CPMTokenizer, segment
@@ -154,6 +155,8 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=40, help="length of the training (default %(default)s)")
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="go on from the weights of an earlier --output")
+    parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate (default %(default)s)")
     parser.add_argument("--vocabulary-size", type=int, default=6000)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=208)
@@ -179,11 +182,13 @@ def main() -> None:
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     model = GPT2LMHeadModel(config)
+    if args.resume:
+        read_shards(model, args.resume, args.heads)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{parameters:,} parameters, {sum(map(len, train)):,} tokens, {len(train)} poems")
     weight = torch.ones(tokenizer.vocab_size)
     weight[[*{i for mark in "。，、\n" for i in tokenizer.encode(mark)}, tokenizer.eod_id]] = FORM_WEIGHT
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.1, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.rate, weight_decay=0.1, betas=(0.9, 0.98))
     start, step, epoch, loss = time.time(), 0, 0, math.inf
     budget = args.minutes * 60
     while (elapsed := time.time() - start) < budget:
@@ -193,7 +198,7 @@ def main() -> None:
             if elapsed > budget:
                 break
             for group in optimizer.param_groups:  # warm-up, then a cosine down to nothing at the end of the budget
-                group["lr"] = 2e-3 * min(1, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * elapsed / budget))
+                group["lr"] = args.rate * min(1, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * elapsed / budget))
             batch_loss, _ = loss_of(model, batch, tokenizer.pad_token_id, weight)
             batch_loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -217,6 +222,14 @@ def main() -> None:
     }
     (args.output / "training.json").write_text(json.dumps(figures, indent=2) + "\n")
     write_shards(model, args.output, step)
+
+
+def read_shards(model: GPT2LMHeadModel, root: Path, heads: int) -> None:
+    """The inverse of ``write_shards``."""
+    checkpoint = open_megatron(root, n_head=heads)
+    for name, tensor in model.transformer.state_dict().items():
+        value = torch.from_numpy(checkpoint.read(name, np.dtype(np.float32)))
+        tensor.copy_(value.T if value.ndim == 2 and not name.startswith("w") else value)
 
 
 def write_shards(model: GPT2LMHeadModel, root: Path, step: int) -> None:
