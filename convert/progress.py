@@ -26,7 +26,7 @@ def progress(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable
 
 
 class _Lines:
-    """Prints ``what: 3.1 of 10.4 GB, 0.41 GB/s, 00:18 left`` when the last line is long enough ago."""
+    """Prints ``what: 3.10G of 10.4GB, 412MB/s, 00:18 left`` when the last line is long enough ago."""
 
     def __init__(self, what: str, total: int) -> None:
         self.what, self.total, self.done = what, total, 0
@@ -40,8 +40,5 @@ class _Lines:
         self.printed = now
         rate = self.done / (now - self.started)
         left = tqdm.format_interval(max(0, self.total - self.done) / rate)
-        print(
-            f"{self.what}: {self.done / 1e9:.2f} of {self.total / 1e9:.2f} GB, {rate / 1e9:.2f} GB/s, {left} left",
-            file=sys.stderr,
-            flush=True,
-        )
+        done, total, per_second = (tqdm.format_sizeof(value) for value in (self.done, self.total, rate))
+        print(f"{self.what}: {done} of {total}B, {per_second}B/s, {left} left", file=sys.stderr, flush=True)

@@ -24,7 +24,8 @@ def run(arguments: list[str], folder: Path) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert result.stderr == ""
+    noise = [line for line in result.stderr.splitlines() if not re.match("(convert|source|converted): .* left$", line)]
+    assert not noise
     return result.stdout
 
 
@@ -40,7 +41,7 @@ def test_convert_then_load_and_sample(folder: Path) -> None:
     commands = [shlex.split(line) for line in COMMANDS if line.startswith(".venv/bin/python")]
     assert [arguments[3] for arguments in commands] == ["pytorch-to-tf", "inspect", "verify", "check"]
     for (_, *arguments), words in zip(
-        commands, ("parameters as", "4 layers", "the same logits", "as it was"), strict=True
+        commands, ("parameters as", "3,389,152", "the same logits", "as it was"), strict=True
     ):
         assert words in run([sys.executable, *arguments], folder)
     code = README.split("```python\n")[1].split("```")[0]

@@ -18,8 +18,8 @@ def test_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
         for count in (1_000_000_000, 1_750_000_000, 250_000_000, 2_500_000_000):
             done(count)
     assert capsys.readouterr().err.splitlines() == [
-        "convert: 2.75 of 10.00 GB, 0.50 GB/s, 00:14 left",
-        "convert: 5.50 of 10.00 GB, 0.50 GB/s, 00:09 left",
+        "convert: 2.75G of 10.0GB, 500MB/s, 00:14 left",
+        "convert: 5.50G of 10.0GB, 500MB/s, 00:09 left",
     ]
 
 

@@ -1,0 +1,75 @@
+"""The demo: the checkpoint in the repository, converted and sampled, writes poems in the form of their tune."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from difflib import SequenceMatcher
+from pathlib import Path
+
+import pytest
+
+from convert.__main__ import main
+from demo.__main__ import CHECKPOINT, HEADS, TUNES, verses
+from tests.conftest import ROOT
+from tokenization import CPMTokenizer
+
+FORMS = {"浣溪沙": [7, 7, 7, 7, 7, 7], "菩萨蛮": [7, 7, 5, 5, 5, 5, 5, 5], "西江月": [6, 6, 7, 6, 6, 6, 7, 6]}
+"""Characters of each phrase, from any handbook of ci."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "model"
+    arguments = ["--checkpoint", str(CHECKPOINT), "--tokenizer", str(CHECKPOINT / "tokenizer"), "--heads", str(HEADS)]
+    assert main(["pytorch-to-tf", *arguments, "--output", str(folder), "--quiet"]) == 0
+    return folder
+
+
+def phrases(poem: str) -> list[int]:
+    """Characters of each phrase, without the tune's name."""
+    return [len(phrase) for phrase in re.split("[，。、\n]+", poem.partition("\n")[2]) if phrase]
+
+
+@pytest.mark.parametrize("tune", FORMS)
+def test_poems_have_the_form_of_their_tune(model: Path, tune: str) -> None:
+    likeness = []
+    for poem in verses(model, [tune], 20):
+        assert poem.startswith(f"{tune}\n")
+        likeness.append(SequenceMatcher(None, FORMS[tune], phrases(poem), autojunk=False).ratio())
+    assert sum(likeness) / len(likeness) > 0.6  # 1 is the form itself
+
+
+def test_it_prints_poems_within_a_minute() -> None:
+    started = time.monotonic()
+    result = subprocess.run([sys.executable, "-m", "demo"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert all(line.startswith("convert: ") for line in result.stderr.splitlines())  # progress, where that is slow
+    assert time.monotonic() - started < 60
+    closing, *poems = result.stdout.strip().split("\n\n")
+    assert "hub.load" in closing
+    assert [poem.splitlines()[0] for poem in poems] == list(TUNES)
+    for poem in poems:
+        assert len(poem) > 20
+        assert poem[-1] in "。，、"
+        assert not set("▁▂▃<>") & set(poem)
+
+
+def test_the_checkpoint_is_small_and_its_vocabulary_is_laid_out_as_cpms() -> None:
+    assert sum(file.stat().st_size for file in CHECKPOINT.rglob("*") if file.is_file()) < 10_000_000
+    tokenizer = CPMTokenizer(CHECKPOINT / "tokenizer")
+    pieces = [tokenizer._model.id_to_piece(i) for i in range(11)]
+    assert pieces == ["<unk>", "<s>", "</s>", "▃", "<sep>", "<pad>", "<mask>", "<eod>", "▁", ",", "▂"]
+    assert tokenizer.vocab_size == 6000
+    assert tokenizer.encode("\n") == [8, 3]
+    text = "浣溪沙\n一曲新词酒一杯，去年天气旧亭台。"
+    assert tokenizer.decode(tokenizer.encode(text)) == text.replace("，", ",")
+
+
+def test_the_loss_is_on_record() -> None:
+    figures = json.loads((CHECKPOINT / "training.json").read_text())
+    assert 2_000_000 < figures["parameters"] < 4_500_000
+    assert figures["held_out_loss_nats_per_token"] < 4.2
