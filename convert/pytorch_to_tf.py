@@ -20,7 +20,7 @@ from exports.assets import special_tokens, write_assets
 from exports.hashing import Hasher
 from exports.quiet import quiet_stderr
 from tf_model.config import DTYPES
-from tokenization import CPMTokenizer, Tokenizer, TokenizerError
+from tokenization import Tokenizer, TokenizerError, load_tokenizer
 
 HELP = "Megatron or DeepSpeed shards of a GPT-2 (CPM) -> a TensorFlow SavedModel"
 DESCRIPTION = """\
@@ -46,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer",
         type=Path,
         metavar="DIR",
-        help="folder with CPM's chinese_vocab.model, to be stored in the SavedModel (without: it knows token ids only)",
+        help="folder with the tokenizer's own files (CPM: chinese_vocab.model; BERT: vocab.txt; GPT-2: vocab.json and "
+        "merges.txt), to be stored in the SavedModel; without, it knows token ids only",
     )
     parser.add_argument(
         "--dtype", choices=DTYPES, default=DTYPES[0], help="type of the weights written (default: %(default)s)"
@@ -96,9 +97,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
-    if not path.exists():
-        raise TokenizerError(f"{path}: no such folder; --tokenizer wants the folder of CPM's chinese_vocab.model")
-    tokenizer = CPMTokenizer(path)
+    tokenizer = load_tokenizer(path)
     if tokenizer.vocab_size > vocab_size:
         raise TokenizerError(
             f"{path}: a vocabulary of {tokenizer.vocab_size} pieces, but the model has {vocab_size}: not its tokenizer"

@@ -29,7 +29,7 @@ from convert.progress import progress
 from exports.assets import CONFIG
 from exports.quiet import quiet_stderr
 from tf_model.config import DTYPES, GPT2Config
-from tokenization import CPMTokenizer, Tokenizer
+from tokenization import Tokenizer, TokenizerError, load_tokenizer
 
 HELP = "compare the logits of a SavedModel with those of the checkpoint it was made from"
 DESCRIPTION = """\
@@ -368,9 +368,7 @@ def _read_prompts(path: Path, folder: Path, config: GPT2Config) -> list[list[int
 
 
 def _tokenizer(folder: Path) -> Tokenizer:
-    assets = folder / "assets"
-    if not any(assets.glob("*.model")):
-        raise ConvertError(
-            f"{folder}: has no tokenizer in assets/: convert with --tokenizer, or verify without --prompts"
-        )
-    return CPMTokenizer(assets)
+    try:
+        return load_tokenizer(folder / "assets")
+    except TokenizerError as error:
+        raise ConvertError(f"{error}: convert with --tokenizer, or verify without --prompts") from error

@@ -110,7 +110,7 @@ def assert_refused(code: int, root: Path, words: str, capsys: pytest.CaptureFixt
         (["--iteration", "7"], "80000"),
         (["--iteration", "soon"], "soon"),
         (["--tokenizer", "absent"], "absent"),
-        (["--tokenizer", "."], "found none"),
+        (["--tokenizer", "."], "no tokenizer"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

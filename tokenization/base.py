@@ -1,8 +1,9 @@
-"""What every tokenizer offers."""
+"""What every tokenizer offers, and the checks that they share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -11,15 +12,92 @@ class TokenizerError(ValueError):
     """A vocabulary that cannot be used, or input that it cannot encode or decode; the message is one line."""
 
 
+class StreamDecoder(Protocol):
+    """The text of one row of tokens, as they come: never half a character, and nothing that would change later.
+
+    ``"".join(map(push, ids)) + finish()`` is ``decode(ids)``.
+    """
+
+    def push(self, token_id: int) -> str:
+        """The text that ``token_id`` completes; often nothing, when it ends within a character."""
+        ...
+
+    def finish(self) -> str:
+        """What was held back; no token may be pushed afterwards."""
+        ...
+
+
 class Tokenizer(Protocol):
-    """Text to token ids and back, and the files that make it."""
+    """Text to token ids and back, and the files that make it.
+
+    Text never becomes a special id: ``<eod>``, ``[SEP]`` or ``<|endoftext|>`` typed in a text stays ordinary pieces.
+    """
 
     vocab_size: int
     eos_token_id: int
     pad_token_id: int
+    start_token_ids: tuple[int, ...]
+    """What the model was trained to see in front of every text; ``encode_prompt`` puts it there."""
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str, *, append_eod: bool = False) -> list[int]:
+        """Token ids of ``text``, with nothing added in front; ``append_eod`` puts the end of a document behind them."""
+        ...
 
-    def decode(self, ids: Iterable[int]) -> str: ...
+    def encode_prompt(self, text: str) -> list[int]:
+        """What generation starts from, never empty; where nothing is known to start from, an empty text is an error."""
+        ...
 
-    def save(self, folder: str | Path) -> list[Path]: ...
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ``ids``; padding is nothing, the end of a document stays visible."""
+        ...
+
+    def stream_decoder(self) -> StreamDecoder:
+        """A new decoder for the tokens of one row."""
+        ...
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Copies the tokenizer's own files into ``folder``, unchanged."""
+        ...
+
+
+def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
+    """The text of ``ids`` in parts, each as soon as its tokens are there; no part is empty."""
+    decoder = tokenizer.stream_decoder()
+    for token_id in ids:
+        if part := decoder.push(token_id):
+            yield part
+    if part := decoder.finish():
+        yield part
+
+
+def checked_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
+    """``ids`` as Python's own integers; an error names the first that is outside the vocabulary."""
+    numbers = [int(i) for i in ids]
+    for i in numbers:
+        if not 0 <= i < vocab_size:
+            raise TokenizerError(f"token id {i} is outside the vocabulary (0 to {vocab_size - 1})")
+    return numbers
+
+
+def checked_text(text: str) -> str:
+    """``text``, which no tokenizer can encode when it has half a surrogate pair in it."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise TokenizerError(f"text cannot be encoded: half a surrogate pair at character {error.start}") from error
+    return text
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file, its line ends as line feeds."""
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise TokenizerError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"{path}: not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}") from error
+
+
+def copy_files(files: Iterable[Path], folder: str | Path) -> list[Path]:
+    """Copies ``files`` under their own names; returns the copies."""
+    return [Path(shutil.copyfile(file, Path(folder) / file.name)) for file in files]

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from tokenization.base import TokenizerError
+from tokenization.base import StreamDecoder, TokenizerError, checked_ids, checked_text, copy_files
 
 SPACE, NEWLINE = "\u2582", "\u2583"
 _TO_PIECES = str.maketrans({" ": SPACE, "\n": NEWLINE})
@@ -69,6 +68,38 @@ def _load_model(path: Path) -> Any:
         raise TokenizerError(f"{path}: not a SentencePiece model: {str(error) or type(error).__name__}") from error
 
 
+class GrowingText:
+    """A ``StreamDecoder`` for any ``decode``: decodes all tokens again at each one and gives what is new.
+
+    Replacement characters at the end are held back: the next token may complete the character. Should ``decode``
+    change text that was given already, nothing more is given until it agrees again, or until ``finish``.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+        self._decode = decode
+        self._ids: list[int] = []
+        self._given = ""
+
+    def push(self, token_id: int) -> str:
+        # Decoded before it is kept: after an id that is refused, the stream goes on as if it had not come.
+        text = self._decode([*self._ids, token_id])
+        self._ids.append(token_id)
+        if not text.startswith(self._given):
+            return ""
+        part = text[len(self._given) :].rstrip("\ufffd")
+        self._given += part
+        return part
+
+    def finish(self) -> str:
+        text = self._decode(self._ids)
+        agreed = 0
+        for ours, theirs in zip(self._given, text, strict=False):
+            if ours != theirs:
+                break
+            agreed += 1
+        return text[agreed:]
+
+
 class CPMTokenizer:
     """Text to CPM's token ids and back.
 
@@ -92,6 +123,7 @@ class CPMTokenizer:
         self.vocab_size: int = self._model.get_piece_size()
         self.eos_token_id = self._special(EOD)
         self.pad_token_id = self._special(PAD)
+        self.start_token_ids: tuple[int, ...] = ()
         if self._model.piece_to_id(NEWLINE) == self._model.unk_id():
             raise TokenizerError(f"{models[0]}: not a vocabulary of CPM: it has no piece {NEWLINE} (U+2583, line feed)")
         vocabulary = models[0].parent / "vocab.json"
@@ -126,22 +158,25 @@ class CPMTokenizer:
 
     def encode(self, text: str, *, append_eod: bool = False) -> list[int]:
         """Token ids of ``text``, with nothing added in front; ``append_eod`` puts ``<eod>`` behind them."""
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise TokenizerError(f"text cannot be encoded: half a surrogate pair at character {error.start}") from error
-        ids: list[int] = self._model.encode(segment(text))
+        ids: list[int] = self._model.encode(segment(checked_text(text)))
         return [*ids, self.eos_token_id] if append_eod else ids
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """``encode(text)``; an error where that is nothing: CPM has no token that begins a document."""
+        ids = self.encode(text)
+        if not ids:
+            raise TokenizerError("the prompt has no tokens, and CPM has none to start from: expected some text")
+        return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``; padding and the other control ids become nothing, ``<eod>`` stays visible."""
-        numbers = [int(i) for i in ids]
-        for i in numbers:
-            if not 0 <= i < self.vocab_size:
-                raise TokenizerError(f"token id {i} is outside the vocabulary (0 to {self.vocab_size - 1})")
-        text: str = self._model.decode(numbers)
+        text: str = self._model.decode(checked_ids(ids, self.vocab_size))
         return text.translate(_TO_TEXT)
+
+    def stream_decoder(self) -> StreamDecoder:
+        """Decodes from the start at each token: SentencePiece does not promise that text only grows."""
+        return GrowingText(self.decode)
 
     def save(self, folder: str | Path) -> list[Path]:
         """Copies the tokenizer's own files into ``folder``, unchanged; ``CPMTokenizer(folder)`` loads them again."""
-        return [Path(shutil.copyfile(file, Path(folder) / file.name)) for file in self._files]
+        return copy_files(self._files, folder)

@@ -1,0 +1,91 @@
+"""Which tokenizer a folder holds."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import shared
+from tokenization import (
+    BertTokenizer,
+    ByteBPETokenizer,
+    CPMTokenizer,
+    Tokenizer,
+    TokenizerError,
+    load_tokenizer,
+)
+
+FILES = {
+    CPMTokenizer: "vocab/cpm/chinese_vocab.model",
+    BertTokenizer: "vocab/bert-zh/google_zh_vocab.txt",
+    ByteBPETokenizer: "vocab/gpt2/merges.txt",
+}
+kinds = pytest.mark.parametrize("kind", FILES, ids=lambda kind: str(kind.__name__))
+
+
+@kinds
+def test_folder_and_file(kind: type[Tokenizer], tmp_path: Path) -> None:
+    file = shared(FILES[kind])
+    for path in (file, file.parent, str(file.parent)):
+        assert type(load_tokenizer(path)) is kind
+    tokenizer = load_tokenizer(file)
+    # As in the assets of a SavedModel: beside files that are no tokenizer's.
+    for name in ("config.json", "generation_config.json"):
+        (tmp_path / name).write_text("{}")
+    tokenizer.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert type(again) is kind
+    assert again.encode("今天天气不错 Hello") == tokenizer.encode("今天天气不错 Hello")
+
+
+@kinds
+def test_one_interface(kind: type[Tokenizer]) -> None:
+    tokenizer = load_tokenizer(shared(FILES[kind]))
+    ids = tokenizer.encode("今天天气不错")
+    assert tokenizer.encode("今天天气不错", append_eod=True) == [*ids, tokenizer.eos_token_id]
+    assert tokenizer.encode_prompt("今天天气不错") == [*tokenizer.start_token_ids, *ids]
+    assert tokenizer.decode(ids) == "今天天气不错"
+    assert 0 <= tokenizer.pad_token_id < tokenizer.vocab_size
+    for text in ("[SEP]", "[PAD]", "<eod>", "<pad>", "<|endoftext|>"):
+        special = {tokenizer.eos_token_id, tokenizer.pad_token_id, *tokenizer.start_token_ids}
+        assert not special & set(tokenizer.encode(text))
+
+
+def test_a_prompt_of_nothing() -> None:
+    cpm = load_tokenizer(shared("vocab/cpm"))
+    for text in ("", "\t", "\u3000"):
+        with pytest.raises(TokenizerError, match="prompt has no tokens"):
+            cpm.encode_prompt(text)
+    for kind in (BertTokenizer, ByteBPETokenizer):
+        assert len(load_tokenizer(shared(FILES[kind])).encode_prompt("")) == 1
+
+
+def test_folder_of_cpm_as_it_is_published(tmp_path: Path) -> None:
+    """It has an empty merges.txt beside vocab.json: GPT-2's files by their names."""
+    shutil.copytree(shared("vocab/cpm"), tmp_path, dirs_exist_ok=True)
+    (tmp_path / "merges.txt").touch()
+    assert isinstance(load_tokenizer(tmp_path), CPMTokenizer)
+    (tmp_path / "chinese_vocab.model").unlink()
+    with pytest.raises(TokenizerError, match=r"merges\.txt: expected merges, found none.*\*\.model"):
+        load_tokenizer(tmp_path)
+
+
+def test_vocab_txt_beside_another_text(tmp_path: Path) -> None:
+    shutil.copy(shared(FILES[BertTokenizer]), tmp_path / "vocab.txt")
+    (tmp_path / "readme.txt").touch()
+    assert isinstance(load_tokenizer(tmp_path), BertTokenizer)
+
+
+def test_no_tokenizer(tmp_path: Path) -> None:
+    wanted = r"expected \*\.model \(CPM\), merges\.txt or vocab\.bpe \(GPT-2\), vocab\.txt or \*\.txt \(BERT\)"
+    with pytest.raises(TokenizerError, match=f"{wanted}, found none"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "folder.model").mkdir()
+    for name in "abcdef":
+        (tmp_path / f"{name}.json").touch()
+    with pytest.raises(TokenizerError, match=f"{wanted}, found a.json, b.json, c.json, d.json, e.json, ...$"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(TokenizerError, match="absent: no tokenizer: cannot be read: No such file"):
+        load_tokenizer(tmp_path / "absent")

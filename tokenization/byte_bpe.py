@@ -1,0 +1,206 @@
+"""GPT-2's byte-level BPE: any text becomes its UTF-8 bytes, frequent neighbours are merged, nothing is lost.
+
+Source of the behaviour: ``src/encoder.py`` of OpenAI's GPT-2. Text is split by a regular expression, the bytes of each
+part are written as 256 printable characters, and the merges are applied in the order of their file. The work is done by
+the ``tokenizers`` library, whose result is the same. ``<|endoftext|>`` typed in a text is ordinary pieces, as OpenAI
+has it; transformers makes it the special id, unless ``split_special_tokens`` is set.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+
+from tokenization.base import StreamDecoder, TokenizerError, checked_ids, checked_text, copy_files, read_text
+
+END = "<|endoftext|>"
+VOCABULARIES, MERGES = ("vocab.json", "encoder.json"), ("merges.txt", "vocab.bpe")
+"""Hugging Face's names and OpenAI's; the contents are the same."""
+_MARKER = re.compile(r"<[^\ud800-\udfff]+>|\[[^\ud800-\udfff]+\]")
+"""A piece that no merge makes, but somebody's own; not with half a surrogate pair, which JSON allows."""
+
+
+def _byte_symbols() -> dict[str, int]:
+    """Character -> the byte that it stands for, in the order of OpenAI's vocabulary.
+
+    Bytes that Latin-1 can print stand for themselves, the other 68 for U+0100 and the characters after it.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTES = _byte_symbols()
+
+
+def _files(path: Path) -> tuple[Path | None, Path]:
+    """The vocabulary, if there is one, and the merges."""
+    folder = path if path.is_dir() else path.parent
+    merges = next((folder / name for name in MERGES if (folder / name).is_file()), None) if path.is_dir() else path
+    if merges is None:
+        raise TokenizerError(f"{path}: expected the merges of a byte-level BPE, {' or '.join(MERGES)}, found neither")
+    return next((folder / name for name in VOCABULARIES if (folder / name).is_file()), None), merges
+
+
+def _read_merges(path: Path) -> dict[tuple[str, str], int]:
+    """Pair -> its line."""
+    merges: dict[tuple[str, str], int] = {}
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        pair = tuple(line.split(" "))
+        if len(pair) != 2 or not all(pair):
+            raise TokenizerError(f"{path}: line {number}: expected two pieces and a space, found {line[:40]!r}")
+        if merges.setdefault(pair, number) != number:
+            raise TokenizerError(f"{path}: lines {merges[pair]} and {number} are the same merge {line[:40]!r}")
+    if not merges:
+        raise TokenizerError(
+            f"{path}: expected merges, found none; with CPM's empty file belongs a SentencePiece file (*.model)"
+        )
+    return merges
+
+
+def _derived(path: Path, merges: dict[tuple[str, str], int]) -> dict[str, int]:
+    """OpenAI's order: the bytes, what the merges make, the end of a text."""
+    pieces = {symbol: index for index, symbol in enumerate(_BYTES)}
+    for pair, line in merges.items():
+        for half in pair:
+            if half not in pieces:
+                raise TokenizerError(f"{path}: line {line}: {half[:40]!r} is neither a byte nor made by a line before")
+        if pieces.setdefault("".join(pair), len(pieces)) != len(pieces) - 1:
+            raise TokenizerError(
+                f"{path}: line {line} makes a piece that is there already: the vocabulary cannot be derived, "
+                f"expected {' or '.join(VOCABULARIES)} beside it"
+            )
+    return {**pieces, END: len(pieces)}
+
+
+def _read_vocabulary(path: Path) -> dict[str, int]:
+    """Piece -> id; the ids are 0 to the number of pieces, each once."""
+    try:
+        pairs = json.loads(read_text(path), object_pairs_hook=tuple)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, TokenizerError):
+            raise
+        raise TokenizerError(f"{path}: not JSON: {error}") from error
+    if not isinstance(pairs, tuple):
+        raise TokenizerError(f"{path}: expected a JSON object of pieces and their ids, found something else")
+    pieces: dict[str, int] = {}
+    owners: dict[int, str] = {}
+    for piece, index in pairs:
+        if type(index) is not int or not 0 <= index < len(pairs):
+            raise TokenizerError(
+                f"{path}: {piece[:40]!r} has the id {str(index)[:40]}, expected a number from 0 to {len(pairs) - 1}"
+            )
+        if piece in pieces:
+            raise TokenizerError(f"{path}: the piece {piece[:40]!r} is there twice")
+        if index in owners:
+            raise TokenizerError(f"{path}: {owners[index][:40]!r} and {piece[:40]!r} have the same id {index}")
+        pieces[piece], owners[index] = index, piece
+    return pieces
+
+
+def _check(pieces: dict[str, int], merges: dict[tuple[str, str], int], vocabulary: Path, source: Path) -> None:
+    """That the merges lead to the pieces and to nothing else: a wrong or a cut file would give wrong ids silently."""
+    missing = next((symbol for symbol in _BYTES if symbol not in pieces), None)
+    if missing is not None:
+        raise TokenizerError(
+            f"{vocabulary}: not a byte-level vocabulary: no piece {missing!r} for the byte 0x{_BYTES[missing]:02x}"
+        )
+    if END not in pieces:
+        raise TokenizerError(f"{vocabulary}: not a vocabulary of GPT-2: it has no piece {END}")
+    for pair, line in merges.items():
+        for piece in (*pair, "".join(pair)):
+            if piece not in pieces:
+                raise TokenizerError(
+                    f"{source}: line {line} needs {piece[:40]!r}, which {vocabulary.name} does not have: "
+                    "the two files belong to different vocabularies"
+                )
+    made = {*_BYTES, *map("".join, merges)}
+    strange = [piece for piece in pieces if piece not in made and not _MARKER.fullmatch(piece)]
+    if strange:
+        raise TokenizerError(
+            f"{source}: makes {len(made)} of the {len(pieces)} pieces of {vocabulary.name}, not {strange[0][:40]!r}: "
+            "the file is cut, or the two belong to different vocabularies"
+        )
+
+
+class ByteBPETokenizer:
+    """Text to the ids of GPT-2 and of what was trained like it, and back; ``decode(encode(text))`` is ``text``.
+
+    >>> tokenizer = ByteBPETokenizer("path/to/124M")     # vocab.json and merges.txt, or encoder.json and vocab.bpe
+    >>> tokenizer.encode("Hello world")                  # [15496, 995] with OpenAI's
+    >>> tokenizer.encode_prompt("")                      # [50256]: <|endoftext|>, which a text begins after
+
+    Without a vocabulary the merges are enough: it follows from them for OpenAI's. There is no padding piece; the end of
+    a text stands in for it.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        vocabulary, source = _files(Path(path))
+        merges = _read_merges(source)
+        if vocabulary is None:
+            pieces = _derived(source, merges)
+            self._files = [source]
+        else:
+            pieces = _read_vocabulary(vocabulary)
+            _check(pieces, merges, vocabulary, source)
+            self._files = [vocabulary, source]
+        # The library is told of no special piece, so that it looks for none in a text.
+        self._backend = Backend(BPE(vocab=pieces, merges=list(merges)))
+        self._backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
+        self._bytes = [_bytes_of(piece) for piece in sorted(pieces, key=pieces.__getitem__)]
+        self.vocab_size = len(pieces)
+        self.eos_token_id = self.pad_token_id = pieces[END]
+        self.start_token_ids: tuple[int, ...] = ()
+
+    def encode(self, text: str, *, append_eod: bool = False) -> list[int]:
+        """Token ids of ``text``, with nothing in front; ``append_eod`` puts ``<|endoftext|>`` behind them."""
+        ids: list[int] = self._backend.encode(checked_text(text), add_special_tokens=False).ids
+        return [*ids, self.eos_token_id] if append_eod else ids
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """``encode(text)``; for an empty text ``<|endoftext|>``, which stood between the texts in training."""
+        return self.encode(text) or [self.eos_token_id]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ``ids``; bytes that are no UTF-8 become U+FFFD, ``<|endoftext|>`` stays visible."""
+        return self.bytes_of(ids).decode("utf-8", "replace")
+
+    def bytes_of(self, ids: Iterable[int]) -> bytes:
+        """The bytes of ``ids``, which need not end with a character."""
+        return b"".join([self._bytes[i] for i in checked_ids(ids, self.vocab_size)])
+
+    def stream_decoder(self) -> StreamDecoder:
+        """Holds back the bytes of a character until it is complete."""
+        return _ByteStream(self)
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Copies the tokenizer's own files into ``folder``, unchanged; the folder can be loaded again."""
+        return copy_files(self._files, folder)
+
+
+def _bytes_of(piece: str) -> bytes:
+    """The bytes that a piece stands for; one with other characters in it is a marker and stands for itself."""
+    if all(symbol in _BYTES for symbol in piece):
+        return bytes([_BYTES[symbol] for symbol in piece])
+    return piece.encode("utf-8")
+
+
+class _ByteStream:
+    def __init__(self, tokenizer: ByteBPETokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        return self._decoder.decode(self._tokenizer.bytes_of([token_id]))
+
+    def finish(self) -> str:
+        return self._decoder.decode(b"", final=True)
