@@ -481,7 +481,7 @@ class TestPrompts:
     ) -> None:
         (tmp_path / "prompts.txt").write_text("春风")
         code = run(roots[2], models["float32"], "--prompts", str(tmp_path / "prompts.txt"))
-        assert_refused(code, "has no tokenizer in assets/", capsys)
+        assert_refused(code, "assets: no tokenizer", capsys)
 
     @pytest.mark.parametrize("prompts", [[], [[]], [[1] * 41], [[96]], [[-1]]])
     def test_bad_ids(self, prompts: list[list[int]], roots: dict[int, Path], models: dict[str, Path]) -> None:
