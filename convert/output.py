@@ -8,7 +8,7 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from convert.errors import ConvertError
@@ -17,7 +17,7 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h>, <linux/fs.h>
 
 
 @contextlib.contextmanager
-def new_folder(destination: Path, *, force: bool, size: int) -> Iterator[Path]:
+def new_folder(destination: Path, *, force: bool, size: int, inputs: Sequence[Path] = ()) -> Iterator[Path]:
     """Gives an empty folder beside ``destination`` to write into; it takes the destination's name when the block ends.
 
     The folder is called ``.<name>.partial`` and locked while it is in use; what a killed run left in it is cleared by
@@ -26,19 +26,15 @@ def new_folder(destination: Path, *, force: bool, size: int) -> Iterator[Path]:
 
     Args:
         destination: the folder to make; its parents are made too.
-        force: replace a folder that is there.
+        force: replace a SavedModel that is there. Anything else that is not empty is left alone, whatever ``force``.
         size: bytes that will be written; free space is checked before the first of them.
+        inputs: what the destination must not be, nor contain.
 
     Raises:
         ConvertError: the destination exists, cannot be written, is being written by another run; too little space.
     """
     destination = Path(os.path.abspath(destination))
-    if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
-        raise ConvertError(f"{destination}: is not a folder; choose another --output")
-    if destination.exists() and not force:
-        raise ConvertError(f"{destination}: exists already; choose another --output, or --force to replace it")
-    if destination == Path(destination.anchor):
-        raise ConvertError(f"{destination}: is the root folder; choose another --output")
+    _check_destination(destination, force, inputs)
     with _translated(destination), _made(destination.parent):
         partial = destination.with_name(f".{destination.name}.partial")
         with _locked(partial, destination):
@@ -50,10 +46,27 @@ def new_folder(destination: Path, *, force: bool, size: int) -> Iterator[Path]:
                 )
             yield partial
             _flush(partial)
-            if destination.exists() and not force:  # it appeared in the meantime
-                raise ConvertError(f"{destination}: was made by somebody else meanwhile; nothing was replaced")
+            _check_destination(destination, force, inputs)  # again: it may have appeared in the meantime
             _move(partial, destination)
         _flush_entry(destination.parent)
+
+
+def _check_destination(destination: Path, force: bool, inputs: Sequence[Path]) -> None:
+    """Checks that ``destination`` may become the new folder without a loss of anything but an older result."""
+    if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
+        raise ConvertError(f"{destination}: is not a folder; choose another --output")
+    for path in (Path.cwd(), *inputs):
+        if path.resolve().is_relative_to(destination.resolve()):
+            raise ConvertError(f"{destination}: has {path.resolve()} in it; choose another --output")
+    try:
+        if not destination.exists() or not any(destination.iterdir()):
+            return
+    except OSError as error:
+        raise ConvertError(f"{destination}: cannot be read: {error.strerror}") from error
+    if not (destination / "saved_model.pb").is_file():
+        raise ConvertError(f"{destination}: has files in it that are not a SavedModel; choose another --output")
+    if not force:
+        raise ConvertError(f"{destination}: exists already; choose another --output, or --force to replace it")
 
 
 @contextlib.contextmanager

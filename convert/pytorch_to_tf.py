@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify", action="store_true", help="compare the result with its source (see verify) before it appears"
     )
-    parser.add_argument("--force", action="store_true", help="replace DIR if it exists, once the new one is complete")
+    parser.add_argument("--force", action="store_true", help="replace the SavedModel DIR, once the new one is complete")
     parser.add_argument("--quiet", action="store_true", help="no progress bar and no closing line")
 
 
@@ -73,7 +73,8 @@ def run(args: argparse.Namespace) -> None:
     checkpoint = open_megatron(args.checkpoint, n_head=args.heads, iteration=args.iteration)
     tokenizer = None if args.tokenizer is None else _load_tokenizer(args.tokenizer, checkpoint.config.vocab_size)
     size = _bytes_of(checkpoint, args.dtype)
-    with new_folder(args.output, force=args.force, size=size + _GRAPH_BYTES) as folder:
+    inputs = [path for path in (args.checkpoint, args.tokenizer) if path is not None]
+    with new_folder(args.output, force=args.force, size=size + _GRAPH_BYTES, inputs=inputs) as folder:
         with Hasher() as hasher:
             known = may_be_known(checkpoint.config, len(checkpoint.files))
             for file in checkpoint.files:

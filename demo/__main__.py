@@ -47,24 +47,40 @@ def verses(folder: Path, tunes: list[str], number: int, top_p: float = 0.9, temp
     return poems
 
 
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}: expected 1 or more")
+    return number
+
+
+def tune_name(text: str) -> str:
+    if not 0 < len(text.strip()) <= 20:
+        raise argparse.ArgumentTypeError(f"{text[:20]!r}: expected a name of 1 to 20 characters")
+    return text.strip()
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m demo", description="Converts the demo checkpoint and prints verses."
+    parser = argparse.ArgumentParser(prog="python -m demo", description="Converts the demo checkpoint, prints verses.")
+    parser.add_argument(
+        "--tune", nargs="+", type=tune_name, default=list(TUNES), metavar="NAME", help=f"default: {' '.join(TUNES)}"
     )
-    parser.add_argument("--output", type=Path, help="keep the SavedModel here (default: a temporary folder)")
-    parser.add_argument("--tune", nargs="+", default=list(TUNES), metavar="NAME", help=f"default: {' '.join(TUNES)}")
-    parser.add_argument("--number", type=int, default=1, metavar="N", help="poems per tune (default: %(default)s)")
+    parser.add_argument("--number", type=positive, default=1, metavar="N", help="poems per tune (default: %(default)s)")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = args.output or Path(temporary) / "song-ci-savedmodel"
-        code = convert(
-            ["pytorch-to-tf", "--checkpoint", str(CHECKPOINT), "--tokenizer", str(CHECKPOINT / "tokenizer"),
-             "--heads", str(HEADS), "--output", str(folder)]
-        )  # fmt: skip
-        if code:
-            return code
-        for poem in verses(folder, args.tune, args.number):
-            print(f"\n{poem}")
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "song-ci-savedmodel"
+            print(f"Converting {CHECKPOINT.name} and loading it with tensorflow_hub ...", flush=True)
+            code = convert(
+                ["pytorch-to-tf", "--checkpoint", str(CHECKPOINT), "--tokenizer", str(CHECKPOINT / "tokenizer"),
+                 "--heads", str(HEADS), "--output", str(folder), "--quiet"]
+            )  # fmt: skip
+            if code:
+                return code
+            for poem in verses(folder, args.tune, args.number):
+                print(f"\n{poem}")
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

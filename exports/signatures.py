@@ -49,7 +49,11 @@ def build(model: GPT2, pad_token_id: int) -> dict[str, Any]:
                     length,
                 ),
                 _check((top_p >= 0) & (top_p <= 1), "top_p must lie between 0 and 1; found", top_p),
-                _check(temperature >= 0, "temperature must be 0 (greedy) or more; found", temperature),
+                _check(
+                    (temperature >= 0) & tf.math.is_finite(temperature),
+                    "temperature must be 0 (greedy) or more; found",
+                    temperature,
+                ),
             ]
         ):
             output = generate(

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from convert.__main__ import COMMANDS, main
+from convert.__main__ import main
+from convert.cli import COMMANDS
 from tests.checkpoints import random_state, write_megatron
 from tests.conftest import ROOT
 from tf_model.config import GPT2Config
@@ -134,28 +135,53 @@ def test_a_tokenizer_of_another_model(root: Path, demo: Path, capsys: pytest.Cap
 def test_output_exists(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "out" / "model"
     folder.mkdir(parents=True)
-    (folder / "precious").write_text("mine")
+    (folder / "saved_model.pb").write_text("an older one")
     assert convert(root) == 2
     assert "--force" in capsys.readouterr().err
-    assert (folder / "precious").read_text() == "mine"
+    assert (folder / "saved_model.pb").read_text() == "an older one"
     assert convert(root, "--force") == 0
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "assets",
-        "assets.extra",
-        "fingerprint.pb",
-        "saved_model.pb",
-        "variables",
-    ]
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["assets", "assets.extra", "fingerprint.pb", "saved_model.pb", "variables"]
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_force_replaces_nothing_but_a_saved_model(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a folder of somebody's files, not the checkpoint itself, not a folder around it, not the current one."""
+    (tmp_path / "novels").mkdir()
+    (tmp_path / "novels" / "chapter1.txt").write_text("mine")
+    monkeypatch.chdir(root.parent)
+    before = sorted(tmp_path.rglob("*"))
+    for output in (
+        tmp_path / "novels",
+        root,
+        root / "80000",
+        root.parent,
+        tmp_path,
+        Path(),
+        Path("..", ".."),
+        Path("/"),
+    ):
+        arguments = ["--checkpoint", str(root), "--output", str(output), "--heads", "6", "--quiet", "--force"]
+        assert main(["pytorch-to-tf", *arguments]) == 2, output
+        assert capsys.readouterr().err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_empty_folder_may_be_the_output(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "model").mkdir(parents=True)
+    assert convert(root) == 0
+    assert (tmp_path / "out" / "model" / "saved_model.pb").exists()
 
 
 def test_an_older_result_survives_a_failure(root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out" / "model"
     folder.mkdir(parents=True)
-    (folder / "precious").write_text("mine")
+    (folder / "saved_model.pb").write_text("an older one")
     BAD["NaN"][0](root)
     assert convert(root, "--force") == 2
-    assert (folder / "precious").read_text() == "mine"
+    assert (folder / "saved_model.pb").read_text() == "an older one"
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
 

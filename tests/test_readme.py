@@ -71,7 +71,7 @@ def test_make_targets_exist() -> None:
 
 
 def test_every_option_in_the_readme_exists() -> None:
-    from convert.__main__ import parser
+    from convert.cli import parser
 
     known = " ".join(p.format_help() for p in parser()._subparsers._group_actions[0].choices.values())  # type: ignore[union-attr,attr-defined]
     for option in set(re.findall(r"--[a-z]+(?:-[a-z]+)*", README)) - {"--tune", "--number", "--help"}:

@@ -133,6 +133,6 @@ def test_force_exchanges_old_and_new(tmp_path: Path, monkeypatch: pytest.MonkeyP
         output = tmp_path / "model"
         for content in ("old", "new"):
             with new_folder(output, force=True, size=0) as folder:
-                (folder / content).write_text(content)
-            assert [path.name for path in output.iterdir()] == [content]
+                (folder / "saved_model.pb").write_text(content)
+            assert (output / "saved_model.pb").read_text() == content
         assert [path.name for path in tmp_path.iterdir()] == ["model"]

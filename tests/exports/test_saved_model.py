@@ -169,6 +169,7 @@ def test_draws_differ_between_calls_and_rows(exported: Exported) -> None:
         ({"top_p": 1.5}, "top_p must lie between 0 and 1"),
         ({"top_p": float("nan")}, "top_p must lie between 0 and 1"),
         ({"temperature": -0.1}, "temperature must be 0"),
+        ({"temperature": float("inf")}, "temperature must be 0"),
         ({"inp": [[1, 2, 3, 96]]}, r"outside the vocabulary \(0 to 95\)"),
         ({"inp": [[1, 2, 3, -1]]}, "outside the vocabulary"),
         ({"inp": np.zeros((1, 0))}, "needs at least one token"),
