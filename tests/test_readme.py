@@ -45,7 +45,7 @@ def test_convert_then_load_and_sample(folder: Path) -> None:
     ):
         assert words in run([sys.executable, *arguments], folder)
     code = README.split("```python\n")[1].split("```")[0]
-    assert len(code.splitlines()) == 6
+    assert len(list(filter(None, code.splitlines()))) == 6
     (folder / "sample.py").write_text("import warnings; warnings.simplefilter('ignore')\n" + code, "utf-8")
     result = subprocess.run(
         [sys.executable, "sample.py"], cwd=folder, capture_output=True, text=True, check=False,
