@@ -37,6 +37,7 @@ class Checkpoint(Protocol):
         dtypes: the type of each tensor in the files; the widest, when it is spread over shards of several types.
         files: the files that hold the weights.
         nbytes: bytes of weights in them, all shards together.
+        without_checksums: those of the files in which a damaged weight cannot be noticed.
     """
 
     format: str
@@ -45,6 +46,7 @@ class Checkpoint(Protocol):
     dtypes: Mapping[str, DType]
     files: list[Path]
     nbytes: int
+    without_checksums: list[Path]
 
     def read(self, name: str, dtype: DType) -> Array:
         """The whole tensor ``name`` in ``dtype``: C-contiguous, in memory of its own.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -53,8 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     # TensorFlow's own messages about the machine would drown ours; a user who wants them sets the variable.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+    # Keras would read its settings from the home folder, or write them there; neither is wanted here.
+    os.environ.update(KERAS_BACKEND="tensorflow", KERAS_HOME=os.path.join(os.devnull, "keras"))
+    for stream in (sys.stdout, sys.stderr):  # a path may have letters that the terminal has not
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        _check_paths(args)
         COMMANDS[args.command].run(args)
         sys.stdout.flush()
     except (ConvertError, ConfigError, TokenizerError) as error:
@@ -66,6 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _check_paths(args: argparse.Namespace) -> None:
+    """Raises ``ConvertError`` for a path that TensorFlow cannot be given."""
+    for path in vars(args).values():
+        if isinstance(path, Path) and any("\ud800" <= letter <= "\udfff" for letter in str(path)):
+            raise ConvertError(f"{str(path)!a}: not UTF-8: rename it")
+
+
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
     """Leaves through the same clean-up as an exception."""
+    print("error: terminated; nothing was left behind", file=sys.stderr)
     sys.exit(128 + signum)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from convert.errors import ConvertError
 
+_NEW, _OLD = "new", "old"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h>, <linux/fs.h>
 
 
@@ -20,9 +21,10 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h>, <linux/fs.h>
 def new_folder(destination: Path, *, force: bool, size: int, inputs: Sequence[Path] = ()) -> Iterator[Path]:
     """Gives an empty folder beside ``destination`` to write into; it takes the destination's name when the block ends.
 
-    The folder is called ``.<name>.partial`` and locked while it is in use; what a killed run left in it is cleared by
-    the next run. When the block ends, everything is flushed to the disk and renamed. When it raises, everything is
-    removed. An older result is replaced (``force``) by exchanging the two names, in one step where the system can.
+    The folder is ``.<name>.partial/new``; ``.<name>.partial`` is locked while it is in use, and what a killed run left
+    in it is cleared by the next one. When the block ends, everything is flushed to the disk and renamed. When it
+    raises, everything is removed. An older result is replaced (``force``) by exchanging the two names, in one step
+    where the system can.
 
     Args:
         destination: the folder to make; its parents are made too.
@@ -38,14 +40,13 @@ def new_folder(destination: Path, *, force: bool, size: int, inputs: Sequence[Pa
     with _translated(destination), _made(destination.parent):
         partial = destination.with_name(f".{destination.name}.partial")
         with _locked(partial, destination):
-            _clear(partial)
             free = shutil.disk_usage(partial).free
             if free < size:
                 raise ConvertError(
                     f"{destination}: {size / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free on this disk"
                 )
-            yield partial
-            _flush(partial)
+            yield partial / _NEW
+            _flush(partial / _NEW)
             _check_destination(destination, force, inputs)  # again: it may have appeared in the meantime
             _move(partial, destination)
         _flush_entry(destination.parent)
@@ -53,6 +54,10 @@ def new_folder(destination: Path, *, force: bool, size: int, inputs: Sequence[Pa
 
 def _check_destination(destination: Path, force: bool, inputs: Sequence[Path]) -> None:
     """Checks that ``destination`` may become the new folder without a loss of anything but an older result."""
+    if set(str(destination)) & set("*?[]"):
+        raise ConvertError(
+            f"{destination}: TensorFlow loads nothing from a path with * ? [ or ]; choose another --output"
+        )
     if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
         raise ConvertError(f"{destination}: is not a folder; choose another --output")
     for path in (Path.cwd(), *inputs):
@@ -97,7 +102,7 @@ def _made(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(partial: Path, destination: Path) -> Iterator[None]:
-    """Makes ``partial``, holds a lock on it, and removes what is there under its name when the block ends.
+    """Makes ``partial`` with an empty folder in it, holds a lock on it, and removes it when the block ends.
 
     The kernel drops the lock with the process, however that ends.
     """
@@ -107,13 +112,18 @@ def _locked(partial: Path, destination: Path) -> Iterator[None]:
             if handle >= 0:
                 os.close(handle)
                 handle = -1
-            made = not partial.exists()
-            partial.mkdir(exist_ok=True)
             try:
-                handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+                partial.mkdir()
+                made = True
+            except FileExistsError:
+                made = False
+            try:
+                handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # The run that held the lock before may have renamed or removed this very folder.
-                held = os.path.samestat(os.fstat(handle), os.stat(partial))
+                if os.path.samestat(os.fstat(handle), os.stat(partial)):
+                    _clear(partial)
+                    held = True
             except FileNotFoundError:
                 continue
             except BlockingIOError:
@@ -127,12 +137,17 @@ def _locked(partial: Path, destination: Path) -> Iterator[None]:
             os.close(handle)
 
 
-def _clear(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+def _clear(partial: Path) -> None:
+    """Empties what an earlier run has left, and makes the folder to write into.
+
+    Raises:
+        ConvertError: it is somebody else's folder.
+    """
+    if {path.name for path in partial.iterdir()} - {_NEW, _OLD}:
+        raise ConvertError(f"{partial}: is in the way, and nothing that this program left: move it elsewhere")
+    for path in partial.iterdir():
+        shutil.rmtree(path)
+    (partial / _NEW).mkdir()
 
 
 def _flush(folder: Path) -> None:
@@ -151,17 +166,15 @@ def _flush_entry(path: Path) -> None:
 
 
 def _move(partial: Path, destination: Path) -> None:
-    """Renames; a folder that is in the way goes to ``partial``'s place, to be removed there."""
+    """Renames the new folder; one that is in the way goes to ``partial``, to be removed there."""
+    new = partial / _NEW
     if not destination.exists():
-        partial.rename(destination)
+        new.rename(destination)
         return
     with contextlib.suppress(OSError, AttributeError):
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-        names = os.fsencode(partial), os.fsencode(destination)
+        names = os.fsencode(new), os.fsencode(destination)
         if renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
             return
-    old = destination.with_name(f".{destination.name}.old")  # file systems and libraries without the exchange
-    shutil.rmtree(old, ignore_errors=True)
-    destination.rename(old)
-    partial.rename(destination)
-    shutil.rmtree(old, ignore_errors=True)
+    destination.rename(partial / _OLD)  # file systems and libraries without the exchange
+    new.rename(destination)

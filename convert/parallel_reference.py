@@ -253,7 +253,10 @@ def main() -> None:
 
     A line is the share of the work, or the text of an error, which is the last.
     """
-    task = json.load(sys.stdin)
+    try:
+        task = json.load(sys.stdin)
+    except ValueError:  # who started it is gone
+        return
     files = [Path(file) for file in task["files"]]
     try:
         spool(files, task["n_head"], task["prompts"], Path(task["output"]), lambda share: print(share, flush=True))

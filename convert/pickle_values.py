@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 _KEY_NODES = 32  # items of a nested tuple that is a dict key or an element of a set
+_LARGEST_KEY = 2**61 - 2
 _COLLECTIONS = (list, tuple, set, frozenset)
 
 
@@ -85,11 +87,14 @@ def checked_key(key: Any) -> Any:
     """``key`` if it can be a dict key.
 
     Tuples are the one thing that Python walks by itself, for their hash: deep ones overflow its stack, and of a tuple
-    that has another one twice, which has another one twice..., it follows every path. So they must be small.
+    that has another one twice, which has another one twice..., it follows every path. So they must be small. Numbers
+    hash to their remainder by 2^61 - 1: beyond that, any number of them may collide, and a dict of them takes forever.
     """
     pending, nodes = [key], 1
     while pending:
         item = pending.pop()
+        if isinstance(item, (int, float)) and math.isfinite(item) and abs(item) > _LARGEST_KEY:
+            raise ValueError(f"a number beyond {_LARGEST_KEY} is a dict key or element of a set")
         if isinstance(item, (tuple, frozenset)):
             nodes += len(item)
             if nodes > _KEY_NODES:

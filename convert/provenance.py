@@ -17,6 +17,8 @@ from exports.manifest import MODEL_CARD, describe_file, write_manifest
 from exports.model_card import model_card
 from tokenization import Tokenizer
 
+_LIBRARIES = ("tensorflow", "keras", "torch", "numpy", "sentencepiece", "jieba", "tokenizers")
+
 
 def describe(
     folder: Path,
@@ -48,10 +50,13 @@ def describe(
         "program": f"gpt2-savedmodel {__version__}",
         "source": {"format": checkpoint.format, "release": release, **checkpoint.details, "files": sources},
         "config": checkpoint.config.to_dict(),
-        "options": {"dtype": dtype},
+        "options": {"dtype": dtype, "tokenizer": tokenizer is not None, "verify": parity is not None},
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("tensorflow", "keras", "numpy", "sentencepiece", "jieba")},
+            **{
+                name: version(name)
+                for name in ("tensorflow", "keras", "torch", "numpy", "sentencepiece", "jieba", "tokenizers")
+            },
         },
         "fingerprint": tf.saved_model.experimental.read_fingerprint(str(folder)).singleprint(),
         "parity": report,

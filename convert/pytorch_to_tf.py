@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -73,6 +74,8 @@ def run(args: argparse.Namespace) -> None:
     checkpoint = open_megatron(args.checkpoint, n_head=args.heads, iteration=args.iteration)
     tokenizer = None if args.tokenizer is None else _load_tokenizer(args.tokenizer, checkpoint.config.vocab_size)
     size = _bytes_of(checkpoint, args.dtype)
+    for file in [] if args.quiet else checkpoint.without_checksums:
+        print(f"note: {file}: has no checksums, so damage to its weights cannot be noticed", file=sys.stderr)
     inputs = [path for path in (args.checkpoint, args.tokenizer) if path is not None]
     with new_folder(args.output, force=args.force, size=size + _GRAPH_BYTES, inputs=inputs) as folder:
         with Hasher() as hasher:
@@ -129,5 +132,6 @@ def _write(
         try:
             write_saved_model(folder, checkpoint.config, dtype, special_tokens(tokenizer), read, hasher.add)
         except tf.errors.OpError as error:  # the file system, as TensorFlow's writer sees it
-            raise ConvertError(f"{folder}: cannot be written: {error.message.splitlines()[0]}") from error
+            reason = error.message.splitlines()[0].split("; ")[-1].split(" [Op:")[0]
+            raise ConvertError(f"{folder}: cannot be written: {reason}; nothing was left behind") from error
     write_assets(folder / "assets", checkpoint.config, dtype, special_tokens(tokenizer), tokenizer)

@@ -145,7 +145,9 @@ class _Zip:
                 raise self.error(f"the entries {shown(entry.filename)} and {shown(after.filename)} overlap")
         self.prefix = self._find_prefix()
         self.storages: dict[tuple[str, Any, int], Storage] = {}
-        self.places: dict[str, tuple[int, int, int]] = {}
+        self.places: dict[str, tuple[int, int, int | None]] = {}
+        # All 0: the writer was told to leave them out (torch.serialization.set_crc32_options). A single 0 is a value.
+        self.has_checksums = any(entry.CRC for entry in entries)
 
     def error(self, text: str) -> CheckpointError:
         return CheckpointError(f"{self.path}: bad zip archive: {text}")
@@ -165,7 +167,7 @@ class _Zip:
             )
         return found[0][:-8]
 
-    def place(self, name: str) -> tuple[int, int, int]:
+    def place(self, name: str) -> tuple[int, int, int | None]:
         """Offset, size and CRC-32 of an entry, after its local header has been compared with the directory."""
         entry = self.entries[name]
         what = f"the entry {shown(name)}"
@@ -186,7 +188,7 @@ class _Zip:
         start = entry.header_offset + _LOCAL_HEADER.size + name_size + extra
         if start + entry.file_size > self.end:
             raise self.error(f"{what} is cut off")
-        return start, entry.file_size, entry.CRC
+        return start, entry.file_size, entry.CRC if self.has_checksums else None
 
     def load(self) -> Any:
         if (name := f"{self.prefix}byteorder") in self.entries:
@@ -195,7 +197,7 @@ class _Zip:
             if (order := self.file.read(min(size, 16))) != b"little":
                 raise CheckpointError(f"{self.path}: expected little-endian numbers, found byteorder {shown(order)}")
         start, size, crc = self.place(f"{self.prefix}data.pkl")
-        if crc and crc32(self.file, start, size) != crc:
+        if crc is not None and crc32(self.file, start, size) != crc:
             raise self.error("data.pkl is damaged, its CRC-32 differs: get the file again")
         self.file.seek(start)
         value, used = pickle_machine.load(self.file, size, KNOWN, self.find)

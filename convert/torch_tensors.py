@@ -38,7 +38,7 @@ class Storage:
         file, offset: where its first byte is.
         key: its name in the file.
         dtype, count: what it is a row of, and how many.
-        crc: CRC-32 of the zip entry; None in the legacy format, which has no checksums.
+        crc: CRC-32 of the zip entry; None in a file without checksums, as every one of the legacy format is.
         entry_size: bytes of the zip entry, which the CRC-32 covers; None in the legacy format.
     """
 
@@ -57,8 +57,6 @@ class Storage:
     def check(self) -> None:
         """Reads the bytes and compares them with the CRC-32.
 
-        A CRC-32 of 0 is no checksum: ``torch.serialization.set_crc32_options(False)`` makes PyTorch write that.
-
         Raises:
             CheckpointError: other bytes than were written, or fewer.
         """
@@ -66,13 +64,13 @@ class Storage:
             with self.file.open("rb") as file:
                 if file.seek(0, 2) < self.offset + self.nbytes:
                     raise CheckpointError(f"{self.file}: storage {self.key!r}: the file has become shorter meanwhile")
-                found = crc32(file, self.offset, self.entry_size or 0) if self.crc else self.crc
+                found = crc32(file, self.offset, self.entry_size or 0) if self.crc is not None else None
         except OSError as error:
             raise CheckpointError(f"{self.file}: cannot be read: {error.strerror or error}") from error
         if found != self.crc:
             raise CheckpointError(
-                f"{self.file}: storage {self.key!r} is damaged: its CRC-32 is {found:#010x}, "
-                f"expected {self.crc:#010x}: get the file again"
+                f"{self.file}: storage {self.key!r} is damaged: its CRC-32 is {found or 0:#010x}, "
+                f"expected {self.crc or 0:#010x}: get the file again"
             )
 
 

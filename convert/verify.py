@@ -12,6 +12,7 @@ import ctypes
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -48,6 +49,7 @@ _ROWS = 32
 """Positions whose logits are compared in one step."""
 
 _M_MMAP_THRESHOLD = -3  # <malloc.h>
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _MAPPED = 1 << 20
 """Bytes from which on memory is mapped."""
 
@@ -87,6 +89,12 @@ def run(args: argparse.Namespace) -> None:
     report = verify(checkpoint, args.savedmodel, prompts)
     print(json.dumps(report.to_dict(), allow_nan=False) if args.json else report.table())
     report.check(args.savedmodel)
+
+
+def _end_with_parent() -> None:
+    """In a new process: asks the kernel for a SIGTERM when the process that started it is gone, however it went."""
+    with contextlib.suppress(OSError, AttributeError):  # another system than Linux
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _spare_memory() -> None:
@@ -173,7 +181,8 @@ def verify_apart(checkpoint: Path, folder: Path, n_head: int, iteration: str | N
     process = subprocess.Popen(
         [sys.executable, "-m", "convert", "verify", str(checkpoint), str(folder), "--json", *options],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TMPDIR": str(folder)},
+        preexec_fn=_end_with_parent,
     )  # fmt: skip
     assert process.stdout
     assert process.stderr
@@ -186,7 +195,7 @@ def verify_apart(checkpoint: Path, folder: Path, n_head: int, iteration: str | N
                 print(line, end="", file=sys.stderr, flush=True)
         output = process.stdout.read()
     except BaseException:
-        process.kill()
+        process.terminate()  # it has a process of its own to end
         raise
     finally:
         process.wait()
@@ -231,6 +240,7 @@ def _spool_source(
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(_MAPPED), "PYTHONPATH": os.pathsep.join(path)},
         start_new_session=True,  # Ctrl-C comes to us alone, and we end it
+        preexec_fn=_end_with_parent,
     )  # fmt: skip
     assert process.stdin
     assert process.stdout

@@ -41,7 +41,8 @@ def write_manifest(folder: Path, content: Mapping[str, Any], hasher: Hasher) -> 
     path = folder / MANIFEST
     path.parent.mkdir(exist_ok=True)
     manifest = {"manifest_version": VERSION, **content, "files": files}
-    path.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, "utf-8", errors="backslashreplace")  # a file name may be no UTF-8
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -57,9 +58,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         hashes = [entry["sha256"] for entry in files.values()]
     except OSError as error:
         raise ManifestError(f"{path}: cannot be read: {error.strerror}: not a SavedModel of this program") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ManifestError(f"{path}: is damaged: {type(error).__name__}: {error}") from error
-    if manifest.get("manifest_version") != VERSION or not all(isinstance(value, str) for value in hashes):
+    if manifest.get("manifest_version") != VERSION or not files or not all(isinstance(value, str) for value in hashes):
         raise ManifestError(f"{path}: expected a manifest of version {VERSION}: written by another version?")
     return dict(manifest)
 

@@ -7,21 +7,27 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from typing import IO
+
+
+def _temporary_file() -> IO[bytes]:
+    """In memory where the system can: there may be no folder for temporary files."""
+    return os.fdopen(os.memfd_create("stderr"), "w+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()
 
 
 @contextlib.contextmanager
 def quiet_stderr() -> Iterator[None]:
-    """What C code writes to stderr within the block is dropped, and shown after all when the block raises.
+    """What C code writes to stderr within the block is dropped, and shown after all when the block fails.
 
     For ``import tensorflow``: 2.21 reports on the machine's CPU and GPU before any log level takes effect.
     """
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as kept:
+    with _temporary_file() as kept:
         terminal = os.dup(2)
         os.dup2(kept.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:
             kept.seek(0)
             os.write(terminal, kept.read())
             raise

@@ -169,6 +169,71 @@ def test_force_replaces_nothing_but_a_saved_model(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_somebody_elses_folder_under_the_working_name(root: Path, tmp_path: Path) -> None:
+    """The name that a run works under may be taken: by files of somebody, or by a link to them."""
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "file").write_text("mine")
+    (tmp_path / "out").mkdir()
+    working = tmp_path / "out" / ".model.partial"
+    working.symlink_to(victim)
+    assert convert(root) == 2
+    working.unlink()
+    victim.rename(working)
+    assert convert(root) == 2
+    assert (working / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["CPM[1]", "what?", "a*b"])
+def test_names_that_tensorflow_takes_for_patterns(root: Path, tmp_path: Path, name: str) -> None:
+    arguments = ["--checkpoint", str(root), "--output", str(tmp_path / name), "--heads", "6", "--quiet"]
+    assert main(["pytorch-to-tf", *arguments]) == 2
+
+
+def test_names_that_are_no_text(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = os.fsdecode(os.fsencode(tmp_path) + b"/a\xff")
+    assert main(["pytorch-to-tf", "--checkpoint", str(root), "--output", output, "--heads", "6"]) == 2
+    assert "not UTF-8" in capsys.readouterr().err
+
+
+def test_checksums_that_were_switched_off(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from torch.serialization import set_crc32_options
+
+    content = [torch.load(shard(root, rank)) for rank in (0, 1)]
+    set_crc32_options(False)
+    try:
+        torch.save(content[1], shard(root, 1))
+    finally:
+        set_crc32_options(True)
+    output = root.parents[1] / "out" / "model"
+    assert main(["pytorch-to-tf", "--checkpoint", str(root), "--output", str(output), "--heads", "6"]) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 1
+    assert f"{shard(root, 1)}: has no checksums" in notes[0]
+
+
+def test_one_checksum_set_to_zero_does_not_switch_them_off(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With its weight changed: else a zero there would let any damage through."""
+    import zipfile
+
+    file = shard(root, 0)
+    with zipfile.ZipFile(file) as archive:
+        entry = max(archive.infolist(), key=lambda entry: entry.file_size)
+    content = bytearray(file.read_bytes())
+    crc = entry.CRC.to_bytes(4, "little")
+    place = content.index(crc, entry.header_offset + entry.file_size)
+    content[place : place + 4] = bytes(4)
+    content[entry.header_offset + 200] ^= 1
+    file.write_bytes(content)
+    assert_refused(convert(root), root, "damaged", capsys)
+
+
+def test_a_pipe_as_tracker(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "latest_checkpointed_iteration.txt").unlink()
+    os.mkfifo(root / "latest_checkpointed_iteration.txt")
+    assert_refused(convert(root), root, "expected a text file", capsys)
+
+
 def test_an_empty_folder_may_be_the_output(root: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "model").mkdir(parents=True)
     assert convert(root) == 0

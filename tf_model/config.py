@@ -14,6 +14,10 @@ DTYPES = ("float32", "float16", "bfloat16")
 """What the matrices and biases of an exported model can be; layer norms are float32 always."""
 
 
+MAX_SIZE, MAX_LAYERS = 2**31 - 1, 10_000
+"""What a config may say: more is a damaged file."""
+
+
 class ConfigError(ValueError):
     """Sizes that do not make a GPT-2; the message is one line."""
 
@@ -49,8 +53,13 @@ class GPT2Config:
         if not self.n_inner:
             object.__setattr__(self, "n_inner", 4 * self.n_embd)
         for field in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
-            if getattr(self, field) < 1:
-                raise ConfigError(f"{field} is {getattr(self, field)}: expected 1 or more")
+            value = getattr(self, field)
+            if type(value) is not int or not 1 <= value <= MAX_SIZE:
+                raise ConfigError(f"{field} is {value!r}: expected a whole number from 1 to {MAX_SIZE:,}")
+        if self.n_layer > MAX_LAYERS:
+            raise ConfigError(f"n_layer is {self.n_layer}: expected {MAX_LAYERS:,} at most")
+        if type(self.layer_norm_epsilon) is not float or not 0 <= self.layer_norm_epsilon < 1:
+            raise ConfigError(f"layer_norm_epsilon is {self.layer_norm_epsilon!r}: expected a number from 0 to 1")
         if self.n_embd % self.n_head:
             raise ConfigError(f"{self.n_head} heads do not divide the hidden size {self.n_embd}")
         if self.activation_function not in ACTIVATIONS:

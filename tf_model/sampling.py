@@ -15,7 +15,8 @@ def nucleus_threshold(probabilities: tf.Tensor, top_p: tf.Tensor) -> tf.Tensor:
     """The smallest probability that nucleus sampling keeps, ``[B, 1]``.
 
     Kept are the most probable tokens up to and including the one that crosses ``top_p`` (Holtzman et al. 2019; the
-    convention of CPM-1-Generate and transformers), the first one always. With ``top_p`` of 1 everything is kept.
+    convention of CPM-1-Generate and transformers), the first one always, and tokens just as probable as the last one:
+    which of equals come first would be an accident. With ``top_p`` of 1 everything is kept.
 
     Args:
         probabilities: float32 ``[B, V]``, each row summing to 1.

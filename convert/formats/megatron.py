@@ -216,6 +216,8 @@ class MegatronCheckpoint:
             name: widest(ref.dtype for ref in refs) for name, refs in self._refs.items()
         }
         self.nbytes = sum(ref.nbytes for refs in self._refs.values() for ref in refs)
+        storages = [ref.storage for refs in self._refs.values() for ref in refs]
+        self.without_checksums = sorted({storage.file for storage in storages if storage.crc is None})
         self._checked: set[tuple[Path, str]] = set()
 
     def read(self, name: str, dtype: DType) -> Array:

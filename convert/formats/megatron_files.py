@@ -79,6 +79,8 @@ def _tracked_iteration(root: Path) -> int | str:
     """
     tracker = root / TRACKER
     advice = f"give one as iteration (--iteration), or its folder as the path; {_available(root)}"
+    if tracker.exists() and not tracker.is_file():
+        raise CheckpointError(f"{tracker}: expected a text file, found something else: {advice}")
     if not tracker.exists():
         raise CheckpointError(f"{root}: neither mp_rank_* files nor {TRACKER} here: {advice}")
     try:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
@@ -136,3 +137,37 @@ def test_force_exchanges_old_and_new(tmp_path: Path, monkeypatch: pytest.MonkeyP
                 (folder / "saved_model.pb").write_text(content)
             assert (output / "saved_model.pb").read_text() == content
         assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_everything_is_flushed_before_it_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[int] = []
+    sync, rename = os.fsync, Path.rename
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(os.fstat(handle).st_ino) or sync(handle))
+
+    def checked(self: Path, target: Path) -> Path:
+        assert {path.stat().st_ino for path in (self, *self.rglob("*"))} <= set(flushed)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", checked)
+    with new_folder(tmp_path / "model", force=False, size=0) as folder:
+        (folder / "variables").mkdir()
+        (folder / "variables" / "data").write_text("content")
+    assert tmp_path.stat().st_ino == flushed[-1]  # the name itself, last of all
+
+
+def test_the_lock_is_on_the_folder_that_has_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between opening and locking another run may have finished and renamed the folder that was opened."""
+    lock, working, calls = fcntl.flock, tmp_path / ".model.partial", []
+
+    def late(handle: int, operation: int) -> None:
+        calls.append(handle)
+        if len(calls) == 1:
+            working.rename(tmp_path / "finished")
+        lock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with new_folder(tmp_path / "model", force=False, size=0) as folder:
+        (folder / "file").write_text("content")
+    assert len(calls) == 2
+    assert (tmp_path / "model" / "file").read_text() == "content"
+    assert not (tmp_path / "finished" / "file").exists()

@@ -6,21 +6,25 @@ import collections
 import pickle
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convert.pickle_machine import loads
+from convert.pickle_machine import PickleError, loads
 
+KEY_INTEGERS = st.integers(-(2**61) + 2, 2**61 - 2)
+"""Larger ones are refused as keys: they could be made to collide."""
 KEYS = st.one_of(
     st.none(),
     st.booleans(),
-    st.integers(),
+    KEY_INTEGERS,
     st.text(max_size=8),
     st.binary(max_size=8),
-    st.tuples(st.integers(), st.text()),
+    st.tuples(KEY_INTEGERS, st.text()),
 )
 SCALARS = st.one_of(
     KEYS,
+    st.integers(),
     st.floats(allow_nan=False),
     st.complex_numbers(allow_nan=False),
     st.binary(max_size=300),
@@ -75,3 +79,10 @@ def test_strings_of_python_2() -> None:
     assert loads(b"\x80\x02U\x06\xe5\x8d\x83abc.") == "千abc"
     assert loads(b"\x80\x02U\x02\xff\xfe.") == "\xff\xfe"
     assert loads(b"(S'a'\nI01\nL5L\nd.".replace(b"L5L\n", b"")) == {"a": True}
+
+
+def test_keys_that_collide() -> None:
+    """Multiples of 2^61 - 1 all have the hash 0: a dict of many would take a time that is quadratic."""
+    numbers = b"".join(b"\x8a\x0e" + (i * (2**61 - 1)).to_bytes(14, "little") + b"N" for i in range(1, 60_001))
+    with pytest.raises(PickleError, match="a number beyond"):
+        loads(b"\x80\x02}(" + numbers + b"u.")
