@@ -48,8 +48,14 @@ class Checkpoint(Protocol):
     nbytes: int
     without_checksums: list[Path]
 
-    def read(self, name: str, dtype: DType) -> Array:
-        """The whole tensor ``name`` in ``dtype``: C-contiguous, in memory of its own.
+    def read(self, name: str, dtype: DType, buffer: Array | None = None) -> Array:
+        """The whole tensor ``name`` in ``dtype``, C-contiguous.
+
+        Args:
+            name: the canonical name.
+            dtype: what it is converted to.
+            buffer: from ``new_buffer``, large enough; the tensor is put there. Without, it has memory of its own. New
+                memory costs more time than everything else together where the system is slow to give it.
 
         Raises:
             KeyError: no tensor of the config has this name.
@@ -58,11 +64,17 @@ class Checkpoint(Protocol):
         ...
 
 
-def empty(shape: Sequence[int], dtype: DType) -> Array:
-    """Memory for a whole tensor, at a multiple of 64 bytes: TensorFlow can then write it without a copy of its own."""
-    buffer = np.empty(math.prod(shape) * dtype.itemsize + 64, np.uint8)
-    start = -buffer.ctypes.data % 64
-    return buffer[start : buffer.size - 64 + start].view(dtype).reshape(shape)
+def new_buffer(nbytes: int) -> Array:
+    """Bytes at a multiple of 64, where TensorFlow can write a tensor from without a copy of its own."""
+    memory = np.empty(nbytes + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + nbytes]
+
+
+def empty(shape: Sequence[int], dtype: DType, buffer: Array | None = None) -> Array:
+    """Memory for a whole tensor, in ``buffer`` if that is given, else of its own."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    return (new_buffer(nbytes) if buffer is None else buffer[:nbytes]).view(dtype).reshape(shape)
 
 
 def widest(dtypes: Iterable[DType]) -> DType:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
-from convert.checkpoint import Checkpoint
+from convert.checkpoint import Checkpoint, new_buffer
 from convert.errors import ConvertError
 from convert.formats.megatron import open_megatron
 from convert.output import new_folder
@@ -123,9 +124,11 @@ def _write(
         from exports.saved_model import write_saved_model
 
     with progress("convert", _bytes_of(checkpoint, dtype), quiet=quiet) as done:
+        largest = max(math.prod(shape) for shape in checkpoint.config.tensor_shapes().values())
+        buffer = new_buffer(4 * largest)  # for one tensor after the other
 
         def read(name: str, kind: np.dtype) -> np.ndarray:
-            value = checkpoint.read(name, kind)
+            value = checkpoint.read(name, kind, buffer)
             done(value.nbytes)
             return value
 

@@ -218,9 +218,10 @@ class MegatronCheckpoint:
         self.nbytes = sum(ref.nbytes for refs in self._refs.values() for ref in refs)
         storages = [ref.storage for refs in self._refs.values() for ref in refs]
         self.without_checksums = sorted({storage.file for storage in storages if storage.crc is None})
+        self._shapes = config.tensor_shapes()
         self._checked: set[tuple[Path, str]] = set()
 
-    def read(self, name: str, dtype: DType) -> Array:
+    def read(self, name: str, dtype: DType, buffer: Array | None = None) -> Array:
         """As ``Checkpoint.read``; also checks the CRC-32 of the storages and that replicated tensors are replicas.
 
         Beside the result only blocks of a few MB are allocated: the shards are mapped files.
@@ -233,7 +234,7 @@ class MegatronCheckpoint:
                 storage.check()
                 self._checked.add(key)
         shards = [ref.numpy() for ref in refs]
-        whole = empty(self.config.tensor_shapes()[name], dtype)
+        whole = empty(self._shapes[name], dtype, buffer)
         merge(shards, kind, whole)
         sources = list(zip(self.files, shards, strict=True))
         if kind is REPLICATED:
