@@ -6,8 +6,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_model.generation import generate, random_seeds
+from tf_model.generation import Request, generate, random_seeds
 from tf_model.gpt2 import GPT2
+from tf_model.processors import Constraints
+from tf_model.sampling import Sampling
+from tf_model.window import Window
 
 
 def build(model: GPT2, pad_token_id: int) -> dict[str, Any]:
@@ -56,16 +59,29 @@ def build(model: GPT2, pad_token_id: int) -> dict[str, Any]:
                 ),
             ]
         ):
-            output = generate(
-                model,
+            off = tf.zeros([batch], tf.int32)
+            request = Request(
                 input_ids=tf.cast(inp, tf.int32),
                 input_lengths=tf.fill([batch], tf.shape(inp)[1]),
                 max_new_tokens=tf.cast(length, tf.int32),
-                temperature=temperature,
-                top_p=top_p,
-                seed=random_seeds(batch),
-                pad_token_id=pad_token_id,
+                sampling=Sampling(
+                    temperature=temperature,
+                    top_k=off,
+                    top_p=top_p,
+                    min_p=tf.zeros([batch]),
+                    typical_p=tf.ones([batch]),
+                    seed=random_seeds(batch),
+                ),
+                constraints=Constraints(
+                    repetition_penalty=tf.ones([batch]),
+                    no_repeat_ngram_size=off,
+                    min_new_tokens=off,
+                    eos_token_id=off[:, tf.newaxis] - 1,
+                    suppress_tokens=off[:, tf.newaxis] - 1,
+                ),
+                window=Window(tokens=off + limit // 2, line_token_id=off - 1),
             )
+            output = generate(model.step, model.allocate, limit, request, pad_token_id).sequences
         return {"output_0": tf.cast(output, tf.int64)}
 
     @tf.function(autograph=False, input_signature=[_named(ids, "input_ids")])

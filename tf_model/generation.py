@@ -1,12 +1,71 @@
-"""Generating text in the graph: prefill and decoding are the same nodes of one loop body."""
+"""Generating text in the graph: prefill, decoding and re-encoding are the same nodes of one loop body.
+
+Every turn of the loop feeds each row the tokens of its window that are not in its cache yet: the whole prompt in the
+first turn, one token later, and all that is kept after the window has moved. Then each row draws its next token.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import tensorflow as tf
 
 from tf_model.cache import LayerCache
-from tf_model.gpt2 import GPT2
-from tf_model.sampling import choose
+from tf_model.processors import Constraints, process
+from tf_model.sampling import Sampling, choose
+from tf_model.window import Window, evict
+
+Step = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, list[LayerCache], tf.Tensor], tuple[tf.Tensor, list[LayerCache]]]
+"""``GPT2.step``, or a function that does the same: (tokens, start, count, cache, capacity) -> (logits, cache)."""
+
+
+class Request(NamedTuple):
+    """What is to be generated, for a batch of rows.
+
+    Attributes:
+        input_ids: int32 ``[B, S]``, right-padded with any valid id.
+        input_lengths: int32 ``[B]``, 1 to S.
+        max_new_tokens: int32 ``[B]``, 0 or more.
+        sampling, constraints, window: see there.
+    """
+
+    input_ids: tf.Tensor
+    input_lengths: tf.Tensor
+    max_new_tokens: tf.Tensor
+    sampling: Sampling
+    constraints: Constraints
+    window: Window
+
+
+class Generated(NamedTuple):
+    """Attributes:
+
+    sequences: int32 ``[B, S + N]``, N the largest ``max_new_tokens``: prompt and continuation without a gap between,
+        the end of text included, then padding.
+    lengths: int32 ``[B]``, tokens of each row without the padding.
+    logprobs: float32 ``[B, N]``, the logarithm of the model's own probability of each new token, before any filter;
+        0 behind the end.
+    """
+
+    sequences: tf.Tensor
+    lengths: tf.Tensor
+    logprobs: tf.Tensor
+
+
+class _State(NamedTuple):
+    """``written``: int32 ``[B * W + 1]``, the histories of all rows, one after the other, and a place for what is
+    thrown away; ``logprobs`` likewise, ``[B * N + 1]``. ``length``: tokens in a row's history. ``start``: the first of
+    its window. ``fed``: how many of the window are in the cache. These three are int32 ``[B]``."""
+
+    step: tf.Tensor
+    written: tf.Tensor
+    logprobs: tf.Tensor
+    length: tf.Tensor
+    start: tf.Tensor
+    fed: tf.Tensor
+    running: tf.Tensor
+    cache: list[LayerCache]
 
 
 def random_seeds(batch: tf.Tensor) -> tf.Tensor:
@@ -18,85 +77,88 @@ def random_seeds(batch: tf.Tensor) -> tf.Tensor:
 
 
 def generate(
-    model: GPT2,
-    input_ids: tf.Tensor,
-    input_lengths: tf.Tensor,
-    max_new_tokens: tf.Tensor,
-    temperature: tf.Tensor,
-    top_p: tf.Tensor,
-    seed: tf.Tensor,
+    step: Step,
+    allocate: Callable[[tf.Tensor, tf.Tensor], list[LayerCache]],
+    n_positions: int,
+    request: Request,
     pad_token_id: int,
-) -> tf.Tensor:
-    """Continues every row of a batch.
-
-    The first turn of the loop feeds the prompt (s = S), every later one a single token per row (s = 1). A row with a
-    shorter prompt is padded on the right; its own tokens have positions 0, 1, ... all the same.
+) -> Generated:
+    """Continues every row of a batch, each until its end of text or its number of tokens.
 
     Args:
-        model: the weights.
-        input_ids: int32 ``[B, S]``, right-padded with any valid id.
-        input_lengths: int32 ``[B]``, 1 to S.
-        max_new_tokens: int32 ``[B]``, 0 or more; a row with fewer than its neighbours is filled up with padding.
-        temperature: float32 ``[B]``, 0 for greedy.
-        top_p: float32 ``[B]``.
-        seed: int64 ``[B]``.
+        step, allocate: as the model's methods of these names.
+        n_positions: most tokens that the model sees at once.
+        request: prompts and parameters.
         pad_token_id: what stands behind the end of a row.
-
-    Returns:
-        int32 ``[B, S + max(max_new_tokens)]``: prompt and continuation of each row, without a gap between.
     """
-    batch, size = tf.unstack(tf.shape(input_ids))
-    steps = tf.reduce_max(max_new_tokens)
-    capacity = tf.minimum(size + steps, model.config.n_positions)
+    batch, size = tf.unstack(tf.shape(request.input_ids))
+    steps = tf.reduce_max(request.max_new_tokens)
+    width = size + steps
+    capacity = tf.minimum(width, n_positions)
+    row = tf.range(batch)
+    empty = tf.zeros([batch, steps], tf.int32)
+
+    def histories(written: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(written[:-1], [batch, width])
 
     def body(
-        step: tf.Tensor,
-        feed: tf.Tensor,
-        start: tf.Tensor,
-        count: tf.Tensor,
-        written: tf.Tensor,
-        cache: list[LayerCache],
-    ) -> tuple[tf.Tensor | list[LayerCache], ...]:
-        logits, cache = model.step(feed, start, count, cache, capacity)
-        token = choose(logits, temperature, top_p, seed, step)
-        written = tf.raw_ops.InplaceUpdate(x=written, i=[step], v=token[tf.newaxis])
-        return step + 1, token[:, tf.newaxis], start + count, tf.ones_like(count), written, cache
+        number: tf.Tensor, written: tf.Tensor, logprobs: tf.Tensor, length: tf.Tensor, start: tf.Tensor, fed: tf.Tensor,
+        running: tf.Tensor, cache: list[LayerCache],
+    ) -> _State:  # fmt: skip
+        count = tf.where(running, length - start - fed, 0)
+        column = tf.range(tf.maximum(tf.reduce_max(count), 1))[tf.newaxis]
+        place = tf.minimum((start + fed)[:, tf.newaxis] + column, width - 1)
+        tokens = tf.gather(written, row[:, tf.newaxis] * width + place)
+        logits, cache = step(tokens, fed, count, cache, capacity)
+        history = histories(written)
+        processed = process(logits, request.constraints, history, length, length - request.input_lengths)
+        token = choose(processed, request.sampling, number)
+        written = _put(written, tf.where(running, row * width + length, batch * width), token)
+        chosen = tf.gather(tf.nn.log_softmax(logits), token, axis=1, batch_dims=1)
+        logprobs = _put(logprobs, tf.where(running, row * steps + number, batch * steps), chosen)
+        length += tf.cast(running, tf.int32)
+        ended = tf.reduce_any(token[:, tf.newaxis] == request.constraints.eos_token_id, axis=-1)
+        running = running & ~ended & (length - request.input_lengths < request.max_new_tokens)
+        moved = evict(request.window, histories(written), length, tf.where(running, start, length), n_positions)
+        moved = tf.where(running, moved, start)
+        fed = tf.where(moved == start, fed + count, 0)
+        return _State(number + 1, written, logprobs, length, moved, fed, running, cache)
 
-    invariant = tf.TensorSpec([None, None], tf.int32)
-    row = tf.TensorSpec([None], tf.int32)
-    cache = model.allocate(batch, capacity)
-    _, _, _, _, written, _ = tf.while_loop(
-        lambda step, *_: step < steps,
-        body,
-        (
-            tf.constant(0),
-            input_ids,
-            tf.zeros_like(input_lengths),
-            input_lengths,
-            tf.raw_ops.Empty(shape=tf.stack([steps, batch]), dtype=tf.int32, init=True),
-            cache,
+    state = _State(
+        step=tf.constant(0),
+        written=_buffer(tf.concat([request.input_ids, empty], axis=1)),
+        logprobs=_buffer(tf.cast(empty, tf.float32)),
+        length=request.input_lengths,
+        start=evict(
+            request.window,
+            tf.concat([request.input_ids, empty], axis=1),
+            request.input_lengths,
+            tf.zeros_like(request.input_lengths),
+            n_positions,
         ),
-        shape_invariants=(
-            tf.TensorSpec([], tf.int32),
-            invariant,
-            row,
-            row,
-            invariant,
-            [LayerCache(*(tf.TensorSpec(part.shape, part.dtype) for part in layer)) for layer in cache],
-        ),
-        parallel_iterations=1,  # the cache is written in place: turns must not overlap
+        fed=tf.zeros_like(request.input_lengths),
+        running=request.max_new_tokens > 0,
+        cache=allocate(batch, capacity),
     )
-    return _join(input_ids, input_lengths, tf.transpose(written), max_new_tokens, pad_token_id)
+    state = _State(
+        *tf.while_loop(
+            lambda number, written, logprobs, length, start, fed, running, cache: tf.reduce_any(running),
+            body,
+            state,
+            parallel_iterations=1,  # buffers are written in place: turns must not overlap
+        )
+    )
+    sequences = tf.where(tf.range(width) < state.length[:, tf.newaxis], histories(state.written), pad_token_id)
+    return Generated(sequences, state.length, tf.reshape(state.logprobs[:-1], [batch, steps]))
 
 
-def _join(
-    prompt: tf.Tensor, lengths: tf.Tensor, new: tf.Tensor, new_lengths: tf.Tensor, pad_token_id: int
-) -> tf.Tensor:
-    """Prompts ``[B, S]`` and continuations ``[B, N]`` as rows ``[B, S + N]`` without the prompts' padding between."""
-    width = tf.shape(prompt)[1]
-    both = tf.concat([prompt, new], axis=1)
-    column = tf.range(tf.shape(both)[1])[tf.newaxis]
-    length = lengths[:, tf.newaxis]
-    source = tf.where(column < length, column, column - length + width)
-    joined = tf.gather(both, tf.minimum(source, tf.shape(both)[1] - 1), axis=1, batch_dims=1)
-    return tf.where(column < length + new_lengths[:, tf.newaxis], joined, pad_token_id)
+def _buffer(values: tf.Tensor) -> tf.Tensor:
+    """A copy of ``values``, flat and with one more element, that may be written in place."""
+    size = tf.size(values)
+    buffer = tf.raw_ops.Empty(shape=tf.reshape(size + 1, [1]), dtype=values.dtype, init=True)
+    return tf.ensure_shape(_put(buffer, tf.range(size), tf.reshape(values, [-1])), [None])
+
+
+def _put(buffer: tf.Tensor, place: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """Writes ``values`` to the elements ``place`` of ``buffer``, in place: only the returned tensor may be used."""
+    return tf.raw_ops.InplaceUpdate(x=buffer, i=place, v=values)

@@ -68,43 +68,45 @@ class GPT2(keras.Model):
         position = tf.range(size)[tf.newaxis]
         visible = position[:, tf.newaxis, tf.newaxis, :] <= position[:, tf.newaxis, :, tf.newaxis]
         rows, _ = self._hidden(input_ids, position, Frame(batch, size, visible, None), [None] * self.config.n_layer)
-        return tf.reshape(self._logits(rows), [batch, size, self.config.vocab_size])
+        return tf.reshape(self.logits(rows), [batch, size, self.config.vocab_size])
 
     def allocate(self, batch: tf.Tensor, capacity: tf.Tensor) -> list[LayerCache]:
         """An empty cache for ``capacity`` positions of ``batch`` rows."""
         config = self.config
         return kv.allocate(config.n_layer, batch, config.n_head, capacity, config.head_dim, self.compute_dtype)
 
-    def step(
+    def feed(
         self, tokens: tf.Tensor, start: tf.Tensor, count: tf.Tensor, cache: list[LayerCache], capacity: tf.Tensor
     ) -> tuple[tf.Tensor, list[LayerCache]]:
-        """Feeds new tokens and predicts the one after the last of each row.
-
-        A prompt, one token, or a window to be encoded again: only s differs.
+        """Reads new tokens, each row's behind what its cache has: a prompt, one token, a window; only s differs.
 
         Args:
             tokens: int32 ``[B, s]``, rows right-padded with any valid id.
             start: int32 ``[B]``, the position of each row's first token.
-            count: int32 ``[B]``, how many of the s tokens are the row's own, 1 or more.
-            cache: as ``allocate`` or the last ``step`` gave it; used up by this call.
+            count: int32 ``[B]``, how many of the s tokens are the row's own.
+            cache: as ``allocate`` or the last ``feed`` gave it; used up by this call.
             capacity: as given to ``allocate``.
 
         Returns:
-            logits float32 ``[B, V]`` after token ``count - 1`` of each row, and the cache to go on with.
+            float32 ``[B * s, h]`` for ``logits``, row b's token j at b * s + j, and the cache to go on with.
         """
         batch, size = tf.unstack(tf.shape(tokens))
         column = tf.range(size)[tf.newaxis]
         position = start[:, tf.newaxis] + column
-        key_position = tf.range(capacity + 1)
         frame = Frame(
             batch,
             size,
-            key_position <= position[:, tf.newaxis, :, tf.newaxis],
+            tf.range(capacity + 1) <= position[:, tf.newaxis, :, tf.newaxis],
             kv.slots(position, column < count[:, tf.newaxis], self.config.n_head, capacity),
         )
-        rows, cache = self._hidden(tokens, tf.minimum(position, self.config.n_positions - 1), frame, cache)
-        last = tf.range(batch) * size + count - 1
-        return self._logits(tf.gather(rows, last)), cache
+        return self._hidden(tokens, tf.minimum(position, self.config.n_positions - 1), frame, cache)
+
+    def step(
+        self, tokens: tf.Tensor, start: tf.Tensor, count: tf.Tensor, cache: list[LayerCache], capacity: tf.Tensor
+    ) -> tuple[tf.Tensor, list[LayerCache]]:
+        """As ``feed``, but with the logits float32 ``[B, V]`` after token ``count - 1`` of each row."""
+        rows, cache = self.feed(tokens, start, count, cache, capacity)
+        return self.logits(last_rows(rows, tokens, count)), cache
 
     def _hidden(
         self, tokens: tf.Tensor, position: tf.Tensor, frame: Frame, cache: list[Any]
@@ -117,8 +119,8 @@ class GPT2(keras.Model):
             written.append(layer_cache)
         return x, written
 
-    def _logits(self, rows: tf.Tensor) -> tf.Tensor:
-        """Logits float32 ``[N, V]`` of rows ``[N, h]``."""
+    def logits(self, rows: tf.Tensor) -> tf.Tensor:
+        """Final layer norm and output matrix: logits float32 ``[N, V]`` of rows ``[N, h]``."""
         normed = tf.cast(self.ln_f(rows), self.compute_dtype)
         return tf.cast(tf.matmul(normed, self.wte.weight.value, transpose_b=True), tf.float32)
 
@@ -130,3 +132,9 @@ class GPT2(keras.Model):
             name = scope.replace("/", ".").replace("h_", "h.", 1) if scope.startswith("h_") else scope
             named[f"{name}.{_KERAS_NAMES.get(leaf, leaf)}"] = variable.value
         return {name: named[name] for name in self.config.tensor_shapes()}
+
+
+def last_rows(rows: tf.Tensor, tokens: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """Of rows ``[B * s, h]`` those after token ``count - 1`` of each row, ``[B, h]``; ``tokens`` is ``[B, s]``."""
+    batch, size = tf.unstack(tf.shape(tokens))
+    return tf.gather(rows, tf.range(batch) * size + tf.maximum(count, 1) - 1)

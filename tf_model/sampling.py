@@ -1,72 +1,126 @@
 """From logits to the next token, inside the graph.
 
-A row's token depends on its own logits, parameters, seed and step only: never on the rest of the batch.
+The filters and their order are those of transformers' ``generate``: temperature, top_k, top_p, min_p, typical_p, each
+on what the one before has left. A row's token depends on its own logits, parameters, seed and step only: never on the
+rest of the batch.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import tensorflow as tf
 
-NUCLEUS_CANDIDATES = 1024
-"""Most probable tokens that are sorted per step; only a nucleus that is larger costs a sort of the vocabulary."""
+CANDIDATES = 1024
+"""Most probable tokens that are sorted per step; only a kept set that is larger costs a sort of the vocabulary."""
 
 
-def nucleus_threshold(probabilities: tf.Tensor, top_p: tf.Tensor) -> tf.Tensor:
-    """The smallest probability that nucleus sampling keeps, ``[B, 1]``.
+class Sampling(NamedTuple):
+    """How the rows of a batch are sampled: one value per row, ``[B]``.
 
-    Kept are the most probable tokens up to and including the one that crosses ``top_p`` (Holtzman et al. 2019; the
-    convention of CPM-1-Generate and transformers), the first one always, and tokens just as probable as the last one:
-    which of equals come first would be an accident. With ``top_p`` of 1 everything is kept.
-
-    Args:
-        probabilities: float32 ``[B, V]``, each row summing to 1.
-        top_p: float32 ``[B]``.
+    Attributes:
+        temperature: float32; 0 takes the most probable token, the rest is then without effect.
+        top_k: int32, keep the k most probable tokens and their equals; 0 is off.
+        top_p: float32, keep the most probable tokens up to and including the one at which their sum reaches top_p, the
+            first one always (Holtzman et al. 2019); 1 is off.
+        min_p: float32, keep tokens at least min_p times as probable as the most probable one; 0 is off.
+        typical_p: float32, keep the tokens whose information is nearest to the entropy, up to the one at which their
+            sum reaches typical_p (Meister et al. 2022); 1 is off.
+        seed: int64.
     """
-    top_p = top_p[:, tf.newaxis]
-    size = probabilities.shape[-1]
 
-    def threshold(candidates: int) -> tf.Tensor:
-        best = tf.math.top_k(probabilities, candidates).values
-        before = tf.cumsum(best, axis=-1, exclusive=True)
-        kept = tf.reduce_sum(tf.cast(before < top_p, tf.int32), axis=-1)
-        return tf.gather(best, tf.maximum(kept - 1, 0), axis=1, batch_dims=1)[:, tf.newaxis], before[:, -1:]
-
-    def few() -> tf.Tensor:
-        if size <= NUCLEUS_CANDIDATES:
-            return threshold(size)[0]
-        # `mass` is what lies before the last candidate: below top_p, tokens beyond the candidates may belong too.
-        value, mass = threshold(NUCLEUS_CANDIDATES)
-        return tf.cond(tf.reduce_all((mass >= top_p) | (top_p >= 1.0)), lambda: value, lambda: threshold(size)[0])
-
-    found = tf.cond(tf.reduce_all(top_p >= 1.0), lambda: tf.zeros_like(top_p), few)
-    return tf.where(top_p >= 1.0, 0.0, found)
+    temperature: tf.Tensor
+    top_k: tf.Tensor
+    top_p: tf.Tensor
+    min_p: tf.Tensor
+    typical_p: tf.Tensor
+    seed: tf.Tensor
 
 
-def choose(logits: tf.Tensor, temperature: tf.Tensor, top_p: tf.Tensor, seed: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-    """Draws the next token of each row: temperature, then the nucleus, then one draw from what is left.
+def choose(logits: tf.Tensor, sampling: Sampling, step: tf.Tensor) -> tf.Tensor:
+    """Draws the next token of each row, int32 ``[B]``.
 
     Args:
-        logits: float32 ``[B, V]``.
-        temperature: float32 ``[B]``; 0 takes the most probable token.
-        top_p: float32 ``[B]``.
-        seed: int64 ``[B]``.
+        logits: float32 ``[B, V]``; -inf for tokens that are forbidden.
+        sampling: the parameters.
         step: int32 scalar, how many tokens were drawn before: with the seed it decides the draw.
-
-    Returns:
-        int32 ``[B]``.
     """
     best = tf.argmax(logits, axis=-1, output_type=tf.int32)
 
     def draw() -> tf.Tensor:
-        divisor = tf.where(temperature > 0, temperature, 1.0)[:, tf.newaxis]
-        # The largest is subtracted first: a tiny temperature then gives 0 and -inf, not inf - inf.
-        scaled = (logits - tf.reduce_max(logits, axis=-1, keepdims=True)) / divisor
-        probabilities = tf.nn.softmax(scaled)
-        kept = tf.where(probabilities >= nucleus_threshold(probabilities, top_p), probabilities, 0.0)
-        drawn = _inverse_cdf(kept, uniform(seed, step))
-        return tf.where(temperature > 0, drawn, best)
+        probabilities = kept_probabilities(logits, sampling)
+        drawn = _inverse_cdf(probabilities, uniform(sampling.seed, step))
+        return tf.where(sampling.temperature > 0, drawn, best)
 
-    return tf.cond(tf.reduce_any(temperature > 0), draw, lambda: best)
+    return tf.cond(tf.reduce_any(sampling.temperature > 0), draw, lambda: best)
+
+
+def kept_probabilities(logits: tf.Tensor, sampling: Sampling) -> tf.Tensor:
+    """The distribution after all filters, float32 ``[B, V]``: 0 for what is not kept, not normalised."""
+    divisor = tf.where(sampling.temperature > 0, sampling.temperature, 1.0)[:, tf.newaxis]
+    # The largest is subtracted first: a tiny temperature then gives 0 and -inf, not inf - inf.
+    scaled = (logits - tf.reduce_max(logits, axis=-1, keepdims=True)) / divisor
+    weights = tf.exp(scaled)  # of the most probable token: 1
+    kept = tf.where(weights >= _threshold(weights, sampling), weights, 0.0)
+    return tf.cond(tf.reduce_any(sampling.typical_p < 1.0), lambda: _typical(kept, sampling.typical_p), lambda: kept)
+
+
+def _threshold(weights: tf.Tensor, sampling: Sampling) -> tf.Tensor:
+    """The smallest weight that top_k, top_p and min_p keep, ``[B, 1]``.
+
+    Each of the three keeps the most probable tokens down to some weight, so the largest of their bounds serves all.
+    """
+    size = weights.shape[-1]
+    top_k = tf.where(sampling.top_k > 0, tf.minimum(sampling.top_k, size), size)[:, tf.newaxis]
+    top_p = sampling.top_p[:, tf.newaxis]
+    # float64: a float32 sum over 30,000 tokens would end a few tokens too early or too late.
+    total = tf.reduce_sum(tf.cast(weights, tf.float64), axis=-1, keepdims=True)
+    unused = (top_k == size) & (top_p >= 1.0)
+
+    def among(candidates: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """The bound, and whether it is certain that no token beyond the candidates belongs to the kept ones."""
+        best = tf.math.top_k(weights, candidates).values
+        summands = tf.cast(best, tf.float64)
+        in_top_k = tf.range(candidates)[tf.newaxis] < top_k
+        k_bound = tf.gather(best, tf.minimum(top_k, candidates) - 1, axis=1, batch_dims=1)
+        # Tokens equal to the k-th are kept too, so the sum that top_p is a share of has them all; among the
+        # candidates they can be told by their weight, beyond them there are none unless top_k is.
+        limited = tf.reduce_sum(tf.where(in_top_k | (best == k_bound), summands, 0.0), axis=-1, keepdims=True)
+        mass = tf.where(top_k < candidates, limited, total) * tf.cast(top_p, tf.float64)
+        before = tf.cumsum(summands, axis=-1, exclusive=True)
+        number = tf.reduce_sum(tf.cast(before < mass, tf.int32), axis=-1, keepdims=True)
+        p_bound = tf.gather(best, tf.maximum(number, 1) - 1, axis=1, batch_dims=1)
+        bound = tf.maximum(tf.where(top_k < size, k_bound, 0.0), tf.where(top_p < 1.0, p_bound, 0.0))
+        certain = unused | (top_k < candidates) | ((top_k == size) & (number < candidates))
+        return bound, tf.reduce_all(certain)
+
+    def sort() -> tf.Tensor:
+        if size <= CANDIDATES:
+            return among(size)[0]
+        bound, certain = among(CANDIDATES)
+        return tf.cond(certain, lambda: bound, lambda: among(size)[0])
+
+    sorted_bound = tf.cond(tf.reduce_all(unused), lambda: tf.zeros_like(top_p), sort)
+    return tf.maximum(tf.where(unused, 0.0, sorted_bound), sampling.min_p[:, tf.newaxis])
+
+
+def _typical(weights: tf.Tensor, typical_p: tf.Tensor) -> tf.Tensor:
+    """Locally typical sampling of what is left: ``weights`` with more zeros.
+
+    float64: the information of 30,000 tokens about equally probable differs by less than float32 can tell.
+    """
+    summands = tf.cast(weights, tf.float64)
+    probabilities = summands / tf.reduce_sum(summands, axis=-1, keepdims=True)
+    information = -tf.math.log(probabilities)
+    entropy = tf.reduce_sum(tf.math.multiply_no_nan(information, probabilities), axis=-1, keepdims=True)
+    distance = tf.abs(information - entropy)  # inf for what was dropped before
+    order = tf.argsort(distance, axis=-1, stable=True)
+    cumulated = tf.cumsum(tf.gather(probabilities, order, axis=1, batch_dims=1), axis=-1)
+    mass = tf.cast(typical_p, tf.float64)[:, tf.newaxis]
+    below = tf.reduce_sum(tf.cast(cumulated < mass, tf.int32), axis=-1, keepdims=True)
+    last = tf.gather(order, tf.minimum(below, weights.shape[-1] - 1), axis=1, batch_dims=1)
+    bound = tf.gather(distance, last, axis=1, batch_dims=1)
+    return tf.where((distance <= bound) | (typical_p >= 1.0)[:, tf.newaxis], weights, 0.0)
 
 
 def _inverse_cdf(weights: tf.Tensor, quantile: tf.Tensor) -> tf.Tensor:

@@ -11,8 +11,11 @@ import pytest
 import tensorflow as tf
 
 from tf_model.config import ConfigError, GPT2Config
-from tf_model.generation import generate
+from tf_model.generation import Request, generate
 from tf_model.gpt2 import GPT2
+from tf_model.processors import Constraints
+from tf_model.sampling import Sampling
+from tf_model.window import Window
 
 CONFIG = GPT2Config(vocab_size=60, n_positions=24, n_embd=24, n_layer=2, n_head=3)
 
@@ -110,9 +113,16 @@ def test_greedy_rows_equal_the_full_pass() -> None:
     prompts = [[1, 2, 3, 4, 5], [7], [9, 8, 7]]
     new = [3, 12, 0]
     ids = tf.constant([row + [0] * (5 - len(row)) for row in prompts])
-    out = generate(
-        model, ids, tf.constant([5, 1, 3]), tf.constant(new), tf.zeros(3), tf.ones(3), tf.zeros(3, tf.int64), 59
-    ).numpy()  # fmt: skip
+    zeros, none = tf.zeros(3, tf.int32), tf.fill([3, 1], -1)
+    request = Request(
+        ids,
+        tf.constant([5, 1, 3]),
+        tf.constant(new),
+        Sampling(tf.zeros(3), zeros, tf.ones(3), tf.zeros(3), tf.ones(3), tf.zeros(3, tf.int64)),
+        Constraints(tf.ones(3), zeros, zeros, none, none),
+        Window(tf.fill([3], 12), zeros - 1),
+    )
+    out = generate(model.step, model.allocate, CONFIG.n_positions, request, 59).sequences.numpy()
     for row, (prompt, count) in enumerate(zip(prompts, new, strict=True)):
         expected = list(prompt)
         for _ in range(count):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import tensorflow as tf
 import torch
 
 from tf_model import sampling
+from tf_model.sampling import Sampling
 
 
 def chi_squared_p_value(counts: np.ndarray, expected: np.ndarray) -> float:
@@ -16,13 +19,23 @@ def chi_squared_p_value(counts: np.ndarray, expected: np.ndarray) -> float:
     return float(torch.special.gammaincc(torch.tensor((len(counts) - 1) / 2.0), torch.tensor(statistic / 2.0)))
 
 
+def parameters(rows: int, **values: Any) -> Sampling:
+    """Of so many rows: each value one for all, or one per row; what is not given is off."""
+    off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "seed": 0}
+    types = {"top_k": tf.int32, "seed": tf.int64}
+    return Sampling(
+        **{
+            name: tf.constant(np.broadcast_to(values.get(name, default), rows), types.get(name, tf.float32))
+            for name, default in off.items()
+        }
+    )
+
+
 def draws(logits: np.ndarray, temperature: float, top_p: float, number: int) -> np.ndarray:
     """Counts of each token over ``number`` rows with the same logits and different seeds."""
     tokens = tf.function(sampling.choose)(
         tf.tile(tf.constant(logits[None], tf.float32), [number, 1]),
-        tf.fill([number], temperature),
-        tf.fill([number], top_p),
-        tf.range(number, dtype=tf.int64),
+        parameters(number, temperature=temperature, top_p=top_p, seed=np.arange(number)),
         tf.constant(3),
     )
     return np.bincount(tokens.numpy(), minlength=len(logits))
@@ -64,9 +77,8 @@ def test_nucleus_distribution(top_p: float) -> None:
     [(0.0, 1), (0.39, 1), (0.4, 1), (0.41, 2), (0.69, 2), (0.71, 3), (0.95, 4), (1.0, 4)],
 )
 def test_the_token_that_crosses_top_p_is_kept(top_p: float, kept: int) -> None:
-    probabilities = tf.constant([[0.2, 0.4, 0.1, 0.3]])
-    threshold = float(sampling.nucleus_threshold(probabilities, tf.constant([top_p]))[0, 0])
-    assert int((probabilities.numpy() >= threshold).sum()) == kept
+    logits = tf.math.log([[0.2, 0.4, 0.1, 0.3]])
+    assert int((sampling.kept_probabilities(logits, parameters(1, top_p=top_p)).numpy() > 0).sum()) == kept
 
 
 @pytest.mark.parametrize("spread", [0.001, 1.0, 8.0])
@@ -74,38 +86,33 @@ def test_large_vocabulary(spread: float) -> None:
     """Flat enough that the nucleus is larger than the candidates that are sorted first; and not."""
     rng = np.random.default_rng(3)
     logits = (rng.normal(size=(3, 5000)) * spread).astype(np.float32)
-    probabilities = tf.nn.softmax(logits)
-    top_p = tf.constant([0.3, 0.9, 1.0])
-    threshold = tf.function(sampling.nucleus_threshold)(probabilities, top_p).numpy()
-    for row, p in zip(range(3), top_p.numpy(), strict=True):
-        found = set(np.flatnonzero(probabilities[row].numpy() >= threshold[row]))
-        expected = nucleus(probabilities[row].numpy().astype(np.float64), p if p < 1 else 2.0)
-        assert abs(len(found) - len(expected)) <= 2  # float32 sums end a token earlier or later
-        assert len(found ^ expected) <= 2
+    top_p = np.array([0.3, 0.9, 1.0], np.float32)
+    kept = tf.function(sampling.kept_probabilities)(tf.constant(logits), parameters(3, top_p=top_p)).numpy()
+    exact = np.exp(logits.astype(np.float64))
+    exact /= exact.sum(axis=1, keepdims=True)
+    for row, p in enumerate(top_p):
+        assert set(np.flatnonzero(kept[row])) == nucleus(exact[row], p if p < 1 else 2.0)
 
 
 def test_rows_have_their_own_parameters() -> None:
     logits = tf.tile(tf.constant([[0.0, 1.0, 2.0, 0.5]]), [4, 1])
     for seed in range(30):
-        tokens = sampling.choose(
-            logits, tf.constant([0.0, 1e-30, 1.0, 5.0]), tf.constant([1.0, 1.0, 0.0, 1.0]),
-            tf.fill([4], tf.constant(seed, tf.int64)), tf.constant(0),
-        )  # fmt: skip
+        own = parameters(4, temperature=[0.0, 1e-30, 1.0, 5.0], top_p=[1.0, 1.0, 0.0, 1.0], seed=seed)
+        tokens = sampling.choose(logits, own, tf.constant(0))
         assert tokens.numpy()[:3].tolist() == [2, 2, 2]
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
     rng = np.random.default_rng(4)
     logits = tf.constant(rng.normal(size=(16, 3000)), tf.float32)
-    seed = tf.range(16, dtype=tf.int64) % 5
-    temperature, top_p = (
-        tf.constant(rng.uniform(0, 2, 16), tf.float32),
-        tf.constant(rng.uniform(0.01, 1, 16), tf.float32),
-    )
-    together = sampling.choose(logits, temperature, top_p, seed, tf.constant(7)).numpy()
+    own = parameters(
+        16, temperature=rng.uniform(0, 2, 16), top_k=rng.choice([0, 50, 2000], 16), top_p=rng.uniform(0.01, 1, 16),
+        min_p=rng.choice([0, 0.01], 16), typical_p=rng.choice([0.5, 1.0], 16), seed=np.arange(16) % 5,
+    )  # fmt: skip
+    together = sampling.choose(logits, own, tf.constant(7)).numpy()
     for row in range(16):
         one = slice(row, row + 1)
-        alone = sampling.choose(logits[one], temperature[one], top_p[one], seed[one], tf.constant(7)).numpy()
+        alone = sampling.choose(logits[one], Sampling(*(values[one] for values in own)), tf.constant(7)).numpy()
         assert alone[0] == together[row]
 
 
@@ -122,8 +129,8 @@ def test_uniform_is_uniform_and_independent_of_seed_and_step() -> None:
         assert abs(np.corrcoef(column[1:], column[:-1])[0, 1]) < 0.08
 
 
-def test_uniform_is_splitmix64() -> None:
-    """The published algorithm, in Python integers."""
+def splitmix(seed: int, step: int) -> float:
+    """Number ``step`` of the sequence that the hashed ``seed`` starts: the published algorithm, in Python integers."""
     mask = 2**64 - 1
 
     def mix(z: int) -> int:
@@ -132,7 +139,10 @@ def test_uniform_is_splitmix64() -> None:
         return z ^ (z >> 31)
 
     gamma = 0x9E3779B97F4A7C15
+    state = mix((seed + gamma) & mask)
+    return (mix((state + (step + 1) * gamma) & mask) >> 24) / 2**40
+
+
+def test_uniform_is_splitmix64() -> None:
     for seed, step in ((0, 0), (5, 3), (-7, 1000)):
-        state = mix((seed + gamma) & mask)
-        expected = (mix((state + (step + 1) * gamma) & mask) >> 24) / 2**40
-        assert float(sampling.uniform(tf.constant([seed], tf.int64), tf.constant(step))[0]) == expected
+        assert float(sampling.uniform(tf.constant([seed], tf.int64), tf.constant(step))[0]) == splitmix(seed, step)

@@ -1,0 +1,108 @@
+"""What changes the logits before a token is drawn from them, with regard to what was generated so far.
+
+The definitions and their order are those of transformers' logits processors: repetition penalty, forbidden n-grams, the
+end of text before its time, suppressed tokens. A forbidden token has the logit -inf.
+
+A *history* is int32 ``[B, W]``, of which ``length`` ``[B]`` tokens are a row's own: prompt and continuation, all of it,
+whatever the model still sees.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+
+class Constraints(NamedTuple):
+    """Attributes, one value per row unless said:
+
+    repetition_penalty: float32 ``[B]``; the logit of a token of the history is divided by it, or multiplied when it is
+        negative (Keskar et al. 2019 as transformers has it); 1 is off.
+    no_repeat_ngram_size: int32 ``[B]``; no sequence of so many tokens occurs twice; 0 is off.
+    min_new_tokens: int32 ``[B]``; no end of text before so many new tokens.
+    eos_token_id: int32 ``[B, E]``, the tokens that end a text; -1 for none.
+    suppress_tokens: int32 ``[B, K]``, tokens that are never drawn; -1 for none.
+    """
+
+    repetition_penalty: tf.Tensor
+    no_repeat_ngram_size: tf.Tensor
+    min_new_tokens: tf.Tensor
+    eos_token_id: tf.Tensor
+    suppress_tokens: tf.Tensor
+
+
+def process(
+    logits: tf.Tensor, constraints: Constraints, history: tf.Tensor, length: tf.Tensor, new: tf.Tensor
+) -> tf.Tensor:
+    """Logits float32 ``[B, V]`` after all constraints; ``new`` int32 ``[B]`` is how many tokens were generated."""
+    too_early = new < constraints.min_new_tokens
+
+    def penalise(x: tf.Tensor) -> tf.Tensor:
+        return repetition(x, constraints.repetition_penalty, history, length)
+
+    def ngrams(x: tf.Tensor) -> tf.Tensor:
+        return no_repeat_ngrams(x, constraints.no_repeat_ngram_size, history, length)
+
+    def end(x: tf.Tensor) -> tf.Tensor:
+        return forbid(x, tf.where(too_early[:, tf.newaxis], constraints.eos_token_id, -1))
+
+    def suppress(x: tf.Tensor) -> tf.Tensor:
+        return forbid(x, constraints.suppress_tokens)
+
+    steps = (
+        (tf.reduce_any(constraints.repetition_penalty != 1.0), penalise),
+        (tf.reduce_any(constraints.no_repeat_ngram_size > 0), ngrams),
+        (tf.reduce_any(too_early), end),
+        (tf.reduce_any(constraints.suppress_tokens >= 0), suppress),
+    )
+
+    def apply_all() -> tf.Tensor:
+        x = logits
+        for needed, step in steps:
+            x = tf.cond(needed, lambda step=step, x=x: step(x), lambda x=x: x)
+        return x
+
+    needed = tf.reduce_any(tf.stack([needed for needed, _ in steps]))
+    return tf.ensure_shape(tf.cond(needed, apply_all, lambda: logits), logits.shape)
+
+
+def repetition(logits: tf.Tensor, penalty: tf.Tensor, history: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
+    """Logits of tokens that occur in the history, divided by ``penalty`` where positive, else multiplied."""
+    batch, width = tf.unstack(tf.shape(history))
+    # Behind a row's end its first token stands in: it is in the history anyway.
+    own = tf.where(tf.range(width) < length[:, tf.newaxis], history, history[:, :1])
+    score = tf.gather(logits, own, axis=1, batch_dims=1)
+    factor = penalty[:, tf.newaxis]
+    changed = tf.where(score < 0, score * factor, score / factor)
+    row = tf.tile(tf.range(batch)[:, tf.newaxis], [1, width])
+    return tf.tensor_scatter_nd_update(logits, tf.stack([row, own], axis=-1), changed)
+
+
+def no_repeat_ngrams(logits: tf.Tensor, size: tf.Tensor, history: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
+    """Forbids every token that would complete a sequence of ``size`` tokens which the history has already."""
+    width = tf.shape(history)[1]
+    column = tf.range(width)[tf.newaxis]
+    last = length[:, tf.newaxis]
+
+    def compare(back: tf.Tensor, repeats: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Column c stays a candidate while the token ``back`` before c equals the one ``back`` before the end."""
+        there = tf.gather(history, tf.maximum(column[0] - back, 0), axis=1)
+        here = tf.gather(history, tf.maximum(last - back, 0), axis=1, batch_dims=1)
+        same = (there == here) & (column >= back)
+        return back + 1, repeats & (same | (back >= size[:, tf.newaxis]))
+
+    candidates = (column < last) & (size[:, tf.newaxis] > 0) & (last >= size[:, tf.newaxis] - 1)
+    _, repeats = tf.while_loop(
+        lambda back, _: back < tf.reduce_max(size), compare, (tf.constant(1), candidates), parallel_iterations=1
+    )
+    return forbid(logits, tf.where(repeats, history, -1))
+
+
+def forbid(logits: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
+    """Sets the logits of ``tokens`` int32 ``[B, K]`` to -inf; a negative one stands for none."""
+    batch, vocabulary = tf.shape(logits)[0], logits.shape[-1]
+    row = tf.tile(tf.range(batch)[:, tf.newaxis], [1, tf.shape(tokens)[1]])
+    place = tf.stack([row, tf.where(tokens >= 0, tokens, vocabulary)], axis=-1)
+    marked = tf.scatter_nd(place, tf.ones_like(row, tf.float32), tf.stack([batch, vocabulary + 1]))
+    return tf.where(marked[:, :vocabulary] > 0, -float("inf"), logits)
