@@ -21,7 +21,7 @@ TUNES = ("浣溪沙", "鹧鸪天", "菩萨蛮", "如梦令")
 HEADS = 4
 
 
-def verses(folder: Path, tunes: list[str], number: int, top_p: float = 0.9, temperature: float = 0.9) -> list[str]:
+def verses(folder: Path, tunes: list[str], number: int, top_p: float = 0.8, temperature: float = 0.9) -> list[str]:
     """``number`` poems for each tune, sampled by the SavedModel in ``folder``."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with quiet_stderr(), warnings.catch_warnings():
