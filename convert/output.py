@@ -112,9 +112,9 @@ def _locked(partial: Path, destination: Path) -> Iterator[None]:
             if handle >= 0:
                 os.close(handle)
                 handle = -1
+            made = True  # before it is true: an interruption may come in between
             try:
                 partial.mkdir()
-                made = True
             except FileExistsError:
                 made = False
             try:
@@ -122,8 +122,9 @@ def _locked(partial: Path, destination: Path) -> Iterator[None]:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # The run that held the lock before may have renamed or removed this very folder.
                 if os.path.samestat(os.fstat(handle), os.stat(partial)):
-                    _clear(partial)
+                    _check_leftovers(partial)
                     held = True
+                    _clear(partial)
             except FileNotFoundError:
                 continue
             except BlockingIOError:
@@ -131,20 +132,23 @@ def _locked(partial: Path, destination: Path) -> Iterator[None]:
                 raise ConvertError(f"{destination}: another run is writing it now") from None
         yield
     finally:
-        if held or made:
+        if held:
             shutil.rmtree(partial, ignore_errors=True)
+        elif made:
+            with contextlib.suppress(OSError):  # not there yet; or another run has taken it, and it is not empty
+                partial.rmdir()
         if handle >= 0:
             os.close(handle)
 
 
-def _clear(partial: Path) -> None:
-    """Empties what an earlier run has left, and makes the folder to write into.
-
-    Raises:
-        ConvertError: it is somebody else's folder.
-    """
+def _check_leftovers(partial: Path) -> None:
+    """Raises ``ConvertError`` for somebody else's folder: it has other things in it than an earlier run leaves."""
     if {path.name for path in partial.iterdir()} - {_NEW, _OLD}:
         raise ConvertError(f"{partial}: is in the way, and nothing that this program left: move it elsewhere")
+
+
+def _clear(partial: Path) -> None:
+    """Empties what an earlier run has left, and makes the folder to write into."""
     for path in partial.iterdir():
         shutil.rmtree(path)
     (partial / _NEW).mkdir()
