@@ -112,5 +112,5 @@ class GPT2Config:
         known = {field.name for field in dataclasses.fields(cls)}
         try:
             return cls(**{key: value for key, value in values.items() if key in known and value is not None})
-        except TypeError as error:
+        except (TypeError, ConfigError) as error:
             raise ConfigError(f"config.json: {error}") from error

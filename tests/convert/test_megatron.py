@@ -407,7 +407,7 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "Release": (track(b"Release"), ["{tracker}: ", "found 'Release'", HAS]),
     "other digits": (track("８００００".encode()), ["{tracker}: ", "found '\\uff18", HAS]),
     "not UTF-8": (track(b"\xff\xfe8\0"), ["{tracker}: not a text file", HAS]),
-    "tracker folder": (tracker_folder, ["{tracker}: cannot be read: Is a directory", HAS]),
+    "tracker folder": (tracker_folder, ["{tracker}: expected a text file", HAS]),
     "iteration without a folder": (
         track(b"5"),
         ["{root}: mp_rank_* files of iteration 5 are not there, in 5 or iter_0000005: it has the iterations 80000"],
