@@ -206,6 +206,8 @@ def test_damage(
     for damage in damages:
         with contextlib.suppress(LookupError, OSError, ValueError, zipfile.BadZipFile):  # what it needs is lost already
             spoilt = damage(spoilt)
+    if [spoilt.get(shard(rank)) for rank in (0, 1)] == [files[name] for name in OTHERS]:
+        return  # all of the other model: nothing is wrong with that
     put(folder, spoilt)
     found = convert(folder, capsys)
     if found is None or without_checksums:  # the legacy format has none: a changed weight cannot be told
