@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from convert.arguments import add_source_options
 from convert.checkpoint import Checkpoint, new_buffer
 from convert.errors import ConvertError
 from convert.formats.megatron import open_megatron
@@ -54,15 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=DTYPES, default=DTYPES[0], help="type of the weights written (default: %(default)s)"
     )
-    parser.add_argument(
-        "--heads",
-        type=int,
-        metavar="N",
-        help="number of attention heads, which the files do not hold; known for hidden sizes 768, 1024 and 2560",
-    )
-    parser.add_argument(
-        "--iteration", metavar="N|release", help="which iteration, instead of the one that the tracker file names"
-    )
+    add_source_options(parser)
     parser.add_argument(
         "--verify", action="store_true", help="compare the result with its source (see verify) before it appears"
     )

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from convert.arguments import add_source_options
 from convert.checkpoint import Array, Checkpoint
 from convert.errors import ConvertError
 from convert.formats.megatron import open_megatron
@@ -62,15 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder with latest_checkpointed_iteration.txt, or one iteration's folder, or a single .pt file",
     )
     parser.add_argument("savedmodel", type=Path, metavar="SAVEDMODEL", help="the folder that was made from it")
-    parser.add_argument(
-        "--heads",
-        type=int,
-        metavar="N",
-        help="number of attention heads, which the files do not hold; known for hidden sizes 768, 1024 and 2560",
-    )
-    parser.add_argument(
-        "--iteration", metavar="N|release", help="which iteration, instead of the one that the tracker file names"
-    )
+    add_source_options(parser)
     parser.add_argument(
         "--prompts",
         type=Path,

@@ -1,0 +1,18 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """What a Megatron checkpoint's files do not say: the number of heads, and which iteration is meant."""
+    parser.add_argument(
+        "--heads",
+        type=int,
+        metavar="N",
+        help="number of attention heads, which the files do not hold; known for hidden sizes 768, 1024 and 2560",
+    )
+    parser.add_argument(
+        "--iteration", metavar="N|release", help="which iteration, instead of the one that the tracker file names"
+    )
