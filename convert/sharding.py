@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from convert.casting import assign
 from convert.errors import ConvertError
 
 Array = np.ndarray[Any, Any]
@@ -93,7 +94,7 @@ def split(array: Array, kind: Split, p: int) -> list[Array]:
 def merge(shards: Sequence[Array], kind: Split, out: Array) -> None:
     """Writes the whole tensor of ``shards`` (rank 0 first) into ``out``, cast to its type on the way.
 
-    NumPy casts an assignment in pieces of a few KB, so nothing beside ``out`` is allocated. A value too large for the
+    The cast happens in ``out`` itself, so nothing beside it is allocated. A value too large for the
     type of ``out`` becomes infinite without a warning: see ``checkpoint.check_finite``. Of ``REPLICATED`` shards the
     first is taken; whether the others are equal is the caller's question.
 
@@ -104,10 +105,9 @@ def merge(shards: Sequence[Array], kind: Split, out: Array) -> None:
     for rank, shard in enumerate(shards):
         if shard.shape != expected:
             raise ShardingError(f"rank {rank} holds the shape {list(shard.shape)}, expected {list(expected)}")
-    with np.errstate(over="ignore", invalid="ignore"):
-        if kind.axis is None:
-            out[...] = shards[0]
-            return
-        for rank, shard in enumerate(shards):
-            part = _of_rank(out, kind, len(shards), rank)
-            part[...] = _unstacked(shard, kind.axis, kind.parts, expected[kind.axis] // kind.parts)
+    if kind.axis is None:
+        assign(out, shards[0])
+        return
+    for rank, shard in enumerate(shards):
+        part = _of_rank(out, kind, len(shards), rank)
+        assign(part, _unstacked(shard, kind.axis, kind.parts, expected[kind.axis] // kind.parts))

@@ -37,10 +37,12 @@ def phrases(poem: str) -> list[int]:
 @pytest.mark.parametrize("tune", FORMS)
 def test_poems_have_the_form_of_their_tune(model: Path, tune: str) -> None:
     likeness = []
-    for poem in verses(model, [tune], 20):
+    for poem in verses(model, [tune], 60):
         assert poem.startswith(f"{tune}\n")
         likeness.append(SequenceMatcher(None, FORMS[tune], phrases(poem), autojunk=False).ratio())
-    assert sum(likeness) / len(likeness) > 0.6  # 1 is the form itself
+    # 1 is the form itself. Measured over 200 poems: 0.65, 0.77, 0.65 with a deviation of 0.26, so a mean of 60 poems is
+    # below 0.5 once in 100,000 runs; the forms of two tunes have a likeness of 0.25 to 0.29.
+    assert sum(likeness) / len(likeness) > 0.5
 
 
 def test_it_prints_poems_within_a_minute() -> None:
