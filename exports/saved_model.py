@@ -16,8 +16,8 @@ import tensorflow as tf
 from tensorflow.python.checkpoint import graph_view, save_util  # no public name has what these two give
 from tensorflow.python.saved_model.save import save_and_return_nodes
 
-from exports import signatures
 from exports.assets import SpecialTokens
+from exports.signatures import Signatures
 from tf_model.config import GPT2Config
 from tf_model.gpt2 import GPT2
 
@@ -49,10 +49,13 @@ def write_saved_model(
     model = GPT2(config, dtype=dtype, initialize=False)
     root = tf.Module()
     root.weights = model.canonical_variables()
+    functions = Signatures(model, tokens.pad_token_id).functions
+    for name, function in functions.items():  # with defaults in Python too, which ``root.signatures`` has not
+        setattr(root, name, function)
     save_and_return_nodes(
         root,
         str(folder),
-        signatures=signatures.build(model, tokens.pad_token_id),
+        signatures=functions,
         experimental_skip_checkpoint=True,
     )
     object_graph = save_util.serialize_graph_view(graph_view.ObjectGraphView(root))[3]

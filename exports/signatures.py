@@ -1,133 +1,296 @@
-"""The signatures of the SavedModel, as traced functions of the model."""
+"""The signatures of the SavedModel, as traced functions of the model.
+
+They share two functions, which the graph holds once: the one that reads tokens, and the loop that generates them. So
+the graph hardly grows with the number of signatures. Each is a table of inputs and a body; an input with a default may
+be left out by whoever calls the function of the loaded object (``model.generate(...)``), and in requests to TensorFlow
+Serving.
+"""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
 
-from tf_model.generation import Request, generate, random_seeds
-from tf_model.gpt2 import GPT2
+from exports import requests
+from exports.options import BEAMS, MAX_NEW_TOKENS, SAMPLING, SHARED, Option
+from exports.requests import IDS, ROW, check, check_ids, checked, checked_prompt, per_row
+from tf_model.beam import beam_search
+from tf_model.cache import LayerCache
+from tf_model.generation import Context, Request, begin, random_seeds, resume
+from tf_model.gpt2 import GPT2, last_rows
 from tf_model.processors import Constraints
 from tf_model.sampling import Sampling
 from tf_model.window import Window
 
+Tensors = dict[str, tf.Tensor]
 
-def build(model: GPT2, pad_token_id: int) -> dict[str, Any]:
-    """Concrete functions by signature name.
+_SCORED = 256
+"""Tokens whose logits are in memory at a time when texts are scored."""
 
-    ``serving_default`` has the inputs and the output of CPM-LM-TF2's SavedModel: ``inp`` int64 ``[B, S]``, ``length``
-    int64, ``top_p`` and ``temperature`` float32 -> ``output_0`` int64 ``[B, S + length]``. The last three are scalars,
-    or have shape [1] or [B]: TF Serving's row format needs one value per row. Exactly ``length`` tokens are added.
+_PORT = {
+    "length": Option(20, 0, MAX_NEW_TOKENS, ""),
+    "top_p": Option(0.9, 0, 1, ""),
+    "temperature": Option(0.9, 0, float("inf"), ""),
+}
+"""The options of ``serving_default``: CPM-LM-TF2's, with the defaults of its Python code."""
 
-    ``logits`` maps ``input_ids`` int64 ``[B, S]`` to ``logits`` float32 ``[B, S, V]``.
+_WINDOW = {name: SAMPLING[name] for name in ("window_tokens", "window_line_token_id")}
+
+
+class Signatures:
+    """What the SavedModel of ``model`` can do; ``functions`` has a ``tf.function`` for each signature.
+
+    B rows, S tokens, V the vocabulary. ``input_ids`` is int64 ``[B, S]``, right-padded with anything; ``input_lengths``
+    int64 ``[B]``; options are as ``exports.options`` and ``exports.requests`` say. All whole numbers are int64.
+
+    - ``serving_default``: inputs and output of CPM-LM-TF2's SavedModel: ``inp`` ``[B, S]``, ``length``, ``top_p`` (0 is
+      greedy), ``temperature`` -> ``output_0`` ``[B, S + length]``. Exactly ``length`` tokens are added.
+    - ``generate``: ``input_ids``, ``input_lengths``, options -> ``sequences`` ``[B, S + N]``, N the largest
+      ``max_new_tokens``: prompt and continuation without a gap, then padding; ``lengths`` ``[B]``; ``logprobs`` float32
+      ``[B, N]``, the model's own for each new token. A text that outgrows the positions goes on in a window that moves.
+    - ``beam_search``: the same inputs with the options of beams -> ``sequences`` ``[B, R, S + N]``, R the
+      ``num_return_sequences``, the best one first; ``lengths`` ``[B, R]``; ``scores`` float32 ``[B, R]``.
+    - ``score``: ``input_ids``, ``input_lengths`` -> ``logprobs`` float32 ``[B, S]``, of each token after those before
+      it; 0 for the first one and for padding.
+    - ``logits``: ``input_ids`` -> ``logits`` float32 ``[B, S, V]``.
+    - ``prefill``: ``input_ids``, ``input_lengths``, ``capacity`` (positions of the cache; 0 is all of the model's),
+      window -> ``logits`` float32 ``[B, V]`` of the next token, and the state: ``cache_00_keys``, ``cache_00_values``
+      ... ``[B, heads, capacity + 1, head_dim]``, ``window_start`` and ``cache_lengths`` ``[B]``.
+    - ``decode``: as ``generate``, and the state of an earlier call; ``input_ids`` is all of the text so far
+      -> as ``generate`` and ``prefill``. The state has all tokens but the last one generated; ``logits`` are those
+      after the last token that it has. So with ``max_new_tokens`` 0 it reads what is new and gives the next
+      distribution. It copies the state: that of an earlier call stays good.
     """
-    ids = tf.TensorSpec([None, None], tf.int64)
 
-    @tf.function(
-        autograph=False,
-        input_signature=[
-            _named(ids, "inp"),
-            tf.TensorSpec(None, tf.int64, name="length"),
-            tf.TensorSpec(None, tf.float32, name="top_p"),
-            tf.TensorSpec(None, tf.float32, name="temperature"),
-        ],
-    )
-    def serving_default(inp: tf.Tensor, length: tf.Tensor, top_p: tf.Tensor, temperature: tf.Tensor) -> dict[str, Any]:
-        batch = tf.shape(inp)[0]
-        length, top_p, temperature = (
-            _per_row(value, batch, name)
-            for value, name in ((length, "length"), (top_p, "top_p"), (temperature, "temperature"))
-        )
-        limit = model.config.n_positions
-        with tf.control_dependencies(
-            [
-                *_check_ids(inp, model, "inp"),
-                _check(length >= 0, "length must be 0 or more; found", length),
-                _check(
-                    tf.shape(inp, tf.int64)[1] + length <= limit,
-                    f"prompt and length together exceed the model's {limit} positions: prompt",
-                    tf.shape(inp)[1],
-                    "length",
-                    length,
-                ),
-                _check((top_p >= 0) & (top_p <= 1), "top_p must lie between 0 and 1; found", top_p),
-                _check(
-                    (temperature >= 0) & tf.math.is_finite(temperature),
-                    "temperature must be 0 (greedy) or more; found",
-                    temperature,
-                ),
-            ]
-        ):
-            off = tf.zeros([batch], tf.int32)
-            request = Request(
-                input_ids=tf.cast(inp, tf.int32),
-                input_lengths=tf.fill([batch], tf.shape(inp)[1]),
-                max_new_tokens=tf.cast(length, tf.int32),
-                sampling=Sampling(
-                    temperature=temperature,
-                    top_k=off,
-                    top_p=top_p,
-                    min_p=tf.zeros([batch]),
-                    typical_p=tf.ones([batch]),
-                    seed=random_seeds(batch),
-                ),
-                constraints=Constraints(
-                    repetition_penalty=tf.ones([batch]),
-                    no_repeat_ngram_size=off,
-                    min_new_tokens=off,
-                    eos_token_id=off[:, tf.newaxis] - 1,
-                    suppress_tokens=off[:, tf.newaxis] - 1,
-                ),
-                window=Window(tokens=off + limit // 2, line_token_id=off - 1),
-            )
-            output = generate(model.step, model.allocate, limit, request, pad_token_id).sequences
-        return {"output_0": tf.cast(output, tf.int64)}
-
-    @tf.function(autograph=False, input_signature=[_named(ids, "input_ids")])
-    def logits(input_ids: tf.Tensor) -> dict[str, Any]:
-        limit = model.config.n_positions
-        size = tf.shape(input_ids)[1]
-        with tf.control_dependencies(
-            [
-                *_check_ids(input_ids, model, "input_ids"),
-                _check(size <= limit, f"the model has {limit} positions; tokens in a row:", size),
-            ]
-        ):
-            return {"logits": model(input_ids)}
-
-    return {
-        "serving_default": serving_default.get_concrete_function(),
-        "logits": logits.get_concrete_function(),
-    }
-
-
-def _named(spec: tf.TensorSpec, name: str) -> tf.TensorSpec:
-    return tf.TensorSpec(spec.shape, spec.dtype, name=name)
-
-
-def _per_row(value: tf.Tensor, batch: tf.Tensor, name: str) -> tf.Tensor:
-    """A scalar, one value, or one value per row -> ``[B]``."""
-    flat = tf.reshape(value, [-1])
-    size = tf.shape(flat)[0]
-    with tf.control_dependencies(
-        [_check((size == 1) | (size == batch), f"{name} must be one value or one per row; rows", batch, "values", size)]
-    ):
-        return tf.broadcast_to(flat, [batch])
-
-
-def _check(condition: tf.Tensor, *message: Any) -> tf.Operation:
-    """An assertion that becomes an InvalidArgumentError with the message and the values in it."""
-    return tf.debugging.Assert(tf.reduce_all(condition), list(message), summarize=8)
-
-
-def _check_ids(ids: tf.Tensor, model: GPT2, name: str) -> list[tf.Operation]:
-    vocabulary = model.config.vocab_size
-    return [
-        _check(tf.size(ids) > 0, f"{name} is empty: a prompt needs at least one token; its shape is", tf.shape(ids)),
-        _check(
-            (ids >= 0) & (ids < vocabulary),
-            f"{name} has a token id outside the vocabulary (0 to {vocabulary - 1}):",
+    def __init__(self, model: GPT2, pad_token_id: int) -> None:
+        self._model = model
+        self._config = model.config
+        self._pad_token_id = pad_token_id
+        width = tf.TensorSpec([None, self._config.head_dim], model.compute_dtype)
+        ids, row, number = (tf.TensorSpec([None] * rank, tf.int32) for rank in (2, 1, 0))
+        layers = [LayerCache(width, width)] * self._config.n_layer
+        self._feed = tf.function(model.feed, input_signature=[ids, row, row, layers, number], autograph=False)
+        real = tf.TensorSpec([None], tf.float32)
+        seed = tf.TensorSpec([None], tf.int64)
+        request = Request(
             ids,
-        ),
-    ]
+            row,
+            row,
+            Sampling(temperature=real, top_k=row, top_p=real, min_p=real, typical_p=real, seed=seed),
+            Constraints(real, no_repeat_ngram_size=row, min_new_tokens=row, eos_token_id=ids, suppress_tokens=ids),
+            Window(row, row),
+        )
+        self._resume = tf.function(
+            lambda request, context, capacity: resume(
+                self._step, capacity, self._config.vocab_size, request, context, pad_token_id
+            ),
+            input_signature=[request, Context(layers, row, row), number],
+            autograph=False,
+        )
+        prompt = {"input_ids": IDS, "input_lengths": ROW}
+        sampled = {**SHARED, **SAMPLING}
+        self.functions: dict[str, Any] = {
+            "serving_default": _function(self._serving_default, "serving_default", {"inp": IDS}, _PORT),
+            "generate": _function(self._generate, "generate", prompt, sampled),
+            "beam_search": _function(self._beam_search, "beam_search", prompt, {**SHARED, **BEAMS}),
+            "score": _function(self._score, "score", prompt, {}),
+            "logits": _function(self._logits, "logits", {"input_ids": IDS}, {}),
+            "prefill": _function(self._prefill, "prefill", prompt, {"capacity": _CAPACITY, **_WINDOW}),
+            "decode": _function(self._decode, "decode", {**prompt, **self._state_specs()}, sampled),
+        }
+
+    def _step(
+        self, tokens: tf.Tensor, start: tf.Tensor, count: tf.Tensor, cache: list[LayerCache], capacity: tf.Tensor
+    ) -> tuple[tf.Tensor, list[LayerCache]]:
+        """As the model's ``step``, through the shared function."""
+        rows, cache = self._feed(tokens, start, count, cache, capacity)
+        return self._model.logits(last_rows(rows, tokens, count)), cache
+
+    def _rows(self, ids: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+        """Hidden rows ``[B * S, h]`` of whole texts."""
+        batch, size = tf.unstack(tf.shape(ids))
+        cache = self._model.allocate(batch, size)
+        return self._feed(ids, tf.zeros_like(lengths), lengths, cache, size)[0]
+
+    def _serving_default(self, inputs: Tensors) -> Tensors:
+        ids, limit = inputs["inp"], self._config.n_positions
+        batch, size = tf.unstack(tf.shape(ids))
+        ids = checked(ids, *check_ids(ids, self._config.vocab_size, "inp"))
+        values = requests.values(_PORT, inputs, batch, self._config.vocab_size)
+        length = values["length"]
+        fits = check(
+            size + length <= limit, f"prompt and length together exceed the model's {limit} positions: prompt", size,
+            "length", length,
+        )  # fmt: skip
+        off, none = tf.zeros([batch], tf.int32), tf.fill([batch, 1], -1)
+        request = Request(
+            input_ids=tf.cast(ids, tf.int32),
+            input_lengths=tf.fill([batch], size),
+            max_new_tokens=checked(length, fits),
+            sampling=Sampling(
+                temperature=values["temperature"],
+                top_k=off,
+                top_p=tf.maximum(values["top_p"], 1e-30),
+                min_p=tf.zeros([batch]),
+                typical_p=tf.ones([batch]),
+                seed=random_seeds(batch),
+            ),
+            constraints=Constraints(
+                repetition_penalty=tf.ones([batch]),
+                no_repeat_ngram_size=off,
+                min_new_tokens=off,
+                eos_token_id=none,
+                suppress_tokens=none,
+            ),
+            window=Window(tokens=off + limit, line_token_id=off - 1),
+        )
+        return {"output_0": self._generated(request)["sequences"]}
+
+    def _generate(self, inputs: Tensors) -> Tensors:
+        return self._generated(requests.generation_request(inputs, self._config))
+
+    def _generated(self, request: Request) -> Tensors:
+        capacity, context = begin(self._model.allocate, self._config.n_positions, request)
+        return _outputs(self._resume(request, context, capacity)[0]._asdict())
+
+    def _beam_search(self, inputs: Tensors) -> Tensors:
+        request = requests.beam_request(inputs, self._config)
+        limit = self._config.n_positions
+        beams = beam_search(self._step, self._model.allocate, limit, request, self._pad_token_id)
+        outer = tf.stack([tf.shape(inputs["input_ids"])[0], request.num_return_sequences])
+        return _outputs(
+            {name: tf.reshape(x, tf.concat([outer, tf.shape(x)[1:]], 0)) for name, x in beams._asdict().items()}
+        )
+
+    def _score(self, inputs: Tensors) -> Tensors:
+        ids, lengths = checked_prompt(inputs, self._config, self._config.n_positions)
+        batch, size = tf.unstack(tf.shape(ids))
+        rows = self._rows(ids, lengths)
+        targets = tf.reshape(tf.roll(ids, -1, axis=1), [-1])
+
+        def some(start: tf.Tensor, found: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            part = slice(start, start + _SCORED)
+            logprobs = -tf.nn.sparse_softmax_cross_entropy_with_logits(targets[part], self._model.logits(rows[part]))
+            return start + _SCORED, tf.concat([found, logprobs], 0)
+
+        _, logprobs = tf.while_loop(
+            lambda start, _: start < batch * size,
+            some,
+            (tf.constant(0), tf.zeros([0])),
+            shape_invariants=(tf.TensorShape([]), tf.TensorShape([None])),
+            parallel_iterations=1,
+        )
+        after = tf.reshape(logprobs, [batch, size])[:, :-1]
+        column = tf.range(1, size)
+        own = tf.where(column < lengths[:, tf.newaxis], after, 0.0)
+        return {"logprobs": tf.pad(own, [[0, 0], [1, 0]])}
+
+    def _logits(self, inputs: Tensors) -> Tensors:
+        ids = inputs["input_ids"]
+        size = tf.shape(ids)[1]
+        limit = self._config.n_positions
+        few = check(size <= limit, f"the model has {limit} positions; tokens in a row:", size)
+        ids = tf.cast(checked(ids, few, *check_ids(ids, self._config.vocab_size, "input_ids")), tf.int32)
+        rows = self._rows(ids, tf.fill([tf.shape(ids)[0]], size))
+        return {"logits": tf.reshape(self._model.logits(rows), [-1, size, self._config.vocab_size])}
+
+    def _prefill(self, inputs: Tensors) -> Tensors:
+        batch = tf.shape(inputs["input_ids"])[0]
+        limit = self._config.n_positions
+        capacity = requests.same(per_row(inputs["capacity"], batch, "capacity"), "capacity")
+        fits = check((capacity >= 0) & (capacity <= limit), f"capacity: expected 0 to {limit}; found", capacity)
+        capacity = tf.cast(checked(tf.where(capacity > 0, capacity, limit), fits), tf.int32)
+        # Everything that only matters when tokens are drawn has its default.
+        unused = {name: requests.default(option) for name, option in {**SHARED, **SAMPLING}.items()}
+        nothing = {"max_new_tokens": tf.constant(0, tf.int64)}
+        request = requests.generation_request({**unused, **inputs, **nothing}, self._config)
+        zeros = tf.zeros([batch], tf.int32)
+        context = Context(self._model.allocate(batch, capacity), zeros, zeros)
+        _, context, logits = self._resume(request, context, capacity)
+        return {"logits": logits, **self._state(context, batch)}
+
+    def _decode(self, inputs: Tensors) -> Tensors:
+        request = requests.generation_request(inputs, self._config)
+        batch = tf.shape(inputs["input_ids"])[0]
+        capacity, context = self._context(inputs, request)
+        generated, context, logits = self._resume(request, context, capacity)
+        return {**_outputs(generated._asdict()), "logits": logits, **self._state(context, batch)}
+
+    def _state_specs(self) -> dict[str, tf.TensorSpec]:
+        config = self._config
+        part = tf.TensorSpec([None, config.n_head, None, config.head_dim], self._model.compute_dtype)
+        names = [name for layer in range(config.n_layer) for name in _cache_names(layer)]
+        return {**dict.fromkeys(names, part), "window_start": ROW, "cache_lengths": ROW}
+
+    def _state(self, context: Context, batch: tf.Tensor) -> Tensors:
+        """A context as outputs."""
+        state: Tensors = {}
+        for layer, cache in enumerate(context.cache):
+            state.update(zip(_cache_names(layer), cache.read(batch, self._config.n_head), strict=True))
+        return {**state, **_outputs({"window_start": context.start, "cache_lengths": context.fed})}
+
+    def _context(self, inputs: Tensors, request: Request) -> tuple[tf.Tensor, Context]:
+        """Capacity and context from inputs: a copy, because the cache is written in place."""
+        first = inputs[_cache_names(0)[0]]
+        batch, capacity = tf.shape(inputs["input_ids"])[0], tf.shape(first)[2] - 1
+        start, fed = (per_row(inputs[name], batch, name) for name in ("window_start", "cache_lengths"))
+        length = tf.cast(request.input_lengths, tf.int64)
+        checks = [
+            check((start >= 0) & (start < length), "window_start: expected 0 to input_lengths - 1; found", start),
+            check(
+                (fed >= 0) & (fed <= tf.cast(capacity, tf.int64)) & (start + fed <= length),
+                "cache_lengths: expected no more than the cache and the text have; found", fed,
+            ),
+        ]  # fmt: skip
+        cache, shapes = [], []
+        for layer in range(self._config.n_layer):
+            names = _cache_names(layer)
+            shapes += [tf.shape(inputs[name]) for name in names]
+            flat = (tf.reshape(inputs[name], [-1, self._config.head_dim]) for name in names)
+            cache.append(LayerCache(*(tf.raw_ops.DeepCopy(x=part) for part in flat)))
+        checks.append(
+            check(
+                tf.stack(shapes)[:, ::2] == tf.stack([batch, capacity + 1]),
+                "cache: expected one capacity for all parts, and as many rows as input_ids has,",
+                batch,
+                "; found the shapes",
+                tf.stack(shapes),
+            )
+        )  # fmt: skip
+        # The last token is read again if need be: the distribution of the next one follows from it.
+        start, fed = (tf.cast(checked(x, *checks), tf.int32) for x in (start, tf.minimum(fed, length - start - 1)))
+        return checked(capacity, *checks), Context(cache, start, fed)
+
+
+_CAPACITY = Option(0, 0, 2**31 - 1, "")
+
+
+def _cache_names(layer: int) -> tuple[str, str]:
+    return f"cache_{layer:02d}_keys", f"cache_{layer:02d}_values"
+
+
+def _outputs(values: Mapping[str, tf.Tensor]) -> Tensors:
+    """int32 is the model's own; what goes out is int64."""
+    return {name: tf.cast(x, tf.int64) if x.dtype == tf.int32 else x for name, x in values.items()}
+
+
+def _function(
+    body: Callable[[Tensors], Tensors], name: str, inputs: Mapping[str, tf.TensorSpec], options: Mapping[str, Option]
+) -> Any:
+    """A ``tf.function`` whose parameters are ``inputs`` and ``options``, those with their defaults."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(key, kind) for key in inputs]
+    parameters += [inspect.Parameter(key, kind, default=requests.default(o)) for key, o in options.items()]
+    names = [parameter.name for parameter in parameters]
+
+    def call(*args: tf.Tensor, **more: tf.Tensor) -> Tensors:
+        return body({**dict(zip(names, args, strict=False)), **more})
+
+    call.__name__ = name
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    specs = {**inputs, **{key: requests.spec(option) for key, option in options.items()}}
+    named = [tf.TensorSpec(spec.shape, spec.dtype, name=key) for key, spec in specs.items()]
+    return tf.function(call, input_signature=named, autograph=False)

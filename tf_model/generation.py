@@ -12,6 +12,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tf_model.cache import LayerCache
+from tf_model.config import GPT2Config
 from tf_model.processors import Constraints, process
 from tf_model.sampling import Sampling, choose
 from tf_model.window import Window, evict
@@ -53,19 +54,32 @@ class Generated(NamedTuple):
     logprobs: tf.Tensor
 
 
+class Context(NamedTuple):
+    """What the model has read of each row, so that it need not read it again.
+
+    Attributes:
+        cache: keys and values; used up by who takes it, as in ``GPT2.feed``.
+        start: int32 ``[B]``, where in the row's text the window begins: the token at position 0 of the cache.
+        fed: int32 ``[B]``, how many tokens from there are in the cache.
+    """
+
+    cache: list[LayerCache]
+    start: tf.Tensor
+    fed: tf.Tensor
+
+
 class _State(NamedTuple):
     """``written``: int32 ``[B * W + 1]``, the histories of all rows, one after the other, and a place for what is
-    thrown away; ``logprobs`` likewise, ``[B * N + 1]``. ``length``: tokens in a row's history. ``start``: the first of
-    its window. ``fed``: how many of the window are in the cache. These three are int32 ``[B]``."""
+    thrown away; ``logprobs`` likewise, ``[B * N + 1]``. ``length``: tokens in a row's history, int32 ``[B]``.
+    ``logits``: those after the last token that was fed, float32 ``[B, V]``."""
 
-    step: tf.Tensor
+    number: tf.Tensor
     written: tf.Tensor
     logprobs: tf.Tensor
     length: tf.Tensor
-    start: tf.Tensor
-    fed: tf.Tensor
     running: tf.Tensor
-    cache: list[LayerCache]
+    logits: tf.Tensor
+    context: Context
 
 
 def random_seeds(batch: tf.Tensor) -> tf.Tensor:
@@ -79,7 +93,7 @@ def random_seeds(batch: tf.Tensor) -> tf.Tensor:
 def generate(
     step: Step,
     allocate: Callable[[tf.Tensor, tf.Tensor], list[LayerCache]],
-    n_positions: int,
+    config: GPT2Config,
     request: Request,
     pad_token_id: int,
 ) -> Generated:
@@ -87,69 +101,97 @@ def generate(
 
     Args:
         step, allocate: as the model's methods of these names.
-        n_positions: most tokens that the model sees at once.
+        config: the model's sizes.
         request: prompts and parameters.
         pad_token_id: what stands behind the end of a row.
+    """
+    capacity, context = begin(allocate, config.n_positions, request)
+    return resume(step, capacity, config.vocab_size, request, context, pad_token_id)[0]
+
+
+def begin(
+    allocate: Callable[[tf.Tensor, tf.Tensor], list[LayerCache]], capacity: tf.Tensor | int, request: Request
+) -> tuple[tf.Tensor, Context]:
+    """A context in which nothing has been read, for ``resume``, and its capacity: no more than the request needs."""
+    batch, size = tf.unstack(tf.shape(request.input_ids))
+    enough = tf.minimum(size + tf.reduce_max(request.max_new_tokens), capacity)
+    zeros = tf.zeros([batch], tf.int32)
+    return enough, Context(allocate(batch, enough), zeros, zeros)
+
+
+def resume(
+    step: Step, capacity: tf.Tensor, vocab_size: int, request: Request, context: Context, pad_token_id: int
+) -> tuple[Generated, Context, tf.Tensor]:
+    """As ``generate``, from what was read before; a text made in several calls is the one made in a single call.
+
+    Args:
+        step: as the model's method of this name.
+        capacity: int32 scalar, positions of the cache, and so of the window.
+        vocab_size: V.
+        request: prompts and parameters; ``input_ids`` are the texts from their beginning, what the cache has included.
+        context: of which row, and up to where: at least one token of each row is still to be read. Used up.
+        pad_token_id: what stands behind the end of a row.
+
+    Returns:
+        what was generated; the context to go on with, which has all tokens but the last one generated; and the logits
+        float32 ``[B, V]`` after the last token in it. With no tokens to generate this is a row's next distribution,
+        for samplers of the caller's own.
     """
     batch, size = tf.unstack(tf.shape(request.input_ids))
     steps = tf.reduce_max(request.max_new_tokens)
     width = size + steps
-    capacity = tf.minimum(width, n_positions)
     row = tf.range(batch)
     empty = tf.zeros([batch, steps], tf.int32)
+    window = request.window._replace(tokens=tf.minimum(request.window.tokens, capacity))
 
     def histories(written: tf.Tensor) -> tf.Tensor:
         return tf.reshape(written[:-1], [batch, width])
 
-    def body(
-        number: tf.Tensor, written: tf.Tensor, logprobs: tf.Tensor, length: tf.Tensor, start: tf.Tensor, fed: tf.Tensor,
-        running: tf.Tensor, cache: list[LayerCache],
-    ) -> _State:  # fmt: skip
-        count = tf.where(running, length - start - fed, 0)
+    def advance(old: Context, history: tf.Tensor, length: tf.Tensor, which: tf.Tensor) -> Context:
+        """Moves the windows of the rows ``which`` that are full; what such a row keeps is to be read again."""
+        moved = evict(window, history, length, tf.where(which, old.start, length), capacity)
+        start = tf.where(which, moved, old.start)
+        return Context(old.cache, start, tf.where(start == old.start, old.fed, 0))
+
+    def body(state: _State) -> tuple[_State]:
+        number, written, logprobs, length, running, last, (cache, start, fed) = state
+        count = tf.where(running | (number == 0), length - start - fed, 0)
         column = tf.range(tf.maximum(tf.reduce_max(count), 1))[tf.newaxis]
         place = tf.minimum((start + fed)[:, tf.newaxis] + column, width - 1)
         tokens = tf.gather(written, row[:, tf.newaxis] * width + place)
         logits, cache = step(tokens, fed, count, cache, capacity)
-        history = histories(written)
-        processed = process(logits, request.constraints, history, length, length - request.input_lengths)
-        token = choose(processed, request.sampling, number)
+        processed = process(logits, request.constraints, histories(written), length, length - request.input_lengths)
+        token = choose(processed, request.sampling, length)
         written = _put(written, tf.where(running, row * width + length, batch * width), token)
         chosen = tf.gather(tf.nn.log_softmax(logits), token, axis=1, batch_dims=1)
         logprobs = _put(logprobs, tf.where(running, row * steps + number, batch * steps), chosen)
         length += tf.cast(running, tf.int32)
         ended = tf.reduce_any(token[:, tf.newaxis] == request.constraints.eos_token_id, axis=-1)
         running = running & ~ended & (length - request.input_lengths < request.max_new_tokens)
-        moved = evict(request.window, histories(written), length, tf.where(running, start, length), n_positions)
-        moved = tf.where(running, moved, start)
-        fed = tf.where(moved == start, fed + count, 0)
-        return _State(number + 1, written, logprobs, length, moved, fed, running, cache)
+        last = tf.where((count > 0)[:, tf.newaxis], logits, last)
+        read = advance(Context(cache, start, fed + count), histories(written), length, running)
+        return (_State(number + 1, written, logprobs, length, running, last, read),)
 
+    prompt = tf.concat([request.input_ids, empty], axis=1)
+    everyone = tf.fill([batch], True)
     state = _State(
-        step=tf.constant(0),
-        written=_buffer(tf.concat([request.input_ids, empty], axis=1)),
+        number=tf.constant(0),
+        written=_buffer(prompt),
         logprobs=_buffer(tf.cast(empty, tf.float32)),
         length=request.input_lengths,
-        start=evict(
-            request.window,
-            tf.concat([request.input_ids, empty], axis=1),
-            request.input_lengths,
-            tf.zeros_like(request.input_lengths),
-            n_positions,
-        ),
-        fed=tf.zeros_like(request.input_lengths),
         running=request.max_new_tokens > 0,
-        cache=allocate(batch, capacity),
+        logits=tf.zeros([batch, vocab_size]),
+        context=advance(context, prompt, request.input_lengths, everyone),
     )
-    state = _State(
-        *tf.while_loop(
-            lambda number, written, logprobs, length, start, fed, running, cache: tf.reduce_any(running),
-            body,
-            state,
-            parallel_iterations=1,  # buffers are written in place: turns must not overlap
-        )
+    (state,) = tf.while_loop(
+        lambda state: tf.reduce_any(state.running) | (state.number == 0),
+        body,
+        (state,),
+        parallel_iterations=1,  # buffers are written in place: turns must not overlap
     )
     sequences = tf.where(tf.range(width) < state.length[:, tf.newaxis], histories(state.written), pad_token_id)
-    return Generated(sequences, state.length, tf.reshape(state.logprobs[:-1], [batch, steps]))
+    generated = Generated(sequences, state.length, tf.reshape(state.logprobs[:-1], [batch, steps]))
+    return generated, state.context, state.logits
 
 
 def _buffer(values: tf.Tensor) -> tf.Tensor:

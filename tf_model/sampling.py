@@ -43,7 +43,7 @@ def choose(logits: tf.Tensor, sampling: Sampling, step: tf.Tensor) -> tf.Tensor:
     Args:
         logits: float32 ``[B, V]``; -inf for tokens that are forbidden.
         sampling: the parameters.
-        step: int32 scalar, how many tokens were drawn before: with the seed it decides the draw.
+        step: int32 ``[B]`` or a scalar, how many tokens the row has before this one: with the seed it decides the draw.
     """
     best = tf.argmax(logits, axis=-1, output_type=tf.int32)
 

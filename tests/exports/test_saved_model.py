@@ -163,13 +163,13 @@ def test_draws_differ_between_calls_and_rows(exported: Exported) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"length": -1}, "length must be 0 or more"),
+        ({"length": -1}, "length: expected 0 to"),
         ({"length": 37}, "exceed the model.*40 positions"),
         ({"length": [1, 2]}, "length must be one value or one per row"),
-        ({"top_p": 1.5}, "top_p must lie between 0 and 1"),
-        ({"top_p": float("nan")}, "top_p must lie between 0 and 1"),
-        ({"temperature": -0.1}, "temperature must be 0"),
-        ({"temperature": float("inf")}, "temperature must be 0"),
+        ({"top_p": 1.5}, "top_p: expected 0 to 1; found"),
+        ({"top_p": float("nan")}, "top_p: expected 0 to 1; found"),
+        ({"temperature": -0.1}, "temperature: expected 0 or more; found"),
+        ({"temperature": float("inf")}, "temperature: expected 0 or more; found"),
         ({"inp": [[1, 2, 3, 96]]}, r"outside the vocabulary \(0 to 95\)"),
         ({"inp": [[1, 2, 3, -1]]}, "outside the vocabulary"),
         ({"inp": np.zeros((1, 0))}, "needs at least one token"),

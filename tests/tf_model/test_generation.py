@@ -62,7 +62,7 @@ class Pair:
         assign(model, state)
         sample = request([[1]])
         self._generate = tf.function(
-            lambda request: generate(model.step, model.allocate, CONFIG.n_positions, request, PAD),
+            lambda request: generate(model.step, model.allocate, CONFIG, request, PAD),
             autograph=False,
             input_signature=[
                 tf.nest.map_structure(lambda x: tf.TensorSpec([None] * x.shape.rank, x.dtype), sample)
@@ -298,14 +298,16 @@ def test_logprobs_are_the_models_own(pair: Pair) -> None:
 
 
 def test_sampled_texts_are_the_inverse_of_the_distribution(pair: Pair) -> None:
-    """Every draw by the published random numbers, transformers' warpers and a sum in float64."""
+    """Every draw by the published random numbers, transformers' warpers and a sum in float64.
+
+    Which number of a seed's sequence is drawn follows from the token's place in the text."""
     prompts = random_prompts(np.random.default_rng(5), 6, 12)
     seeds = [0, 1, 2**40, 77, 2**62, 3]
     found = texts(
         pair(request(prompts, temperature=0.9, top_k=20, top_p=np.float32(0.95), seed=seeds, max_new_tokens=15))
     )
     expected = [list(prompt) for prompt in prompts]
-    for step in range(15):
+    for _ in range(15):
         scores = torch.from_numpy(pair.logits(expected))
         for warper in (
             transformers.TemperatureLogitsWarper(0.9),
@@ -315,7 +317,7 @@ def test_sampled_texts_are_the_inverse_of_the_distribution(pair: Pair) -> None:
             scores = warper(None, scores)
         cumulated = torch.softmax(scores.double(), dim=-1).cumsum(dim=-1).numpy()
         for text, row, seed in zip(expected, cumulated, seeds, strict=True):
-            text.append(int(np.searchsorted(row, splitmix(seed, step), side="right")))
+            text.append(int(np.searchsorted(row, splitmix(seed, len(text)), side="right")))
     assert found == expected
 
 

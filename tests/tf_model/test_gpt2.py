@@ -122,7 +122,7 @@ def test_greedy_rows_equal_the_full_pass() -> None:
         Constraints(tf.ones(3), zeros, zeros, none, none),
         Window(tf.fill([3], 12), zeros - 1),
     )
-    out = generate(model.step, model.allocate, CONFIG.n_positions, request, 59).sequences.numpy()
+    out = generate(model.step, model.allocate, CONFIG, request, 59).sequences.numpy()
     for row, (prompt, count) in enumerate(zip(prompts, new, strict=True)):
         expected = list(prompt)
         for _ in range(count):

@@ -1,0 +1,88 @@
+"""What can be said about how a text is generated: one table for the graph, for Python and for the command line.
+
+The names are those of transformers' ``generation_config.json``; those that it does not have are ``seed`` and the two of
+the window. This module needs no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+_INT32 = 2**31 - 1
+MAX_NEW_TOKENS = 100_000_000
+"""More is a mistake: the room for a text is taken before its first token."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """A parameter of generation: a whole number, a real number, or a list of tokens.
+
+    Attributes:
+        default: what it is when left out; its type is the option's, and a tuple is a list of tokens.
+        low, high: what it may be at least and at most; for tokens this is -1, none, to the last of the vocabulary.
+        above: ``low`` itself is not allowed.
+        help: one line for the command line.
+    """
+
+    default: int | float | tuple[int, ...]
+    low: float
+    high: float
+    help: str
+    above: bool = False
+
+    @property
+    def is_list(self) -> bool:
+        return isinstance(self.default, tuple)
+
+    @property
+    def is_real(self) -> bool:
+        return isinstance(self.default, float)
+
+    @property
+    def expected(self) -> str:
+        """The values allowed, in words."""
+        low, high = f"{self.low:g}", f"{self.high:g}"
+        if self.is_list:
+            return "token ids, -1 for none"
+        if self.high in (float("inf"), _INT32, MAX_NEW_TOKENS, 2**63 - 1):
+            at_least = f"more than {low}" if self.above else f"{low} or more"
+            return at_least if self.high != MAX_NEW_TOKENS else f"{low} to {MAX_NEW_TOKENS}"
+        return f"more than {low}, at most {high}" if self.above else f"{low} to {high}"
+
+
+_INF = float("inf")
+
+SHARED: Mapping[str, Option] = {
+    "max_new_tokens": Option(20, 0, MAX_NEW_TOKENS, "most tokens to be added"),
+    "min_new_tokens": Option(0, 0, _INT32, "no end of text before so many new tokens"),
+    "repetition_penalty": Option(1.0, 0, _INF, "makes tokens of the text so far less probable; 1 is off", above=True),
+    "no_repeat_ngram_size": Option(0, 0, _INT32, "no sequence of so many tokens occurs twice; 0 is off"),
+    "suppress_tokens": Option((), -1, _INT32, "token ids that never occur"),
+    "eos_token_id": Option((), -1, _INT32, "token ids that end a text"),
+}
+"""Options of every way of generating."""
+
+SAMPLING: Mapping[str, Option] = {
+    "temperature": Option(1.0, 0, _INF, "0 takes the most probable token, above 1 flattens the distribution"),
+    "top_k": Option(0, 0, _INT32, "only the k most probable tokens; 0 is off"),
+    "top_p": Option(1.0, 0, 1, "only the most probable tokens that together reach this probability; 1 is off", True),
+    "min_p": Option(0.0, 0, 1, "only tokens so many times as probable as the most probable one; 0 is off"),
+    "typical_p": Option(1.0, 0, 1, "only the most typical tokens of this probability together; 1 is off", True),
+    "seed": Option(-1, -1, 2**63 - 1, "the same seed gives the same text; -1 is another one every time"),
+    "window_tokens": Option(0, 0, _INT32, "tokens kept when all positions are used; 0 is half of them"),
+    "window_line_token_id": Option(
+        -1, -1, _INT32, "the kept tokens start behind this one, the end of a line; -1 is off"
+    ),
+}
+"""Options of sampling and of greedy decoding."""
+
+BEAMS: Mapping[str, Option] = {
+    "num_beams": Option(4, 1, _INT32, "texts that are followed at once"),
+    "num_return_sequences": Option(1, 1, _INT32, "texts that are returned"),
+    "length_penalty": Option(1.0, -_INF, _INF, "above 0 favours longer texts, below shorter ones"),
+    "early_stopping": Option(
+        0, 0, 2, "0: by the best running beam; 1: at num_beams results; 2: never before it is sure"
+    ),
+}
+"""Options of beam search."""

@@ -1,0 +1,195 @@
+"""From the inputs of a signature to a request for the model, checked inside the graph.
+
+An option has unknown rank: a scalar or one value for all rows, or one per row, as TF Serving's row format and its
+batching need them. A list of tokens is one token, a list for all rows ``[K]``, or one per row ``[B, K]``, -1 for none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from exports.options import BEAMS, SAMPLING, SHARED, Option
+from tf_model.beam import BeamRequest
+from tf_model.config import GPT2Config
+from tf_model.generation import Request, random_seeds
+from tf_model.processors import Constraints
+from tf_model.sampling import Sampling
+from tf_model.window import Window
+
+IDS = tf.TensorSpec([None, None], tf.int64)
+ROW = tf.TensorSpec([None], tf.int64)
+
+
+def spec(option: Option) -> tf.TensorSpec:
+    """The input that an option is: int64 or float32, of unknown rank."""
+    return tf.TensorSpec(None, tf.float32 if option.is_real else tf.int64)
+
+
+def default(option: Option) -> tf.Tensor:
+    """What an input is when it is left out."""
+    value = option.default if not isinstance(option.default, tuple) else [*option.default] or -1
+    return tf.constant(value, spec(option).dtype)
+
+
+def check(condition: tf.Tensor, *message: Any) -> tf.Operation:
+    """An assertion that becomes an InvalidArgumentError with the message and the values in it."""
+    # The bare op: tf.debugging.Assert would add two functions to the graph for each.
+    data = [tf.convert_to_tensor(part) for part in message]
+    return tf.raw_ops.Assert(condition=tf.reduce_all(condition), data=data, summarize=8)
+
+
+def check_ids(ids: tf.Tensor, vocab_size: int, name: str, empty: bool = False) -> list[tf.Operation]:
+    """Checks that ids ``[B, S]`` are tokens of the vocabulary, and at least one unless ``empty``."""
+    some = check(tf.size(ids) > 0, f"{name} is empty: a prompt needs at least one token; its shape is", tf.shape(ids))
+    inside = check(
+        (ids >= 0) & (ids < vocab_size), f"{name} has a token id outside the vocabulary (0 to {vocab_size - 1}):", ids
+    )
+    return [inside] if empty else [some, inside]
+
+
+def checked(value: tf.Tensor, *checks: tf.Operation) -> tf.Tensor:
+    """``value``, for those who come after the checks."""
+    with tf.control_dependencies(checks):
+        return tf.identity(value)
+
+
+def per_row(value: tf.Tensor, batch: tf.Tensor, name: str) -> tf.Tensor:
+    """A scalar, one value, or one value per row -> ``[B]``."""
+    flat = tf.reshape(value, [-1])
+    size = tf.size(flat)
+    fits = check((size == 1) | (size == batch), f"{name} must be one value or one per row; rows", batch, "values", size)
+    return tf.broadcast_to(checked(flat, fits), [batch])
+
+
+def _tokens(value: tf.Tensor, batch: tf.Tensor, name: str) -> tf.Tensor:
+    """A scalar, ``[K]`` for all rows, or ``[B, K]`` -> ``[B, K]``, K at least 1."""
+    rank = tf.rank(value)
+    with tf.control_dependencies(
+        [check(rank <= 2, f"{name} must be a list of tokens, or one per row; its rank is", rank)]
+    ):
+        rows = tf.cond(rank == 2, lambda: tf.reshape(value, tf.shape(value)[:2]), lambda: tf.reshape(value, [1, -1]))
+    size = tf.shape(rows)[0]
+    fits = check((size == 1) | (size == batch), f"{name} must be one list or one per row; rows", batch, "lists", size)
+    lists = tf.ensure_shape(checked(rows, fits), [None, None])
+    return tf.pad(tf.broadcast_to(lists, tf.stack([batch, tf.shape(lists)[1]])), [[0, 0], [0, 1]], constant_values=-1)
+
+
+def values(
+    options: Mapping[str, Option], inputs: Mapping[str, tf.Tensor], batch: tf.Tensor, vocab_size: int
+) -> dict[str, tf.Tensor]:
+    """The options of a table, each checked and one per row, in the types that the model wants."""
+    result = {}
+    for name, option in options.items():
+        rows = (_tokens if option.is_list else per_row)(inputs[name], batch, name)
+        high = vocab_size - 1 if option.is_list else option.high
+        # Whole numbers are compared as such: float32 does not tell 2**31 - 1 from 2**31.
+        low, high = (tf.cast(bound, rows.dtype) if option.is_real else tf.constant(int(bound), rows.dtype)
+                     for bound in (option.low, high))  # fmt: skip
+        inside = ((rows > low) if option.above else (rows >= low)) & (rows <= high)
+        if option.is_real:
+            inside &= tf.math.is_finite(rows)
+        rows = checked(rows, check(inside, f"{name}: expected {option.expected}; found", inputs[name]))
+        result[name] = rows if option.is_real or name == "seed" else tf.cast(rows, tf.int32)
+    return result
+
+
+def checked_prompt(
+    inputs: Mapping[str, tf.Tensor], config: GPT2Config, limit: int | None = None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """``input_ids`` ``[B, S]`` and ``input_lengths`` ``[B]`` of a request as int32; the padding may be any number.
+
+    Args:
+        inputs: of the signature.
+        config: the sizes.
+        limit: most tokens that a row may have; None for any number.
+    """
+    ids, lengths = inputs["input_ids"], inputs["input_lengths"]
+    batch, size = tf.unstack(tf.shape(ids, tf.int64))
+    shape = [
+        check(tf.size(ids) > 0, "input_ids is empty: a prompt needs at least one token; its shape is", tf.shape(ids)),
+        check(
+            tf.size(lengths, tf.int64) == batch, "input_lengths needs one value per row; rows", batch, "values",
+            tf.size(lengths),
+        ),
+    ]  # fmt: skip
+    lengths = checked(lengths, *shape)
+    inside = check(
+        (lengths >= 1) & (lengths <= size),
+        "input_lengths: expected 1 to the width of input_ids,",
+        size,
+        "; found",
+        lengths,
+    )
+    lengths = checked(lengths, inside)
+    ids = tf.where(tf.range(size) < lengths[:, tf.newaxis], ids, 0)
+    checks = check_ids(ids, config.vocab_size, "input_ids")
+    if limit is not None:
+        checks.append(check(lengths <= limit, f"the model has {limit} positions; tokens in a row:", lengths))
+    return tf.cast(checked(ids, *checks), tf.int32), tf.cast(lengths, tf.int32)
+
+
+def _part(kind: Any, values: Mapping[str, tf.Tensor]) -> Any:
+    return kind(**{field: values[field] for field in kind._fields})
+
+
+def generation_request(inputs: Mapping[str, tf.Tensor], config: GPT2Config) -> Request:
+    """The request that the inputs of ``generate`` or ``decode`` make."""
+    ids, lengths = checked_prompt(inputs, config)
+    batch = tf.shape(ids)[0]
+    given = values({**SHARED, **SAMPLING}, inputs, batch, config.vocab_size)
+    seed, window = given["seed"], given["window_tokens"]
+    fits = check(
+        window <= config.n_positions,
+        f"window_tokens: expected 0 to {config.n_positions}, the model's positions; found",
+        window,
+    )
+    return Request(
+        input_ids=ids,
+        input_lengths=lengths,
+        max_new_tokens=given["max_new_tokens"],
+        sampling=_part(Sampling, {**given, "seed": tf.where(seed < 0, random_seeds(batch), seed)}),
+        constraints=_part(Constraints, given),
+        window=Window(
+            tokens=checked(tf.where(window > 0, window, max(1, config.n_positions // 2)), fits),
+            line_token_id=given["window_line_token_id"],
+        ),
+    )
+
+
+def same(values: tf.Tensor, name: str) -> tf.Tensor:
+    """One value per row, all of them equal -> a scalar."""
+    return checked(values, check(values == values[:1], f"{name} must be the same for all rows; found", values))[0]
+
+
+def beam_request(inputs: Mapping[str, tf.Tensor], config: GPT2Config) -> BeamRequest:
+    """The request that the inputs of ``beam_search`` make."""
+    ids, lengths = checked_prompt(inputs, config)
+    given = values({**SHARED, **BEAMS}, inputs, tf.shape(ids)[0], config.vocab_size)
+    beams, results = (same(given[name], name) for name in ("num_beams", "num_return_sequences"))
+    limit = config.n_positions
+    checks = [
+        check(beams <= config.vocab_size, f"num_beams: expected 1 to {config.vocab_size}; found", beams),
+        check(results <= beams, "num_return_sequences: expected at most num_beams,", beams, "; found", results),
+        check(
+            lengths + given["max_new_tokens"] <= limit,
+            f"prompt and max_new_tokens together exceed the model's {limit} positions, and beam search has no window; "
+            "prompt",
+            lengths,
+            "max_new_tokens",
+            given["max_new_tokens"],
+        ),
+    ]
+    ids = checked(ids, *checks)
+    return BeamRequest(
+        input_ids=ids,
+        input_lengths=lengths,
+        max_new_tokens=given["max_new_tokens"],
+        num_beams=beams,
+        num_return_sequences=results,
+        length_penalty=given["length_penalty"],
+        early_stopping=given["early_stopping"],
+        constraints=_part(Constraints, given),
+    )
