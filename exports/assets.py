@@ -13,6 +13,10 @@ from tokenization import Tokenizer
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 
 
+GENERATION_DEFAULTS = {"do_sample": True, "temperature": 0.9, "top_p": 0.9, "max_new_tokens": 100}
+"""How a text is generated when nobody says how: temperature and top_p of CPM-LM-TF2's Python code."""
+
+
 @dataclasses.dataclass(frozen=True)
 class SpecialTokens:
     """Ids that generation needs: the end of a document, and what stands behind it."""
@@ -37,7 +41,7 @@ def write_assets(
     folder.mkdir(exist_ok=True)
     special = dataclasses.asdict(tokens)
     _write_json(folder / CONFIG, {**config.to_dict(), "dtype": dtype, **special})
-    _write_json(folder / GENERATION_CONFIG, special)
+    _write_json(folder / GENERATION_CONFIG, {**special, **GENERATION_DEFAULTS})
     if tokenizer is not None:
         tokenizer.save(folder)
 

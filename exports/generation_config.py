@@ -1,0 +1,166 @@
+"""Options of generation as Python and ``generation_config.json`` have them, checked before the graph sees them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from exports.options import BEAMS, SAMPLING, SHARED, Option
+
+
+class OptionError(ValueError):
+    """An option that does not exist, or a value that it cannot have; the message is one line."""
+
+
+GRAPH: Mapping[str, Option] = {
+    **SHARED,
+    **SAMPLING,
+    **BEAMS,
+    "num_beams": dataclasses.replace(BEAMS["num_beams"], default=1),
+}
+"""Options that go into the graph; one beam is no beam search."""
+
+_EARLY_STOPPING = {False: 0, True: 1, "never": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationConfig:
+    """How texts are generated.
+
+    Attributes:
+        values: one for each option of the graph; lists of tokens are tuples.
+        max_length: most tokens of prompt and continuation together, instead of ``max_new_tokens``; None for no limit.
+        truncate: the text ends before the first of these strings.
+        seeds: one per prompt, instead of ``seed``.
+    """
+
+    values: Mapping[str, Any]
+    max_length: int | None = None
+    truncate: tuple[str, ...] = ()
+    seeds: tuple[int, ...] | None = None
+
+    @property
+    def beams(self) -> bool:
+        return bool(self.values["num_beams"] > 1)
+
+    def inputs(self) -> dict[str, Any]:
+        """The options that the signature in question has."""
+        return {name: self.values[name] for name in (*SHARED, *(BEAMS if self.beams else SAMPLING))}
+
+
+NAMES = (*GRAPH, "do_sample", "max_length", "truncate")
+"""All options of ``TextGenerator``."""
+
+
+def read_defaults(path: Path) -> dict[str, Any]:
+    """The options in a ``generation_config.json``; what is not an option here is left out.
+
+    Raises:
+        OptionError: not such a file, or a value that an option cannot have.
+    """
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise OptionError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise OptionError(f"{path}: not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise OptionError(f"{path}: expected a JSON object, found {type(values).__name__}")
+    known = {name: value for name, value in values.items() if name in NAMES and value is not None}
+    try:
+        resolve(known, {})
+    except OptionError as error:
+        raise OptionError(f"{path}: {error}") from error
+    return known
+
+
+def resolve(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> GenerationConfig:
+    """``given`` options over ``defaults`` over the table's own; None stands for "as by default".
+
+    Raises:
+        OptionError: an unknown name, with the one that was probably meant; a bad value; options that contradict.
+    """
+    for name in given:
+        if name not in NAMES:
+            close = difflib.get_close_matches(name.lower().replace("-", "_"), NAMES, 1, 0.5)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(NAMES))}"
+            raise OptionError(f"unknown option {name!r}: {hint}")
+    given = {name: value for name, value in given.items() if value is not None}
+    _check_contradictions(given)
+    if "max_length" in given:
+        defaults = {name: value for name, value in defaults.items() if name != "max_new_tokens"}
+    elif "max_new_tokens" in given:
+        defaults = {name: value for name, value in defaults.items() if name != "max_length"}
+    if "temperature" in given:  # says by itself whether to sample
+        defaults = {name: value for name, value in defaults.items() if name != "do_sample"}
+    merged = {**defaults, **given}
+    seeds = None
+    if isinstance(merged.get("seed"), (list, tuple)):
+        seeds = tuple(int(_number("seed", GRAPH["seed"], seed)) for seed in merged.pop("seed"))
+    values = {name: _value(name, option, merged.get(name, option.default)) for name, option in GRAPH.items()}
+    if not _flag(merged.get("do_sample", True)):
+        values["temperature"] = 0.0
+    return GenerationConfig(values, _max_length(merged), _strings(merged.get("truncate", ())), seeds)
+
+
+def _check_contradictions(given: Mapping[str, Any]) -> None:
+    if "max_length" in given and "max_new_tokens" in given:
+        raise OptionError("max_length and max_new_tokens exclude each other: give one of them")
+    beams = given.get("num_beams", 1)
+    if isinstance(beams, int) and beams > 1:
+        for name in (*SAMPLING, "do_sample"):
+            if name in given and not (name == "do_sample" and given[name] is False):
+                raise OptionError(f"beam search (num_beams {beams}) does not sample: leave out {name}")
+    else:
+        for name in ("length_penalty", "early_stopping"):
+            if name in given:
+                raise OptionError(f"{name} is an option of beam search: give num_beams, 2 or more, too")
+    if given.get("do_sample") is False and given.get("temperature", 0) != 0:
+        raise OptionError("do_sample is False, so temperature has no effect: leave out one of them")
+
+
+def _value(name: str, option: Option, value: Any) -> Any:
+    if name == "early_stopping" and isinstance(value, (bool, str)):
+        value = _EARLY_STOPPING.get(value, value)
+    if not option.is_list:
+        return _number(name, option, value)
+    tokens = [value] if not isinstance(value, Sequence) or isinstance(value, str) else value
+    kind = dataclasses.replace(option, default=0)
+    return tuple(_number(name, kind, token) for token in tokens)
+
+
+def _number(name: str, option: Option, value: Any) -> int | float:
+    if hasattr(value, "item"):  # a number of NumPy's
+        value = value.item()
+    right = isinstance(value, (int, float) if option.is_real else int) and not isinstance(value, bool)
+    kind = "a number" if option.is_real else "a whole number"
+    if not right:
+        raise OptionError(f"{name} is {value!r}: expected {kind}, {option.expected}")
+    inside = (option.low < value if option.above else option.low <= value) and value <= option.high
+    if not inside or not math.isfinite(value):
+        raise OptionError(f"{name} is {value!r}: expected {option.expected}")
+    return float(value) if option.is_real else int(value)
+
+
+def _max_length(merged: Mapping[str, Any]) -> int | None:
+    if "max_length" not in merged or "max_new_tokens" in merged:
+        return None
+    return int(_number("max_length", dataclasses.replace(SHARED["max_new_tokens"], low=1), merged["max_length"]))
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise OptionError(f"do_sample is {value!r}: expected True or False")
+    return value
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    strings = (value,) if isinstance(value, str) else tuple(value)
+    if not all(isinstance(string, str) and string for string in strings):
+        raise OptionError(f"truncate is {value!r}: expected a text, or several")
+    return strings

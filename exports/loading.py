@@ -1,0 +1,149 @@
+"""An exported model, loaded: its functions with plain Python in and NumPy out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exports.assets import CONFIG
+from exports.options import BEAMS, SAMPLING, SHARED
+from exports.quiet import quiet_stderr
+from tf_model.config import ConfigError, GPT2Config
+from tokenization import Tokenizer, load_tokenizer
+
+Array = np.ndarray[Any, Any]
+State = dict[str, Any]
+"""What ``prefill`` and ``decode`` give to the next ``decode``: tensors by name."""
+
+_OPTIONS = {**SHARED, **SAMPLING, **BEAMS}
+_WINDOW = ("window_tokens", "window_line_token_id")
+
+
+class ModelError(ValueError):
+    """A folder that is not a SavedModel of this project; the message is one line."""
+
+
+def read_config(folder: Path) -> GPT2Config:
+    """The sizes in ``assets/config.json``.
+
+    Raises:
+        ModelError: there is no SavedModel in ``folder``, or not one of this project.
+    """
+    if not (folder / "saved_model.pb").is_file():
+        raise ModelError(f"{folder}: no SavedModel: expected a folder with saved_model.pb")
+    path = folder / "assets" / CONFIG
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        names = [field.name for field in dataclasses.fields(GPT2Config)]
+        return GPT2Config(**{name: values[name] for name in names if name in values})
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}: not a SavedModel of this project") from error
+    except (ValueError, TypeError, AttributeError, ConfigError) as error:
+        raise ModelError(f"{path}: not the sizes of a model: {error}") from error
+
+
+class Loaded:
+    """The functions of a SavedModel.
+
+    Attributes:
+        config: the sizes.
+    """
+
+    def __init__(self, config: GPT2Config, model: Any) -> None:
+        self.config = config
+        self._model = model
+
+    def call(self, name: str, prompts: Sequence[Sequence[int]], **inputs: Any) -> dict[str, Array]:
+        """Calls the signature ``name`` with prompts of any lengths. Options may be lists, one value per row."""
+        import tensorflow as tf
+
+        ids = np.zeros((len(prompts), max(map(len, prompts))), np.int64)
+        for row, prompt in zip(ids, prompts, strict=True):
+            row[: len(prompt)] = prompt
+        lengths = [len(prompt) for prompt in prompts]
+        output = getattr(self._model, name)(
+            tf.constant(ids),
+            tf.constant(lengths, tf.int64),
+            **{key: _tensor(key, value) for key, value in inputs.items()},
+        )
+        return {key: value.numpy() for key, value in output.items() if not key.startswith("cache_")}
+
+    def logprobs(self, texts: Sequence[Sequence[int]], batch_size: int = 8) -> list[Array]:
+        """Of every token of every text, float32, 0 for the first; the texts may be of any length.
+
+        One longer than the model's positions is read in windows of all of them that overlap by half, and each token is
+        scored in the window where most is before it.
+        """
+        limit = self.config.n_positions
+        step = max(1, limit // 2)
+        windows = [(i, at) for i, text in enumerate(texts) for at in range(0, max(len(text) - limit, 0) + step, step)]
+        found: list[Array] = [np.zeros(len(text), np.float32) for text in texts]
+        for first in range(0, len(windows), batch_size):
+            some = windows[first : first + batch_size]
+            output = self.call("score", [texts[i][at : at + limit] for i, at in some])["logprobs"]
+            for (i, at), logprobs in zip(some, output, strict=True):
+                known = limit - step if at else 0
+                target = found[i][at + known : at + limit]
+                target[:] = logprobs[known : known + len(target)]
+        return found
+
+    def prefill(self, ids: Sequence[int], options: Mapping[str, Any]) -> State:
+        """Reads a prompt; with room for as many tokens as the model has positions."""
+        import tensorflow as tf
+
+        window = {key: _tensor(key, options[key]) for key in _WINDOW}
+        state: State = self._model.prefill(tf.constant([ids], tf.int64), tf.constant([len(ids)], tf.int64), **window)
+        del state["logits"]
+        return state
+
+    def decode(self, ids: Sequence[int], state: State, options: Mapping[str, Any]) -> tuple[list[int], State]:
+        """Goes on from ``state``, in which a beginning of ``ids`` was read; gives the new tokens and the next state."""
+        import tensorflow as tf
+
+        output = self._model.decode(
+            tf.constant([ids], tf.int64),
+            tf.constant([len(ids)], tf.int64),
+            **state,
+            **{key: _tensor(key, value) for key, value in options.items()},
+        )
+        length = int(output["lengths"][0])
+        new = output["sequences"].numpy()[0, len(ids) : length].tolist()
+        return new, {key: output[key] for key in state}
+
+
+def _tensor(name: str, value: Any) -> Any:
+    import tensorflow as tf
+
+    option = _OPTIONS[name]
+    if option.is_list:
+        value = [*value] or -1
+    return tf.constant(value, tf.float32 if option.is_real else tf.int64)
+
+
+def load(folder: Path) -> tuple[Loaded, Tokenizer]:
+    """The model and the tokenizer in ``folder``.
+
+    Raises:
+        ModelError: there is no SavedModel of this project, or none with a tokenizer.
+        TokenizerError: its tokenizer cannot be used.
+    """
+    config = read_config(folder)
+    if not (folder / "assets").is_dir() or not any(path.suffix != ".json" for path in (folder / "assets").iterdir()):
+        raise ModelError(f"{folder}: has no tokenizer: convert the checkpoint again, with --tokenizer")
+    tokenizer = load_tokenizer(folder / "assets")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with quiet_stderr():
+        import tensorflow as tf
+    try:
+        model = tf.saved_model.load(str(folder))
+    except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
+        raise ModelError(f"{folder}: cannot be loaded: {str(error).splitlines()[0]}") from error
+    if not hasattr(model, "decode"):
+        raise ModelError(f"{folder}: made by an older version, without the signatures needed: convert it again")
+    return Loaded(config, model), tokenizer

@@ -1,0 +1,278 @@
+"""Text in, text out: an exported model with its tokenizer.
+
+>>> generator = TextGenerator.load("cpm-savedmodel")
+>>> generator.generate("今天天气不错", max_new_tokens=50, seed=1)[0].full_text
+>>> for part in generator.stream("今天天气不错"): print(part, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exports.assets import GENERATION_CONFIG
+from exports.generation_config import GenerationConfig, OptionError, read_defaults, resolve
+from exports.loading import Array, Loaded, load
+from exports.scoring import Choice, Score, Scorer
+from tokenization import StreamDecoder, Tokenizer
+
+Prompt = str | Sequence[int]
+"""A text, or its tokens."""
+
+EOS, LENGTH, TRUNCATE = "eos", "length", "truncate"
+
+_FIRST, _MOST = 1, 8
+"""Tokens per call while a text is streamed: few at first, so that the beginning comes at once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratedText:
+    """Attributes:
+
+    prompt: as it was given; of tokens, their text.
+    text: what was generated, without the end of text.
+    tokens: all tokens of it, the end of text included; with ``truncate``, those up to where the text was cut.
+    logprobs: the logarithm of the model's own probability of each of them, before any filter.
+    finish_reason: ``eos`` (an end of text), ``length`` (as many tokens as asked for) or ``truncate``.
+    score: of beam search, the sum of ``logprobs`` over length ** ``length_penalty``.
+    """
+
+    prompt: str
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: str
+    score: float | None = None
+
+    @property
+    def full_text(self) -> str:
+        """Prompt and continuation."""
+        return self.prompt + self.text
+
+
+class TextGenerator:
+    """A loaded SavedModel and its tokenizer; needs nothing but the SavedModel's folder.
+
+    Options are those of ``generation_config.json`` (``exports.options`` lists them), by default the ones that the
+    SavedModel carries. Beside them there are ``max_length`` (tokens of prompt and continuation together), ``do_sample``
+    (False is greedy) and ``truncate`` (the text ends before this string, or the first of several).
+    """
+
+    def __init__(self, model: Loaded, tokenizer: Tokenizer, defaults: dict[str, Any]) -> None:
+        self.config = model.config
+        self.tokenizer = tokenizer
+        self.defaults = defaults
+        self._model = model
+        self._scorer = Scorer(model, tokenizer)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> TextGenerator:
+        """Loads a SavedModel of this project.
+
+        Raises:
+            ModelError: the folder is not one, or has no tokenizer.
+            TokenizerError: its tokenizer cannot be used.
+            OptionError: its ``generation_config.json`` cannot be used.
+        """
+        model, tokenizer = load(Path(folder))
+        return cls(model, tokenizer, read_defaults(Path(folder) / "assets" / GENERATION_CONFIG))
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], *, batch_size: int = 8, **options: Any
+    ) -> list[GeneratedText]:
+        """Continues each prompt: ``num_return_sequences`` results for the first one, then those of the second, ...
+
+        A prompt is a text or a list of token ids. With a ``seed`` the n-th result of a prompt is drawn with seed + n,
+        whatever the other prompts are; a list has one seed per prompt. Texts longer than the model's positions go on in
+        a window that moves.
+
+        Args:
+            prompts: one, or several.
+            batch_size: rows that are generated at once.
+            options: see the class.
+
+        Raises:
+            OptionError: an option that does not exist or cannot be so.
+            TokenizerError: a prompt without tokens, or with ids outside the vocabulary.
+        """
+        config = resolve(options, self.defaults)
+        if batch_size < 1:
+            raise OptionError(f"batch_size is {batch_size}: expected 1 or more")
+        encoded = [self._encode(prompt) for prompt in _as_list(prompts)]
+        each = 1 if config.beams else config.values["num_return_sequences"]
+        seeds = _seeds(config, len(encoded), each)
+        rows = [(*row, seed) for row, of_row in zip(encoded, seeds, strict=True) for seed in of_row]
+        results: list[GeneratedText] = []
+        for start in range(0, len(rows), batch_size):
+            results += self._batch(rows[start : start + batch_size], config)
+        return results
+
+    def stream(self, prompt: Prompt, **options: Any) -> Iterator[str]:
+        """The continuation of one prompt, in parts, as it comes: never half a character, and nothing that is taken
+        back. Joined they are ``generate``'s text with the same seed.
+
+        Raises:
+            OptionError, TokenizerError: as ``generate``; at once, before the first part is asked for.
+        """
+        config = resolve(options, self.defaults)
+        if config.beams or config.values["num_return_sequences"] != 1:
+            raise OptionError("a stream is one text, and beam search knows none before its end: leave out num_beams "
+                              "and num_return_sequences")  # fmt: skip
+        _, ids = self._encode(prompt)
+        return self._stream(ids, config)
+
+    def score(self, texts: str | Sequence[str], *, batch_size: int = 8) -> list[Score]:
+        """How probable the model finds texts, token by token; see ``Score``. Of any length: see ``Scorer``."""
+        return self._scorer.score([texts] if isinstance(texts, str) else list(texts), batch_size)
+
+    def choose(self, prompt: str, candidates: Sequence[str], *, text: str | None = None, batch_size: int = 8) -> Choice:
+        """The most probable of ``candidates``, by the mean log-probability of their tokens behind ``prompt``.
+
+        With ``text``, ``prompt`` has a ``{}`` that each candidate is put into, and it is the text behind it that is
+        scored: CPM's zero-shot classification, as in ``choose("这是关于{}的文章：", ["体育", "财经"], text=article)``.
+
+        Raises:
+            OptionError: no candidates, or no ``{}`` where one is needed.
+            TokenizerError: a candidate or text without tokens, or a prompt that fills the model's positions.
+        """
+        return self._scorer.choose(prompt, candidates, text, batch_size)
+
+    def _encode(self, prompt: Prompt) -> tuple[str, list[int]]:
+        """The text of a prompt and its tokens."""
+        if isinstance(prompt, str):
+            return prompt, self.tokenizer.encode_prompt(prompt)
+        ids = [int(i) for i in prompt] or list(self.tokenizer.start_token_ids)
+        return self.tokenizer.decode(ids), ids or self.tokenizer.encode_prompt("")
+
+    def _batch(self, rows: Sequence[tuple[str, list[int], int]], config: GenerationConfig) -> list[GeneratedText]:
+        texts, prompts, seeds = zip(*rows, strict=True)
+        options = {**config.inputs(), "max_new_tokens": [_new_tokens(config, ids) for ids in prompts]}
+        if config.beams:
+            output = self._model.call("beam_search", prompts, **options)
+            results = []
+            for i, (text, ids) in enumerate(zip(texts, prompts, strict=True)):
+                for sequence, length, score in zip(*(output[key][i] for key in _BEAMS), strict=True):
+                    new = sequence[len(ids) : length].tolist()
+                    logprobs = self._model.logprobs([[*ids, *new]])[0][len(ids) :]
+                    results.append(self._result(text, ids, new, logprobs, config, float(score)))
+            return results
+        output = self._model.call("generate", prompts, **{**options, "seed": seeds})
+        results = []
+        for text, ids, sequence, length, logprobs in zip(texts, prompts, *(output[key] for key in _ROWS), strict=True):
+            new = sequence[len(ids) : length].tolist()
+            results.append(self._result(text, ids, new, logprobs[: len(new)], config))
+        return results
+
+    def _result(
+        self, prompt: str, ids: list[int], new: list[int], logprobs: Array, config: GenerationConfig,
+        score: float | None = None,
+    ) -> GeneratedText:  # fmt: skip
+        ended = bool(new) and new[-1] in config.values["eos_token_id"]
+        text, reason = self._text(ids, new[: len(new) - ended]), EOS if ended else LENGTH
+        if (cut := _cut(text, config.truncate)) is not None:
+            text, reason = text[:cut], TRUNCATE
+            new = new[: self._tokens_of(ids, new, cut)]
+        return GeneratedText(prompt, text, tuple(new), tuple(map(float, logprobs[: len(new)])), reason, score)
+
+    def _text(self, ids: list[int], new: list[int]) -> str:
+        """The text of the tokens ``new`` where they follow ``ids``."""
+        before, whole = self.tokenizer.decode(ids), self.tokenizer.decode([*ids, *new])
+        return whole[len(before) :] if whole.startswith(before) else self.tokenizer.decode(new)
+
+    def _tokens_of(self, ids: list[int], new: list[int], cut: int) -> int:
+        """How many of ``new`` are needed for ``cut`` characters: the text only grows with them."""
+        low, high = 0, len(new)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if len(self._text(ids, new[:middle])) >= cut else (middle + 1, high)
+        return low
+
+    def _stream(self, ids: list[int], config: GenerationConfig) -> Iterator[str]:
+        ends, minimum = config.values["eos_token_id"], config.values["min_new_tokens"]
+        ((seed,),) = _seeds(config, 1, 1)
+        limit = len(ids) + _new_tokens(config, ids)
+        text = _Text(_decoder_after(self.tokenizer, ids), config.truncate)
+        state = self._model.prefill(ids, config.inputs()) if limit > len(ids) else {}
+        size = _FIRST
+        while len(ids) < limit and not text.cut:
+            options = {**config.inputs(), "seed": seed, "max_new_tokens": min(size, limit - len(ids))}
+            options["min_new_tokens"] = minimum
+            new, state = self._model.decode(ids, state, options)
+            ids, minimum, size = [*ids, *new], max(0, minimum - len(new)), min(2 * size, _MOST)
+            ended = new[-1] in ends
+            for token in new[: len(new) - ended]:
+                if part := text.push(token):
+                    yield part
+            if ended:
+                break
+        if part := text.finish():
+            yield part
+
+
+_ROWS = ("sequences", "lengths", "logprobs")
+_BEAMS = ("sequences", "lengths", "scores")
+
+
+class _Text:
+    """A ``StreamDecoder`` that stops before any of some strings, and so holds back what one may begin with."""
+
+    def __init__(self, decoder: StreamDecoder, ends: tuple[str, ...]) -> None:
+        self._decoder, self._ends, self._held = decoder, ends, ""
+        self.cut = False
+
+    def push(self, token: int) -> str:
+        return "" if self.cut else self._give(self._decoder.push(token), final=False)
+
+    def finish(self) -> str:
+        return "" if self.cut else self._give(self._decoder.finish(), final=True)
+
+    def _give(self, part: str, final: bool) -> str:
+        text = self._held + part
+        if (end := _cut(text, self._ends)) is not None:
+            self.cut, self._held = True, ""
+            return text[:end]
+        keep = 0 if final else max((_overlap(text, end) for end in self._ends), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+
+def _overlap(text: str, end: str) -> int:
+    """The longest end of ``text`` that ``end`` begins with, without being it."""
+    return next((n for n in range(min(len(end) - 1, len(text)), 0, -1) if text.endswith(end[:n])), 0)
+
+
+def _cut(text: str, ends: tuple[str, ...]) -> int | None:
+    return min((place for end in ends if (place := text.find(end)) >= 0), default=None)
+
+
+def _decoder_after(tokenizer: Tokenizer, ids: Sequence[int]) -> StreamDecoder:
+    decoder = tokenizer.stream_decoder()
+    for token in ids:
+        decoder.push(token)
+    return decoder
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], (int, np.integer))):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _new_tokens(config: GenerationConfig, ids: Sequence[int]) -> int:
+    if config.max_length is None:
+        return int(config.values["max_new_tokens"])
+    return max(0, config.max_length - len(ids))
+
+
+def _seeds(config: GenerationConfig, prompts: int, each: int) -> list[list[int]]:
+    """The seeds of each prompt's results."""
+    if config.seeds is not None and len(config.seeds) != prompts:
+        raise OptionError(f"seed has {len(config.seeds)} values for {prompts} prompts: expected one for each, or one")
+    first = config.seeds or [config.values["seed"]] * prompts
+    new: Callable[[], int] = lambda: secrets.randbits(63)  # noqa: E731
+    return [[new() if seed < 0 else (seed + n) % 2**63 for n in range(each)] for seed in first]
