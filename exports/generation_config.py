@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from exports.options import BEAMS, SAMPLING, SHARED, Option
+from tf_model.config import GPT2Config
 
 
 class OptionError(ValueError):
@@ -79,8 +80,13 @@ def read_defaults(path: Path) -> dict[str, Any]:
     return known
 
 
-def resolve(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> GenerationConfig:
+def resolve(given: Mapping[str, Any], defaults: Mapping[str, Any], model: GPT2Config | None = None) -> GenerationConfig:
     """``given`` options over ``defaults`` over the table's own; None stands for "as by default".
+
+    Args:
+        given: by the user.
+        defaults: as ``read_defaults`` gives them.
+        model: the sizes that the values must fit; None leaves that out.
 
     Raises:
         OptionError: an unknown name, with the one that was probably meant; a bad value; options that contradict.
@@ -105,7 +111,29 @@ def resolve(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Generation
     values = {name: _value(name, option, merged.get(name, option.default)) for name, option in GRAPH.items()}
     if not _flag(merged.get("do_sample", True)):
         values["temperature"] = 0.0
-    return GenerationConfig(values, _max_length(merged), _strings(merged.get("truncate", ())), seeds)
+    config = GenerationConfig(values, _max_length(merged), _strings(merged.get("truncate", ())), seeds)
+    if config.beams and values["num_return_sequences"] > values["num_beams"]:
+        raise OptionError(
+            f"num_return_sequences is {values['num_return_sequences']}: beam search with num_beams "
+            f"{values['num_beams']} finds no more than that"
+        )
+    if model is not None:
+        _check_sizes(values, model)
+    return config
+
+
+def _check_sizes(values: Mapping[str, Any], model: GPT2Config) -> None:
+    last = model.vocab_size - 1
+    for name in ("eos_token_id", "suppress_tokens", "window_line_token_id"):
+        tokens = values[name] if isinstance(values[name], tuple) else (values[name],)
+        if tokens and max(tokens) > last:
+            raise OptionError(f"{name}: {max(tokens)} is outside the vocabulary (0 to {last})")
+    for name, limit, what in (
+        ("window_tokens", model.n_positions, "positions"),
+        ("num_beams", model.vocab_size, "tokens in its vocabulary"),
+    ):
+        if values[name] > limit:
+            raise OptionError(f"{name} is {values[name]}: the model has {limit} {what}")
 
 
 def _check_contradictions(given: Mapping[str, Any]) -> None:

@@ -82,6 +82,10 @@ class TextGenerator:
         model, tokenizer = load(Path(folder))
         return cls(model, tokenizer, read_defaults(Path(folder) / "assets" / GENERATION_CONFIG))
 
+    def resolve(self, **options: Any) -> GenerationConfig:
+        """The options, checked, with the model's defaults for those left out; ``OptionError`` for one that is wrong."""
+        return resolve(options, self.defaults, self.config)
+
     def generate(
         self, prompts: Prompt | Sequence[Prompt], *, batch_size: int = 8, **options: Any
     ) -> list[GeneratedText]:
@@ -100,7 +104,7 @@ class TextGenerator:
             OptionError: an option that does not exist or cannot be so.
             TokenizerError: a prompt without tokens, or with ids outside the vocabulary.
         """
-        config = resolve(options, self.defaults)
+        config = self.resolve(**options)
         if batch_size < 1:
             raise OptionError(f"batch_size is {batch_size}: expected 1 or more")
         encoded = [self._encode(prompt) for prompt in _as_list(prompts)]
@@ -119,7 +123,7 @@ class TextGenerator:
         Raises:
             OptionError, TokenizerError: as ``generate``; at once, before the first part is asked for.
         """
-        config = resolve(options, self.defaults)
+        config = self.resolve(**options)
         if config.beams or config.values["num_return_sequences"] != 1:
             raise OptionError("a stream is one text, and beam search knows none before its end: leave out num_beams "
                               "and num_return_sequences")  # fmt: skip
@@ -153,6 +157,7 @@ class TextGenerator:
         texts, prompts, seeds = zip(*rows, strict=True)
         options = {**config.inputs(), "max_new_tokens": [_new_tokens(config, ids) for ids in prompts]}
         if config.beams:
+            self._check_room(prompts, options["max_new_tokens"])
             output = self._model.call("beam_search", prompts, **options)
             results = []
             for i, (text, ids) in enumerate(zip(texts, prompts, strict=True)):
@@ -167,6 +172,15 @@ class TextGenerator:
             new = sequence[len(ids) : length].tolist()
             results.append(self._result(text, ids, new, logprobs[: len(new)], config))
         return results
+
+    def _check_room(self, prompts: Sequence[list[int]], new: Sequence[int]) -> None:
+        limit = self.config.n_positions
+        for ids, number in zip(prompts, new, strict=True):
+            if len(ids) + number > limit:
+                raise OptionError(
+                    f"a prompt of {len(ids)} tokens and {number} new ones exceed the model's {limit} positions, and "
+                    "beam search has no window that moves: give fewer max_new_tokens"
+                )
 
     def _result(
         self, prompt: str, ids: list[int], new: list[int], logprobs: Array, config: GenerationConfig,

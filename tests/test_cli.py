@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from convert.__main__ import main
-from convert.cli import COMMANDS
+from convert.cli import PROGRAM
 from tests.checkpoints import random_state, write_megatron
 from tests.conftest import ROOT
 from tf_model.config import GPT2Config
@@ -333,7 +333,7 @@ def test_closing_line_and_silence(root: Path, tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS])
+@pytest.mark.parametrize("command", ["", *PROGRAM.commands])
 def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main([*command.split(), "--help"])

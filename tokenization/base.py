@@ -38,6 +38,8 @@ class Tokenizer(Protocol):
     pad_token_id: int
     start_token_ids: tuple[int, ...]
     """What the model was trained to see in front of every text; ``encode_prompt`` puts it there."""
+    line_token_id: int | None
+    """The token that ends a line of a text; None where a text has no lines."""
 
     def encode(self, text: str, *, append_eod: bool = False) -> list[int]:
         """Token ids of ``text``, with nothing added in front; ``append_eod`` puts the end of a document behind them."""

@@ -1,0 +1,63 @@
+"""``chat``: type a text, see it continued."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from exports.arguments import add_model, add_options, options_of, prompt_of, shown
+from exports.text_generator import TextGenerator
+from tokenization import TokenizerError
+
+HELP = "an interactive prompt: type a text, see it continued"
+DESCRIPTION = """\
+Continues each line that is typed, and prints the text as it comes. An empty line goes on with the text. Ctrl-C stops
+the text, Ctrl-D (or /quit) ends the program.
+"""
+EXAMPLE = "python -m exports chat song-ci-savedmodel --temperature 0.8"
+
+_MARK = "> "
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    add_options(parser, "num_beams", "num_return_sequences", "length_penalty", "early_stopping")
+
+
+def run(args: argparse.Namespace) -> None:
+    generator = TextGenerator.load(args.model)
+    options = options_of(args, generator.tokenizer)
+    generator.resolve(**options)
+    if sys.stdin.isatty():
+        with contextlib.suppress(ImportError):
+            pass
+        print(DESCRIPTION)
+    text = ""
+    for line in _lines():
+        text = line or text
+        try:
+            for part in generator.stream(prompt_of(text, args, generator.tokenizer), **options):
+                text += part
+                print(shown(part, args, generator.tokenizer), end="", flush=True)
+        except TokenizerError as error:
+            print(f"error: {error}", file=sys.stderr, end="", flush=True)
+        except KeyboardInterrupt:
+            pass
+        print()
+
+
+def _lines() -> Iterator[str]:
+    """What is typed, until the end of input or ``/quit``; Ctrl-C begins the line anew."""
+    while True:
+        try:
+            line = input(_MARK if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            print()
+            continue
+        if line.strip() == "/quit":
+            return
+        yield line

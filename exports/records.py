@@ -1,0 +1,148 @@
+"""Files of the command line: prompts in, results out as JSON lines, appended so that a run can be taken up again."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import fcntl
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+
+
+Prompt = tuple[str, dict[str, Any]]
+"""A text to be continued, and what else its line had."""
+
+
+class RecordError(ValueError):
+    """A file of prompts or results that cannot be used; the message is one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One result to be made.
+
+    Attributes:
+        prompt: the text.
+        number: which of the results of this prompt, from 0.
+        fields: what else the prompt's line had, to be found again in the record.
+    """
+
+    prompt: str
+    number: int
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def read_prompts(file: str) -> list[Prompt]:
+    """The prompts in a file, and what else its lines have.
+
+    In a text a line is a prompt, and empty lines are left out. In JSON lines (``.jsonl``) each is a string or an object
+    with ``prompt``. ``-`` is the standard input, of either kind: JSON if its first line is an object.
+
+    Raises:
+        RecordError: the file cannot be read, or a line is not so.
+    """
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text("utf-8-sig")
+    except OSError as error:
+        raise RecordError(f"{file}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{file}: not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}") from error
+    # Only a line feed ends a line: str.splitlines would break a text at U+2028 too.
+    lines = [(i, line.rstrip("\r")) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    as_json = Path(file).suffix in JSON_SUFFIXES or (file == "-" and text.lstrip().startswith("{"))
+    prompts = [_parse(file, i, line) if as_json else (line, {}) for i, line in lines]
+    if not prompts:
+        raise RecordError(f"{file}: has no prompts")
+    return prompts
+
+
+def _parse(file: str, number: int, line: str) -> tuple[str, dict[str, Any]]:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise RecordError(f"{file}, line {number}: not JSON: {error}") from error
+    if isinstance(value, str):
+        return value, {}
+    if isinstance(value, dict) and isinstance(value.get("prompt"), str):
+        return value.pop("prompt"), value
+    raise RecordError(f'{file}, line {number}: expected a string, or an object with the string "prompt"')
+
+
+def jobs_of(prompts: Sequence[Prompt], number: int) -> list[Job]:
+    """``number`` jobs for each prompt; where a prompt occurs again, its numbers go on."""
+    seen: collections.Counter[str] = collections.Counter()
+    jobs = []
+    for prompt, fields in prompts:
+        jobs += [Job(prompt, seen[prompt] + n, fields) for n in range(number)]
+        seen[prompt] += number
+    return jobs
+
+
+class Records:
+    """A file of results that is being appended to, by one process at a time."""
+
+    def __init__(self, path: Path, file: io.FileIO) -> None:
+        self._path, self._file = path, file
+
+    def done(self) -> set[tuple[str, int]]:
+        """Prompt and number of the records that are there. What an interrupted run has left of a line is cut off.
+
+        Raises:
+            RecordError: it has lines that are not records.
+        """
+        self._file.seek(0)
+        *lines, rest = self._file.read().split(b"\n")
+        found = set()
+        for number, line in enumerate(lines, 1):
+            try:
+                record = json.loads(line)
+                found.add((record["prompt"], record["number"]))
+            except (ValueError, KeyError, TypeError) as error:
+                raise RecordError(f"{self._path}, line {number}: not a result of this command") from error
+        if rest:
+            self._file.truncate(sum(len(line) + 1 for line in lines))
+        return found
+
+    def append(self, records: Sequence[dict[str, Any]]) -> None:
+        """Adds a line for each record, on the disk when this returns.
+
+        Raises:
+            RecordError: the disk is full, or the like; no part of a line is left.
+        """
+        end = self._file.seek(0, os.SEEK_END)
+        lines = memoryview("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode())
+        try:
+            while lines:
+                lines = lines[self._file.write(lines) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(end)
+            raise RecordError(f"{self._path}: cannot be written: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def open_records(path: Path) -> Iterator[Records]:
+    """Opens or makes a file of results and locks it.
+
+    Raises:
+        RecordError: it cannot be opened, or another process has it.
+    """
+    try:
+        file = io.FileIO(path, "a+")
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be written: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RecordError(f"{path}: another run is writing it: wait for it, or choose another --output") from error
+        yield Records(path, file)
