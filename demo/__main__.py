@@ -1,50 +1,32 @@
 """The demo: converts the checkpoint in this folder, loads the result with tensorflow_hub, prints verses.
 
-python -m demo [--output DIR] [--tune NAME ...] [--number N]
+python -m demo [--tune NAME ...] [--number N] [--seed N]
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
-import warnings
 from pathlib import Path
 
 from convert.__main__ import main as convert
-from exports.quiet import quiet_stderr
-from tokenization import CPMTokenizer
+from exports.text_generator import TextGenerator
 
 CHECKPOINT = Path(__file__).parent / "song-ci"
 TUNES = ("浣溪沙", "鹧鸪天", "菩萨蛮", "如梦令")
 HEADS = 4
 
 
-def verses(folder: Path, tunes: list[str], number: int, top_p: float = 0.8, temperature: float = 0.9) -> list[str]:
+def verses(folder: Path, tunes: list[str], number: int, seed: int = -1) -> list[str]:
     """``number`` poems for each tune, sampled by the SavedModel in ``folder``."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with quiet_stderr(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tensorflow_hub 0.16.1 imports pkg_resources, which says that it is old
-        import tensorflow as tf
-        import tensorflow_hub as hub
-
-    model = hub.load(str(folder))
-    tokenizer = CPMTokenizer(folder / "assets")
-    poems = []
-    for tune in tunes:
-        prompt = tokenizer.encode(f"{tune}\n")
-        sampled = model.signatures["serving_default"](
-            inp=tf.constant([prompt] * number, tf.int64),
-            length=tf.constant(150, tf.int64),
-            top_p=tf.constant(top_p),
-            temperature=tf.constant(temperature),
-        )["output_0"]
-        for row in sampled.numpy().tolist():
-            end = row.index(tokenizer.eod_id) if tokenizer.eod_id in row else len(row)
-            # CPM's tokenizer makes the comma an ASCII one; a poem looks right with the Chinese one.
-            poems.append(tokenizer.decode(row[:end]).replace(",", "，").strip())
-    return poems
+    generator = TextGenerator.load(folder)
+    prompts = [f"{tune}\n" for tune in tunes]
+    poems = generator.generate(
+        prompts, num_return_sequences=number, batch_size=16, max_new_tokens=150, temperature=0.9, top_p=0.8, seed=seed
+    )
+    # CPM's tokenizer makes the comma an ASCII one; a poem looks right with the Chinese one.
+    return [poem.full_text.replace(",", "，").strip() for poem in poems]
 
 
 def positive(text: str) -> int:
@@ -66,6 +48,7 @@ def main() -> int:
         "--tune", nargs="+", type=tune_name, default=list(TUNES), metavar="NAME", help=f"default: {' '.join(TUNES)}"
     )
     parser.add_argument("--number", type=positive, default=1, metavar="N", help="poems per tune (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=-1, metavar="N", help="the same seed gives the same poems")
     args = parser.parse_args()
     try:
         with tempfile.TemporaryDirectory() as temporary:
@@ -77,7 +60,7 @@ def main() -> int:
             )  # fmt: skip
             if code:
                 return code
-            for poem in verses(folder, args.tune, args.number):
+            for poem in verses(folder, args.tune, args.number, args.seed):
                 print(f"\n{poem}")
     except KeyboardInterrupt:
         return 130

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,10 +139,12 @@ def load(folder: Path) -> tuple[Loaded, Tokenizer]:
         raise ModelError(f"{folder}: has no tokenizer: convert the checkpoint again, with --tokenizer")
     tokenizer = load_tokenizer(folder / "assets")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with quiet_stderr():
+    with quiet_stderr(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tensorflow_hub 0.16.1 imports pkg_resources, which says that it is old
         import tensorflow as tf
+        import tensorflow_hub as hub
     try:
-        model = tf.saved_model.load(str(folder))
+        model = hub.load(str(folder))
     except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
         raise ModelError(f"{folder}: cannot be loaded: {str(error).splitlines()[0]}") from error
     if not hasattr(model, "decode"):

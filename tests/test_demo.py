@@ -37,11 +37,10 @@ def phrases(poem: str) -> list[int]:
 @pytest.mark.parametrize("tune", FORMS)
 def test_poems_have_the_form_of_their_tune(model: Path, tune: str) -> None:
     likeness = []
-    for poem in verses(model, [tune], 60):
+    for poem in verses(model, [tune], 60, seed=0):
         assert poem.startswith(f"{tune}\n")
         likeness.append(SequenceMatcher(None, FORMS[tune], phrases(poem), autojunk=False).ratio())
-    # 1 is the form itself. Measured over 200 poems: 0.65, 0.77, 0.65 with a deviation of 0.26, so a mean of 60 poems is
-    # below 0.5 once in 100,000 runs; the forms of two tunes have a likeness of 0.25 to 0.29.
+    # 1 is the form itself. Measured over 200 poems: 0.65, 0.77, 0.65; the forms of two tunes have 0.25 to 0.29.
     assert sum(likeness) / len(likeness) > 0.5
 
 

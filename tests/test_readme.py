@@ -37,23 +37,35 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_convert_then_load_and_sample(folder: Path) -> None:
+def test_commands_then_python(folder: Path) -> None:
     commands = [shlex.split(line) for line in COMMANDS if line.startswith(".venv/bin/python")]
-    assert [arguments[3] for arguments in commands] == ["pytorch-to-tf", "inspect", "verify", "check"]
-    for (_, *arguments), words in zip(
-        commands, ("parameters as", "3,389,152", "the same logits", "as it was"), strict=True
-    ):
-        assert words in run([sys.executable, *arguments], folder)
-    code = README.split("```python\n")[1].split("```")[0]
-    assert len(list(filter(None, code.splitlines()))) == 6
-    (folder / "sample.py").write_text("import warnings; warnings.simplefilter('ignore')\n" + code, "utf-8")
-    result = subprocess.run(
-        [sys.executable, "sample.py"], cwd=folder, capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("浣溪沙\n")
-    assert len(result.stdout) > 40
+    words = {
+        "pytorch-to-tf": "parameters as",
+        "inspect": "3,389,152",
+        "verify": "the same logits",
+        "check": "as it was",
+        "generate": "浣溪沙",
+    }
+    assert {arguments[3] for arguments in commands} == set(words)
+    for _, *arguments in commands:
+        assert words[arguments[2]] in run([sys.executable, *arguments], folder) or "菩萨蛮" in arguments
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 2
+    outputs = []
+    for block in blocks:
+        (folder / "sample.py").write_text("import warnings; warnings.simplefilter('ignore')\n" + block, "utf-8")
+        result = subprocess.run(
+            [sys.executable, "sample.py"], cwd=folder, capture_output=True, text=True, check=False,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        outputs.append(result.stdout)
+    texts, sampled = outputs
+    assert texts.count("浣溪沙\n") == 2
+    assert texts.rstrip().endswith("如梦令")
+    assert len(list(filter(None, blocks[1].splitlines()))) == 6
+    assert sampled.startswith("浣溪沙\n")
+    assert len(sampled) > 40
 
 
 @pytest.mark.parametrize("command", INLINE)
@@ -71,8 +83,14 @@ def test_make_targets_exist() -> None:
 
 
 def test_every_option_in_the_readme_exists() -> None:
-    from convert.cli import parser
+    import convert.cli
+    import exports.cli
 
-    known = " ".join(p.format_help() for p in parser()._subparsers._group_actions[0].choices.values())  # type: ignore[union-attr,attr-defined]
+    programs = (convert.cli.parser(), exports.cli.parser())
+    known = " ".join(
+        command.format_help()
+        for program in programs
+        for command in program._subparsers._group_actions[0].choices.values()  # type: ignore[union-attr,attr-defined]
+    )
     for option in set(re.findall(r"--[a-z]+(?:-[a-z]+)*", README)) - {"--tune", "--number", "--help"}:
         assert option in known
