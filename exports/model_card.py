@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from exports.options import BEAMS, SAMPLING, SHARED, Option
 from tf_model.config import GPT2Config
 
 _CARD = """\
@@ -24,11 +25,17 @@ tokens = model.signatures["serving_default"](
 
 | signature | inputs -> outputs |
 |---|---|
-| `serving_default` | `inp` int64 [B, S], `length` int64, `top_p`, `temperature` -> `output_0` int64 [B, S + length] |
-| `logits` | `input_ids` int64 [B, S] -> `logits` float32 [B, S, V] |
+| `serving_default` | `inp` int64 [B, S], `length`, `top_p`, `temperature` -> `output_0` int64 [B, S + length] |
+| `generate` | `input_ids` int64 [B, S], `input_lengths` int64 [B], options -> `sequences`, `lengths`, `logprobs` |
+| `beam_search` | `input_ids`, `input_lengths`, options of beams -> `sequences` [B, R, S + N], `lengths`, `scores` |
+| `score` | `input_ids`, `input_lengths` -> `logprobs` float32 [B, S] |
+| `logits` | `input_ids` -> `logits` float32 [B, S, V] |
+| `prefill`, `decode` | prompt -> `logits` and a state; text and state -> some tokens more and the next state |
 
-`length`, `top_p` and `temperature` are one number or one per row; temperature 0 is greedy, top_p 1 is off. Text ends
-where token {eos_token_id} stands. It runs in stock TensorFlow on a CPU, without XLA or custom ops.{float16}
+The options of `generate`, one number or one per row: {sampling}; of `beam_search`: {beams}.
+In Python `model.generate(input_ids, input_lengths, ...)` may leave out what has a default, and so may TF Serving's
+requests. Temperature 0 is greedy, -1 as `seed` is another text every time. Texts end at token {eos_token_id} when it is
+given as `eos_token_id`. It runs in stock TensorFlow on a CPU, without XLA or custom ops.{float16}
 
 `assets/` holds {contents}. `assets.extra/manifest.json` lists the SHA-256 of every
 input and output file; `python -m convert check` compares them.
@@ -59,10 +66,17 @@ def model_card(
         source=source,
         program=program,
         eos_token_id=eos_token_id,
+        sampling=_names({**SHARED, **SAMPLING}),
+        beams=_names(BEAMS),
         float16=_FLOAT16 if dtype == "float16" else "",
         contents="sizes, generation defaults and the tokenizer" if has_tokenizer else "sizes and generation defaults",
         parity=_parity(parity),
     )
+
+
+def _names(options: Mapping[str, Option]) -> str:
+    """With their defaults."""
+    return ", ".join(f"`{name}` ({'none' if option.is_list else option.default})" for name, option in options.items())
 
 
 def _parity(report: Mapping[str, Any] | None) -> str:
