@@ -126,8 +126,9 @@ def _write(
             return value
 
         try:
-            write_saved_model(folder, checkpoint.config, dtype, special_tokens(tokenizer), read, hasher.add)
-        except tf.errors.OpError as error:  # the file system, as TensorFlow's writer sees it
+            data, sha256 = write_saved_model(folder, checkpoint.config, dtype, special_tokens(tokenizer), read)
+        except tf.errors.OpError as error:  # the file system, as TensorFlow's writer of the graph sees it
             reason = error.message.splitlines()[0].split("; ")[-1].split(" [Op:")[0]
             raise ConvertError(f"{folder}: cannot be written: {reason}; nothing was left behind") from error
+    hasher.record(data, {"sha256": sha256})
     write_assets(folder / "assets", checkpoint.config, dtype, special_tokens(tokenizer), tokenizer)

@@ -75,6 +75,12 @@ class Hasher:
 
         self._results[_identity(path)] = self._pool.submit(work)
 
+    def record(self, path: Path, hashes: Hashes) -> None:
+        """Takes the hashes of a file that somebody else has computed, as its writer may."""
+        known: Future[Hashes] = Future()
+        known.set_result(hashes)
+        self._results[_identity(path)] = known
+
     def result(self, path: Path) -> Hashes:
         """The hashes of a file that was added, or of any other now; waits for them."""
         known = self._results.get(_identity(path))
