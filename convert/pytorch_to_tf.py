@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from convert.arguments import add_source_options
-from convert.checkpoint import Checkpoint, new_buffer
+from convert.checkpoint import Checkpoint
 from convert.errors import ConvertError
 from convert.formats.megatron import open_megatron
 from convert.output import new_folder
@@ -118,7 +118,7 @@ def _write(
 
     with progress("convert", _bytes_of(checkpoint, dtype), quiet=quiet) as done:
         largest = max(math.prod(shape) for shape in checkpoint.config.tensor_shapes().values())
-        buffer = new_buffer(4 * largest)  # for one tensor after the other
+        buffer = np.empty(4 * largest, np.uint8)  # for one tensor after the other
 
         def read(name: str, kind: np.dtype) -> np.ndarray:
             value = checkpoint.read(name, kind, buffer)
