@@ -24,6 +24,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -103,6 +104,10 @@ class Result:
     notebook: list[Run] = dataclasses.field(default_factory=list)
 
 
+class Killed(SystemExit):
+    """A process that somebody has killed, most likely the kernel for its memory."""
+
+
 def run(command: Sequence[str | Path]) -> Run:
     """Runs a command to its end.
 
@@ -110,7 +115,7 @@ def run(command: Sequence[str | Path]) -> Run:
     is imported here, and a peak below ours (some 50 MB) says nothing.
 
     Raises:
-        SystemExit: it fails; with the end of what it said.
+        SystemExit: it fails; with the end of what it said. ``Killed`` where it was not its own fault.
     """
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
     with tempfile.TemporaryFile() as errors:
@@ -127,7 +132,8 @@ def run(command: Sequence[str | Path]) -> Run:
         if process.returncode:
             errors.seek(0)
             said = errors.read().decode(errors="replace").strip()[-1000:]
-            raise SystemExit(f"{' '.join(map(str, command))}: exit code {process.returncode}: {said}")
+            kind = Killed if process.returncode == -signal.SIGKILL else SystemExit
+            raise kind(f"{' '.join(map(str, command))}: exit code {process.returncode}: {said}")
     return Run(seconds, usage.ru_maxrss * 1024)
 
 
@@ -177,7 +183,6 @@ def measure(case: Case, folder: Path, repeat: int) -> Result:
     python: list[str | Path] = [sys.executable, "-m"]
     ours = [*python, "convert", "pytorch-to-tf", "--checkpoint", root, "--quiet", *options]
     notebook = [*python, "benchmarks.notebook_way", "--checkpoint", files[0].parent, *options]
-    enough = available_memory() >= case.notebook_memory
     result = Result(case, 0)
     for _ in range(repeat):
         warm(files)
@@ -191,10 +196,11 @@ def measure(case: Case, folder: Path, repeat: int) -> Result:
         for runs, one in zip((result.half, result.half_flushed), copy([half], folder / "copy"), strict=True):
             runs.append(one)
         half.unlink()
-        if enough:
+        if available_memory() >= case.notebook_memory:
             warm(files)
-            result.notebook.append(run(notebook))
-            shutil.rmtree(output)
+            with contextlib.suppress(Killed):  # other processes may want memory, too
+                result.notebook.append(run(notebook))
+            shutil.rmtree(output, ignore_errors=True)
     return result
 
 

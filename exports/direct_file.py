@@ -24,6 +24,8 @@ BLOCK = 8 << 20
 """Bytes handed over in one step; a multiple of every disk's block."""
 
 _BLOCKS = 12
+"""About one large matrix, so that disk and hash have something to do while the next one is read and cast."""
+
 _SECTOR = 4096
 """O_DIRECT wants offsets, sizes and addresses at multiples of the disk's block, which is this or less."""
 

@@ -144,14 +144,17 @@ def test_a_run_is_measured() -> None:
     """Its own time and memory, not those of the runs before it. In a small process, as the benchmark is one."""
     code = (
         "import sys\n"
-        "from benchmarks.convert import run\n"
+        "from benchmarks.convert import Killed, run\n"
         "python = sys.executable\n"
         "large = run([python, '-c', 'import time; x = b\"x\" * 300_000_000; time.sleep(0.5)'])\n"
         "small = run([python, '-c', ''])\n"
         "assert large.seconds > 0.5\n"
         "assert 300e6 < large.peak < 500e6, large\n"
         "assert small.peak < 100e6, small\n"
-        "run([python, '-c', 'import sys; sys.exit(\"reason\")'])\n"
+        "try:\n"
+        "    run([python, '-c', 'import os; os.kill(os.getpid(), 9)'])\n"
+        "except Killed:\n"
+        "    run([python, '-c', 'import sys; sys.exit(\"reason\")'])\n"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 1
