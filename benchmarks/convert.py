@@ -248,7 +248,8 @@ def table(results: list[Result], load: float) -> str:
         need = f"{case.notebook_memory / 1e9:.0f} GB"
         lines += [
             "",
-            f"{case.shape}, p = {case.p}: the notebooks' way was left out, {need} of memory were not free.",
+            f"{case.shape}, p = {case.p}: no time for the notebooks' way: {need} of memory were not free, before or "
+            "while it ran.",
         ]
     repeat = max(len(result.ours) for result in results)
     conditions = (

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -159,8 +160,14 @@ def test_a_write_of_nothing_is_an_error(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
-def test_left_in_the_middle(kind: type[BaseException], tmp_path: Path) -> None:
-    """The threads are gone and the file is closed: see the fixture."""
+def test_left_in_the_middle(kind: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The threads are gone, with a slow disk too, and the file is closed: see the fixture."""
+
+    def slow(handle: int, data: memoryview, offset: int) -> int:
+        time.sleep(0.2)
+        return PWRITE(handle, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", slow)
     with pytest.raises(kind), DirectFile(tmp_path / "file") as file:  # noqa: PT012
         for _ in range(5):
             file.write(np.ones(BLOCK, np.uint8))
