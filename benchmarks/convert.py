@@ -2,10 +2,14 @@
 
     python -m benchmarks.convert --shape distill --tensor-parallel 1 2 4 --write docs/performance.md
 
-Each case is a random checkpoint of float16. The three are run in turn, each in a process of its own whose peak resident
-memory the kernel reports. Before each of them its input is read once and the disk is synchronised: the page cache is
-warm for all three, and none pays for what another one wrote. ``cp`` copies a file of half of the bytes that this
-program reads and writes together, so it moves as many. It is timed without and with a ``sync``, as this program does.
+Each case is a random checkpoint of float16. All are run in turn, each in a process of its own whose peak resident
+memory the kernel reports. Before each of them its input is read once and the disk is synchronised: as much of it as
+fits is in the page cache, and none pays for what another one wrote.
+
+"``cp`` of as many bytes as are read and written" can be read in two ways, and both are measured. ``cp`` of all copies
+the checkpoint and the SavedModel, which are that many bytes: it reads as many and writes as many, so it moves twice
+what this program does. ``cp`` of half copies a file of half of that, so it moves as many bytes as this program. Both
+are timed without and with a ``sync``; this program always ends with one.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -72,9 +77,8 @@ class Case:
 
     @property
     def disk(self) -> int:
-        """Bytes: the checkpoint, the file to be copied, and the larger of the two results."""
-        copied = (self.bytes_read + self.bytes_written) // 2
-        return int(1.05 * (self.bytes_read + copied + max(self.bytes_written, copied))) + 50_000_000
+        """Bytes: the checkpoint, the SavedModel, and a copy of both; nothing else that is measured takes more."""
+        return int(1.05 * 2 * (self.bytes_read + self.bytes_written)) + 50_000_000
 
     @property
     def notebook_memory(self) -> int:
@@ -84,14 +88,24 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The runs of a case; ``notebook`` is empty where there was too little memory for it."""
+    """The runs of a case; ``moved`` are the bytes that this program reads and writes.
+
+    ``half`` and ``whole`` are those of ``cp`` (see above), the ``_flushed`` ones with ``sync``. ``notebook`` is empty
+    where there was too little memory for it.
+    """
 
     case: Case
     moved: int
-    ours: list[Run]
-    cp: list[Run]
-    flushed: list[Run]
-    notebook: list[Run]
+    ours: list[Run] = dataclasses.field(default_factory=list)
+    half: list[Run] = dataclasses.field(default_factory=list)
+    half_flushed: list[Run] = dataclasses.field(default_factory=list)
+    whole: list[Run] = dataclasses.field(default_factory=list)
+    whole_flushed: list[Run] = dataclasses.field(default_factory=list)
+    notebook: list[Run] = dataclasses.field(default_factory=list)
+
+
+class Killed(SystemExit):
+    """A process that somebody has killed, most likely the kernel for its memory."""
 
 
 def run(command: Sequence[str | Path]) -> Run:
@@ -101,7 +115,7 @@ def run(command: Sequence[str | Path]) -> Run:
     is imported here, and a peak below ours (some 50 MB) says nothing.
 
     Raises:
-        SystemExit: it fails; with the end of what it said.
+        SystemExit: it fails; with the end of what it said. ``Killed`` where it was not its own fault.
     """
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
     with tempfile.TemporaryFile() as errors:
@@ -118,7 +132,8 @@ def run(command: Sequence[str | Path]) -> Run:
         if process.returncode:
             errors.seek(0)
             said = errors.read().decode(errors="replace").strip()[-1000:]
-            raise SystemExit(f"{' '.join(map(str, command))}: exit code {process.returncode}: {said}")
+            kind = Killed if process.returncode == -signal.SIGKILL else SystemExit
+            raise kind(f"{' '.join(map(str, command))}: exit code {process.returncode}: {said}")
     return Run(seconds, usage.ru_maxrss * 1024)
 
 
@@ -132,8 +147,8 @@ def warm(paths: Sequence[Path]) -> None:
                 pass
 
 
-def size_of(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def write_file(path: Path, size: int) -> None:
@@ -150,33 +165,42 @@ def available_memory() -> int:
     return 1024 * int(found[1]) if found else 0
 
 
+def copy(sources: Sequence[Path], target: Path) -> tuple[Run, Run]:
+    """``cp`` of files and folders into the new folder ``target``, which is removed again: without and with ``sync``."""
+    warm([file for source in sources for file in ([source] if source.is_file() else files_in(source))])
+    target.mkdir()
+    plain = run(["cp", "-r", "--reflink=never", *sources, target])
+    flushed = Run(plain.seconds + run(["sync", *files_in(target)]).seconds, plain.peak)
+    shutil.rmtree(target)
+    return plain, flushed
+
+
 def measure(case: Case, folder: Path, repeat: int) -> Result:
     """Runs everything for one case in ``folder``, which is left empty but for the checkpoint."""
-    config, root, output, copied = case.config, folder / "checkpoint", folder / "output", folder / "copied"
+    config, root, output, half = case.config, folder / "checkpoint", folder / "output", folder / "half"
     files = write_checkpoint(root, config, case.p, DTYPES["float16"])
     options: list[str | Path] = ["--output", output, "--heads", str(config.n_head), "--dtype", case.dtype]
     python: list[str | Path] = [sys.executable, "-m"]
     ours = [*python, "convert", "pytorch-to-tf", "--checkpoint", root, "--quiet", *options]
     notebook = [*python, "benchmarks.notebook_way", "--checkpoint", files[0].parent, *options]
-    enough = available_memory() >= case.notebook_memory
-    result, bytes_read = Result(case, 0, [], [], [], []), sum(file.stat().st_size for file in files)
+    result = Result(case, 0)
     for _ in range(repeat):
         warm(files)
         result.ours.append(run(ours))
-        if not result.moved:
-            result = dataclasses.replace(result, moved=bytes_read + size_of(output))
+        moved = sum(file.stat().st_size for file in (*files, *files_in(output)))
+        result = dataclasses.replace(result, moved=moved)
+        for runs, one in zip((result.whole, result.whole_flushed), copy([root, output], folder / "copy"), strict=True):
+            runs.append(one)
         shutil.rmtree(output)
-        if not copied.exists():
-            write_file(copied, result.moved // 2)
-        warm([copied])
-        result.cp.append(copy := run(["cp", "--reflink=never", copied, output]))
-        result.flushed.append(Run(copy.seconds + run(["sync", output]).seconds, copy.peak))
-        output.unlink()
-        if enough:
+        write_file(half, moved // 2)
+        for runs, one in zip((result.half, result.half_flushed), copy([half], folder / "copy"), strict=True):
+            runs.append(one)
+        half.unlink()
+        if available_memory() >= case.notebook_memory:
             warm(files)
-            result.notebook.append(run(notebook))
-            shutil.rmtree(output)
-    copied.unlink()
+            with contextlib.suppress(Killed):  # other processes may want memory, too
+                result.notebook.append(run(notebook))
+            shutil.rmtree(output, ignore_errors=True)
     return result
 
 
@@ -197,47 +221,44 @@ def _seconds(runs: list[Run]) -> float:
     return statistics.median(run.seconds for run in runs)
 
 
-def _cells(runs: list[Run], *others: list[Run]) -> tuple[str, ...]:
-    """Median time, how many times that of each of ``others`` it is, and the highest peak."""
-    if not runs:
-        return ("-",) * (2 + len(others))
-    ratios = (f"{_seconds(runs) / _seconds(other):.1f}" for other in others)
-    return f"{_seconds(runs):.1f} s", *ratios, f"{max(run.peak for run in runs) / 1e9:.2f} GB"
+def _seconds_and_peak(runs: list[Run]) -> tuple[str, str]:
+    """Median time and highest peak."""
+    return (f"{_seconds(runs):.1f} s", f"{max(run.peak for run in runs) / 1e9:.2f} GB") if runs else ("-", "-")
 
 
 def table(results: list[Result], load: float) -> str:
     """The results as Markdown, with the conditions under which they came about."""
     head = (
-        "model", "shards", "written as", "read + written", "`cp`", "`cp`, `sync`", "this program", "x `cp`",
-        "x `cp`, `sync`", "peak memory", "notebooks' way", "x `cp`, `sync`", "peak memory",
+        "model", "shards", "written as", "read + written", "this program", "peak memory", "`cp` of all", "ratio",
+        "and `sync`", "ratio", "`cp` of half", "ratio", "and `sync`", "ratio", "notebooks' way", "peak memory",
     )  # fmt: skip
     rows = [head, ("---",) * len(head)]
     for result in results:
         case = result.case
         first = (f"{case.shape}, {case.config.parameter_count / 1e6:,.0f} M", str(case.p), case.dtype)
-        rows.append(
-            (
-                *first,
-                f"{result.moved / 1e9:.2f} GB",
-                f"{_seconds(result.cp):.1f} s",
-                f"{_seconds(result.flushed):.1f} s",
-                *_cells(result.ours, result.cp, result.flushed),
-                *_cells(result.notebook, result.flushed),
-            )
+        copies = (
+            cell
+            for runs in (result.whole, result.whole_flushed, result.half, result.half_flushed)
+            for cell in (f"{_seconds(runs):.1f} s", f"{_seconds(result.ours) / _seconds(runs):.1f}")
         )
+        moved = f"{result.moved / 1e9:.2f} GB"
+        rows.append((*first, moved, *_seconds_and_peak(result.ours), *copies, *_seconds_and_peak(result.notebook)))
     lines = [f"| {' | '.join(row)} |" for row in rows]
     for case in (result.case for result in results if not result.notebook):
         need = f"{case.notebook_memory / 1e9:.0f} GB"
         lines += [
             "",
-            f"{case.shape}, p = {case.p}: the notebooks' way was left out, {need} of memory were not free.",
+            f"{case.shape}, p = {case.p}: no time for the notebooks' way: {need} of memory were not free, before or "
+            "while it ran.",
         ]
     repeat = max(len(result.ours) for result in results)
     conditions = (
         f"{machine()}; load average when it began: {load:.1f}. Median time and highest peak (resident memory of the "
-        f"process) of {repeat} run{'s'[: repeat != 1]} each, in turn, with a warm page cache. `cp` moves as many bytes "
-        "as this program reads and writes; with `sync` it waits until they are on the disk, as this program does. "
-        "Random weights, float16 in the checkpoint; `python -m benchmarks.convert`."
+        f"process) of {repeat} run{'s'[: repeat != 1]} each, in turn, with a warm page cache. `cp` of all copies the "
+        "checkpoint and the SavedModel, which are as many bytes as this program reads and writes: it moves twice that. "
+        "`cp` of half copies half as many bytes, so that it moves as many. With `sync` it waits until they are on the "
+        "disk, as this program does. Each ratio is the time of this program by that of the `cp` before it. Random "
+        "weights, float16 in the checkpoint; `python -m benchmarks.convert`."
     )
     return "\n".join([*lines, "", textwrap.fill(conditions, 120, break_on_hyphens=False)])
 

@@ -54,8 +54,8 @@ class Checkpoint(Protocol):
         Args:
             name: the canonical name.
             dtype: what it is converted to.
-            buffer: from ``new_buffer``, large enough; the tensor is put there. Without, it has memory of its own. New
-                memory costs more time than everything else together where the system is slow to give it.
+            buffer: bytes, enough of them; the tensor is put there. Without, it has memory of its own. New memory
+                costs more time than everything else together where the system is slow to give it.
 
         Raises:
             KeyError: no tensor of the config has this name.
@@ -64,17 +64,10 @@ class Checkpoint(Protocol):
         ...
 
 
-def new_buffer(nbytes: int) -> Array:
-    """Bytes at a multiple of 64, where TensorFlow can write a tensor from without a copy of its own."""
-    memory = np.empty(nbytes + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    return memory[start : start + nbytes]
-
-
 def empty(shape: Sequence[int], dtype: DType, buffer: Array | None = None) -> Array:
     """Memory for a whole tensor, in ``buffer`` if that is given, else of its own."""
     nbytes = math.prod(shape) * dtype.itemsize
-    return (new_buffer(nbytes) if buffer is None else buffer[:nbytes]).view(dtype).reshape(shape)
+    return (np.empty(nbytes, np.uint8) if buffer is None else buffer[:nbytes]).view(dtype).reshape(shape)
 
 
 def widest(dtypes: Iterable[DType]) -> DType:

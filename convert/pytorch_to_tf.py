@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from convert.arguments import add_source_options
-from convert.checkpoint import Checkpoint, new_buffer
+from convert.checkpoint import Checkpoint
 from convert.errors import ConvertError
 from convert.formats.megatron import open_megatron
 from convert.output import new_folder
@@ -118,7 +118,7 @@ def _write(
 
     with progress("convert", _bytes_of(checkpoint, dtype), quiet=quiet) as done:
         largest = max(math.prod(shape) for shape in checkpoint.config.tensor_shapes().values())
-        buffer = new_buffer(4 * largest)  # for one tensor after the other
+        buffer = np.empty(4 * largest, np.uint8)  # for one tensor after the other
 
         def read(name: str, kind: np.dtype) -> np.ndarray:
             value = checkpoint.read(name, kind, buffer)
@@ -126,8 +126,9 @@ def _write(
             return value
 
         try:
-            write_saved_model(folder, checkpoint.config, dtype, special_tokens(tokenizer), read, hasher.add)
-        except tf.errors.OpError as error:  # the file system, as TensorFlow's writer sees it
+            data, sha256 = write_saved_model(folder, checkpoint.config, dtype, special_tokens(tokenizer), read)
+        except tf.errors.OpError as error:  # the file system, as TensorFlow's writer of the graph sees it
             reason = error.message.splitlines()[0].split("; ")[-1].split(" [Op:")[0]
             raise ConvertError(f"{folder}: cannot be written: {reason}; nothing was left behind") from error
+    hasher.record(data, {"sha256": sha256})
     write_assets(folder / "assets", checkpoint.config, dtype, special_tokens(tokenizer), tokenizer)

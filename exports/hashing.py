@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,7 +11,9 @@ from io import RawIOBase
 from pathlib import Path
 from types import TracebackType
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 24
+"""Bytes between two waits for the interpreter lock: 5 ms each, where another thread is busy with Python itself."""
+
 _OPEN_FILES = 100
 """Files that wait with an open descriptor; then ``Hasher.add`` waits, too."""
 
@@ -29,9 +32,9 @@ def hash_file(path: Path, algorithms: Sequence[str] = ("sha256",)) -> Hashes:
 
 
 def _hash(file: RawIOBase, algorithms: Sequence[str], stop: threading.Event) -> Hashes:
-    """Reads ``file`` once in blocks of 1 MB, until its end or until ``stop`` is set."""
+    """Reads ``file`` once in blocks, until its end or until ``stop`` is set."""
     digests = [hashlib.new(name, usedforsecurity=False) for name in algorithms]
-    buffer = bytearray(_CHUNK)
+    buffer = bytearray(min(_CHUNK, max(1, os.fstat(file.fileno()).st_size)))
     view = memoryview(buffer)
     while (size := file.readinto(buffer)) and not stop.is_set():
         for digest in digests:
@@ -74,6 +77,12 @@ class Hasher:
                     self._waiting.release()
 
         self._results[_identity(path)] = self._pool.submit(work)
+
+    def record(self, path: Path, hashes: Hashes) -> None:
+        """Takes the hashes of a file that somebody else has computed, as its writer may."""
+        known: Future[Hashes] = Future()
+        known.set_result(hashes)
+        self._results[_identity(path)] = known
 
     def result(self, path: Path) -> Hashes:
         """The hashes of a file that was added, or of any other now; waits for them."""

@@ -1,13 +1,12 @@
 """Writing a SavedModel one tensor at a time: the weights are never in memory together.
 
 ``tf.saved_model.save`` needs every variable filled. Here the graph is built over variables whose memory is never
-touched and saved without its checkpoint; then each tensor goes to a checkpoint shard of its own, under the key that
-the object graph gives it, and ``MergeV2Checkpoints`` joins the shards (it renames the data and writes one index).
+touched and saved without its checkpoint; then ``tensor_bundle`` writes the checkpoint, each tensor under the key that
+the object graph gives it.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,14 +17,12 @@ from tensorflow.python.saved_model.save import save_and_return_nodes
 
 from exports.assets import SpecialTokens
 from exports.signatures import Signatures
+from exports.tensor_bundle import BundleWriter
 from tf_model.config import GPT2Config
 from tf_model.gpt2 import GPT2
 
 _OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _WEIGHTS = "weights"
-
-ALIGNMENT = 64
-"""Bytes to which TensorFlow wants its buffers aligned."""
 
 
 def write_saved_model(
@@ -34,8 +31,7 @@ def write_saved_model(
     dtype: str,
     tokens: SpecialTokens,
     read: Callable[[str, np.dtype], np.ndarray],
-    on_file: Callable[[Path], None] = lambda path: None,
-) -> None:
+) -> tuple[Path, str]:
     """Writes graph and weights of a GPT-2 into ``folder``, which exists and is empty.
 
     Args:
@@ -44,7 +40,14 @@ def write_saved_model(
         dtype: of matrices and biases, one of ``tf_model.config.DTYPES``; layer norms stay float32.
         tokens: the padding id is part of the graph.
         read: gives the tensor of a canonical name in the dtype asked for. Called once a tensor, in canonical order.
-        on_file: called with each data file once it is complete; it may still be renamed, its content stays.
+
+    Returns:
+        the one file with all weights, and its hexadecimal SHA-256.
+
+    Raises:
+        OSError: the weights cannot be written.
+        tf.errors.OpError: the graph cannot be written.
+        ValueError: a tensor that ``read`` gives has another shape than the model's.
     """
     model = GPT2(config, dtype=dtype, initialize=False)
     root = tf.Module()
@@ -59,37 +62,17 @@ def write_saved_model(
         experimental_skip_checkpoint=True,
     )
     object_graph = save_util.serialize_graph_view(graph_view.ObjectGraphView(root))[3]
-    parts = folder / "variables.parts"
-    parts.mkdir()
-    prefixes = [_write_part(parts, 0, _OBJECT_GRAPH_KEY, tf.constant(object_graph.SerializeToString()))]
-    for (name, variable), key in zip(root.weights.items(), _keys(object_graph, root.weights), strict=True):
-        # TensorFlow's bfloat16 in numpy is ml_dtypes', as everywhere here.
-        value = read(name, np.dtype(variable.dtype.as_numpy_dtype))
-        if value.shape != tuple(variable.shape):
-            raise ValueError(f"{name}: expected shape {tuple(variable.shape)}, found {value.shape}")
-        prefixes.append(_write_part(parts, len(prefixes), key, _borrow(value)))
-        del value
-        on_file(Path(f"{prefixes[-1]}.data-00000-of-00001"))
-    (folder / "variables").mkdir(exist_ok=True)
-    tf.raw_ops.MergeV2Checkpoints(
-        checkpoint_prefixes=prefixes, destination_prefix=str(folder / "variables" / "variables"), delete_old_dirs=False
-    )
-    shutil.rmtree(parts)
-
-
-def _borrow(value: np.ndarray) -> tf.Tensor:
-    """A tensor in the memory of ``value`` where TensorFlow can use that, so that the largest one is there only once."""
-    if value.ctypes.data % ALIGNMENT or not value.flags.c_contiguous:
-        return tf.constant(value)
-    if value.dtype == tf.bfloat16.as_numpy_dtype:  # which the exchange protocol of numpy does not know
-        return tf.bitcast(tf.experimental.dlpack.from_dlpack(value.view(np.uint16).__dlpack__()), tf.bfloat16)
-    return tf.experimental.dlpack.from_dlpack(value.__dlpack__())
-
-
-def _write_part(folder: Path, number: int, key: str, value: tf.Tensor) -> str:
-    prefix = str(folder / f"part-{number:05d}")
-    tf.raw_ops.SaveV2(prefix=prefix, tensor_names=[key], shape_and_slices=[""], tensors=[value])
-    return prefix
+    variables = folder / "variables"
+    variables.mkdir(exist_ok=True)
+    with BundleWriter(variables / "variables") as bundle:
+        bundle.add_string(_OBJECT_GRAPH_KEY, object_graph.SerializeToString())
+        for (name, variable), key in zip(root.weights.items(), _keys(object_graph, root.weights), strict=True):
+            # TensorFlow's bfloat16 in numpy is ml_dtypes', as everywhere here.
+            value = read(name, np.dtype(variable.dtype.as_numpy_dtype))
+            if value.shape != tuple(variable.shape):
+                raise ValueError(f"{name}: expected shape {tuple(variable.shape)}, found {value.shape}")
+            bundle.add(key, value)
+        return bundle.data, bundle.finish()
 
 
 def _keys(

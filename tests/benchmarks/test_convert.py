@@ -88,7 +88,7 @@ def test_it_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = capfd.readouterr().out
     rows = [line.strip("| ").split(" | ") for line in out.splitlines() if line.startswith("| 2x16x4x40x8")]
     assert [row[1:3] for row in rows] == [["2", "float32"]]
-    assert len(rows[0]) == 13
+    assert len(rows[0]) == 16
     assert "-" not in rows[0]
     assert "RAM" in out
     assert document.read_text() == (
@@ -100,13 +100,15 @@ def test_it_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
 def test_too_little_memory_for_the_notebooks_way() -> None:
     case = benchmark.Case("generate", 2, "float32")
     assert 21.5e9 < case.notebook_memory < 22.5e9
-    text = benchmark.table([benchmark.Result(case, 15_600_000_000, [benchmark.Run(60.0, 10**9)] * 2,
-                                             [benchmark.Run(20.0, 10**6)] * 2,
-                                             [benchmark.Run(40.0, 10**6)] * 2, [])], 0.0)  # fmt: skip
-    assert (
-        "| generate, 2,597 M | 2 | float32 | 15.60 GB | 20.0 s | 40.0 s | 60.0 s | 3.0 | 1.5 | 1.00 GB | - | - | - |"
-        in text
+    ours, half, half_flushed, whole, whole_flushed = (
+        [benchmark.Run(seconds, 10**9)] * 2 for seconds in (60.0, 20.0, 40.0, 30.0, 120.0)
     )
+    result = benchmark.Result(case, 15_600_000_000, ours, half, half_flushed, whole, whole_flushed)
+    text = benchmark.table([result], 0.0)
+    assert (
+        "| generate, 2,597 M | 2 | float32 | 15.60 GB | 60.0 s | 1.00 GB | 30.0 s | 2.0 | 120.0 s | 0.5 "
+        "| 20.0 s | 3.0 | 40.0 s | 1.5 | - | - |"
+    ) in text
     assert "22 GB of memory were not free" in text
 
 
@@ -117,18 +119,42 @@ def test_too_little_disk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     assert "GB are needed, 20.0 GB are free" in capsys.readouterr().err
 
 
+def test_what_is_copied(tmp_path: Path) -> None:
+    """``cp`` gets the bytes that the table says: all of the input and the output, and half as many."""
+    copied: list[int] = []
+    plain = benchmark.run
+
+    def watched(command: list[str | Path]) -> benchmark.Run:
+        result = plain(command)
+        if command[0] == "cp":
+            copied.append(sum(file.stat().st_size for file in benchmark.files_in(Path(command[-1]))))
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "run", watched)
+        result = benchmark.measure(benchmark.Case("2x16x4x40x8", 2, "float32"), tmp_path, 1)
+    files = benchmark.files_in(tmp_path)
+    assert [file.suffix for file in files if file.suffix != ".txt"] == [".pt", ".pt"]
+    tracker = sum(file.stat().st_size for file in files if file.suffix == ".txt")
+    assert copied == [result.moved + tracker, result.moved // 2]
+    assert result.case.disk > 2 * result.moved
+
+
 def test_a_run_is_measured() -> None:
     """Its own time and memory, not those of the runs before it. In a small process, as the benchmark is one."""
     code = (
         "import sys\n"
-        "from benchmarks.convert import run\n"
+        "from benchmarks.convert import Killed, run\n"
         "python = sys.executable\n"
         "large = run([python, '-c', 'import time; x = b\"x\" * 300_000_000; time.sleep(0.5)'])\n"
         "small = run([python, '-c', ''])\n"
         "assert large.seconds > 0.5\n"
         "assert 300e6 < large.peak < 500e6, large\n"
         "assert small.peak < 100e6, small\n"
-        "run([python, '-c', 'import sys; sys.exit(\"reason\")'])\n"
+        "try:\n"
+        "    run([python, '-c', 'import os; os.kill(os.getpid(), 9)'])\n"
+        "except Killed:\n"
+        "    run([python, '-c', 'import sys; sys.exit(\"reason\")'])\n"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 1

@@ -31,7 +31,9 @@ def test_infinities_and_nan_stay_what_they_are() -> None:
         np.testing.assert_array_equal(out, values.astype(np.float32))
 
 
-@pytest.mark.parametrize("shape", [(0,), (5,), (300_000,), (0, 4), (700, 513), (3, 100, 700), (2, 3, 5, 7)])
+@pytest.mark.parametrize(
+    "shape", [(0,), (5,), (300_000,), (0, 4), (700, 513), (3, 100, 700), (2, 3, 5, 7), (1,), (1, 1), (9, 1, 70)]
+)
 def test_any_shape_and_strides(shape: tuple[int, ...]) -> None:
     values = np.random.default_rng(0).normal(size=tuple(2 * extent for extent in shape)).astype(np.float16)
     source = values[tuple(slice(None, None, 2) for _ in shape)]

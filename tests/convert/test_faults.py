@@ -111,6 +111,26 @@ def test_two_at_once(checkpoint: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.parametrize("limit", [3_000_001, 8 << 20, 10_000_000])
+def test_the_disk_fills_up(limit: int, checkpoint: Path, tmp_path: Path) -> None:
+    """With the graph and some of the weights written. The kernel's limit on a file's size stands in for a disk."""
+    code = (
+        "import resource, signal, sys\n"
+        "from convert.__main__ import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    output = tmp_path / "out" / "model"
+    result = subprocess.run(
+        [sys.executable, "-c", code, "pytorch-to-tf", "--checkpoint", checkpoint, "--output", output, "--heads", "6"],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 2, result.stderr
+    assert result.stderr == f"error: {output}: the disk is full; nothing was left behind\n"
+    assert not (tmp_path / "out").exists()
+
+
 def test_many_at_once_in_one_process(tmp_path: Path) -> None:
     """The lock alone: never two winners, never nobody, never anything left."""
     for number in range(40):

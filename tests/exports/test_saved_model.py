@@ -188,14 +188,10 @@ def test_too_many_tokens_for_logits(exported: Exported) -> None:
 
 
 def test_folder(exported: Exported) -> None:
-    names = {
-        str(file.relative_to(exported.folder)).split(".data-")[0]
-        for file in exported.folder.rglob("*")
-        if file.is_file()
-    }
+    names = {str(file.relative_to(exported.folder)) for file in exported.folder.rglob("*") if file.is_file()}
     assert names == {
         "assets/config.json", "assets/generation_config.json", "fingerprint.pb", "saved_model.pb",
-        "variables/variables", "variables/variables.index",
+        "variables/variables.data-00000-of-00001", "variables/variables.index",
         "assets.extra/manifest.json", "assets.extra/README.md",
     }  # fmt: skip
     config = json.loads((exported.folder / "assets/config.json").read_text())
