@@ -146,7 +146,7 @@ def generation_request(inputs: Mapping[str, tf.Tensor], config: GPT2Config) -> R
     seed, window, line = (given[name] for name in ("seed", "window_tokens", "window_line_token_id"))
     fits = check(
         window <= config.n_positions,
-        f"window_tokens: expected 0 to {config.n_positions}, the model's positions; found",
+        f"window_tokens: expected 0 to {config.n_positions}, the positions of the model; found",
         window,
     )
     known = check(
@@ -193,7 +193,7 @@ def beam_request(inputs: Mapping[str, tf.Tensor], config: GPT2Config) -> BeamReq
         check(results <= beams, "num_return_sequences: expected at most num_beams,", beams, "; found", results),
         check(
             lengths + given["max_new_tokens"] <= limit,
-            f"prompt and max_new_tokens together exceed the model's {limit} positions, and beam search has no window; "
+            f"prompt and max_new_tokens together exceed the {limit} positions of the model; beam search has no window; "
             "prompt",
             lengths,
             "max_new_tokens",

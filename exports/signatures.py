@@ -122,8 +122,8 @@ class Signatures:
         values = requests.values(_PORT, inputs, batch, self._config.vocab_size)
         length = values["length"]
         fits = check(
-            size + length <= limit, f"prompt and length together exceed the model's {limit} positions: prompt", size,
-            "length", length,
+            size + length <= limit, f"prompt and length together exceed the {limit} positions of the model: prompt",
+            size, "length", length,
         )  # fmt: skip
         off, none = tf.zeros([batch], tf.int32), tf.fill([batch, 1], -1)
         request = Request(
