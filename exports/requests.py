@@ -1,7 +1,9 @@
 """From the inputs of a signature to a request for the model, checked inside the graph.
 
 An option has unknown rank: a scalar or one value for all rows, or one per row, as TF Serving's row format and its
-batching need them. A list of tokens is one token, a list for all rows ``[K]``, or one per row ``[B, K]``, -1 for none.
+batching need them. A list of tokens is one token, a list for all rows ``[K]``, or one per row ``[B, K]``, -1 for none:
+in the row format and in batching that is ``[K]`` an instance and ``[1, K]`` a request, because single tokens, once they
+are joined, are a list for all rows.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from exports.options import BEAMS, SAMPLING, SHARED, Option
+from exports.options import BEAMS, MAX_NEW_TOKENS, SAMPLING, SHARED, Option
 from tf_model.beam import BeamRequest
 from tf_model.config import GPT2Config
 from tf_model.generation import Request, random_seeds
@@ -91,7 +93,8 @@ def values(
         inside = ((rows > low) if option.above else (rows >= low)) & (rows <= high)
         if option.is_real:
             inside &= tf.math.is_finite(rows)
-        rows = checked(rows, check(inside, f"{name}: expected {option.expected}; found", inputs[name]))
+        expected = option.expected + (f", at most {vocab_size - 1}" if option.is_list else "")
+        rows = checked(rows, check(inside, f"{name}: expected {expected}; found", inputs[name]))
         result[name] = rows if option.is_real or name == "seed" else tf.cast(rows, tf.int32)
     return result
 
@@ -140,28 +143,42 @@ def generation_request(inputs: Mapping[str, tf.Tensor], config: GPT2Config) -> R
     ids, lengths = checked_prompt(inputs, config)
     batch = tf.shape(ids)[0]
     given = values({**SHARED, **SAMPLING}, inputs, batch, config.vocab_size)
-    seed, window = given["seed"], given["window_tokens"]
+    seed, window, line = (given[name] for name in ("seed", "window_tokens", "window_line_token_id"))
     fits = check(
         window <= config.n_positions,
-        f"window_tokens: expected 0 to {config.n_positions}, the model's positions; found",
+        f"window_tokens: expected 0 to {config.n_positions}, the positions of the model; found",
         window,
+    )
+    known = check(
+        line < config.vocab_size,
+        f"window_line_token_id: expected a token id, at most {config.vocab_size - 1}, or -1 for none; found",
+        line,
+    )
+    # All rows get the room that the longest needs, and their places, one row after the other, are int32.
+    new = given["max_new_tokens"]
+    room = tf.cast(batch, tf.int64) * tf.cast(tf.shape(ids)[1] + tf.reduce_max(new), tf.int64)
+    small = check(
+        room <= MAX_NEW_TOKENS,
+        f"rows * (width of input_ids + largest max_new_tokens): expected at most {MAX_NEW_TOKENS}; found",
+        room,
     )
     return Request(
         input_ids=ids,
         input_lengths=lengths,
-        max_new_tokens=given["max_new_tokens"],
+        max_new_tokens=checked(new, small),
         sampling=_part(Sampling, {**given, "seed": tf.where(seed < 0, random_seeds(batch), seed)}),
         constraints=_part(Constraints, given),
         window=Window(
             tokens=checked(tf.where(window > 0, window, max(1, config.n_positions // 2)), fits),
-            line_token_id=given["window_line_token_id"],
+            line_token_id=checked(line, known),
         ),
     )
 
 
 def same(values: tf.Tensor, name: str) -> tf.Tensor:
     """One value per row, all of them equal -> a scalar."""
-    return checked(values, check(values == values[:1], f"{name} must be the same for all rows; found", values))[0]
+    equal = check(values == values[:1], f"{name} must be the same for all rows; found", values)
+    return tf.reduce_max(checked(values, equal))  # not [0], which has a message of its own about an empty batch
 
 
 def beam_request(inputs: Mapping[str, tf.Tensor], config: GPT2Config) -> BeamRequest:
@@ -170,12 +187,13 @@ def beam_request(inputs: Mapping[str, tf.Tensor], config: GPT2Config) -> BeamReq
     given = values({**SHARED, **BEAMS}, inputs, tf.shape(ids)[0], config.vocab_size)
     beams, results = (same(given[name], name) for name in ("num_beams", "num_return_sequences"))
     limit = config.n_positions
+    most = min(config.vocab_size, (2**31 - 1) // config.vocab_size)  # all continuations of a row are numbered in int32
     checks = [
-        check(beams <= config.vocab_size, f"num_beams: expected 1 to {config.vocab_size}; found", beams),
+        check(beams <= most, f"num_beams: expected 1 to {most}; found", beams),
         check(results <= beams, "num_return_sequences: expected at most num_beams,", beams, "; found", results),
         check(
             lengths + given["max_new_tokens"] <= limit,
-            f"prompt and max_new_tokens together exceed the model's {limit} positions, and beam search has no window; "
+            f"prompt and max_new_tokens together exceed the {limit} positions of the model; beam search has no window; "
             "prompt",
             lengths,
             "max_new_tokens",

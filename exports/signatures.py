@@ -122,8 +122,8 @@ class Signatures:
         values = requests.values(_PORT, inputs, batch, self._config.vocab_size)
         length = values["length"]
         fits = check(
-            size + length <= limit, f"prompt and length together exceed the model's {limit} positions: prompt", size,
-            "length", length,
+            size + length <= limit, f"prompt and length together exceed the {limit} positions of the model: prompt",
+            size, "length", length,
         )  # fmt: skip
         off, none = tf.zeros([batch], tf.int32), tf.fill([batch, 1], -1)
         request = Request(
@@ -198,15 +198,15 @@ class Signatures:
         return {"logits": tf.reshape(self._model.logits(rows), [-1, size, self._config.vocab_size])}
 
     def _prefill(self, inputs: Tensors) -> Tensors:
-        batch = tf.shape(inputs["input_ids"])[0]
-        limit = self._config.n_positions
-        capacity = requests.same(per_row(inputs["capacity"], batch, "capacity"), "capacity")
-        fits = check((capacity >= 0) & (capacity <= limit), f"capacity: expected 0 to {limit}; found", capacity)
-        capacity = tf.cast(checked(tf.where(capacity > 0, capacity, limit), fits), tf.int32)
         # Everything that only matters when tokens are drawn has its default.
         unused = {name: requests.default(option) for name, option in {**SHARED, **SAMPLING}.items()}
         nothing = {"max_new_tokens": tf.constant(0, tf.int64)}
         request = requests.generation_request({**unused, **inputs, **nothing}, self._config)
+        batch = tf.shape(request.input_ids)[0]
+        limit = self._config.n_positions
+        capacity = requests.same(per_row(inputs["capacity"], batch, "capacity"), "capacity")
+        fits = check((capacity >= 0) & (capacity <= limit), f"capacity: expected 0 to {limit}; found", capacity)
+        capacity = tf.cast(checked(tf.where(capacity > 0, capacity, limit), fits), tf.int32)
         zeros = tf.zeros([batch], tf.int32)
         context = Context(self._model.allocate(batch, capacity), zeros, zeros)
         _, context, logits = self._resume(request, context, capacity)
@@ -238,7 +238,12 @@ class Signatures:
         batch, capacity = tf.shape(inputs["input_ids"])[0], tf.shape(first)[2] - 1
         start, fed = (per_row(inputs[name], batch, name) for name in ("window_start", "cache_lengths"))
         length = tf.cast(request.input_lengths, tf.int64)
+        limit = self._config.n_positions
         checks = [
+            check(
+                (capacity >= 1) & (capacity <= limit), f"cache: expected 1 to {limit} positions and a spare one; found",
+                capacity,
+            ),
             check((start >= 0) & (start < length), "window_start: expected 0 to input_lengths - 1; found", start),
             check(
                 (fed >= 0) & (fed <= tf.cast(capacity, tf.int64)) & (start + fed <= length),

@@ -43,7 +43,7 @@ class Generated(NamedTuple):
     """Attributes:
 
     sequences: int32 ``[B, S + N]``, N the largest ``max_new_tokens``: prompt and continuation without a gap between,
-        the end of text included, then padding.
+        the end of text included, then padding. A text ends too where the constraints leave no token.
     lengths: int32 ``[B]``, tokens of each row without the padding.
     logprobs: float32 ``[B, N]``, the logarithm of the model's own probability of each new token, before any filter;
         0 behind the end.
@@ -162,6 +162,7 @@ def resume(
         logits, cache = step(tokens, fed, count, cache, capacity)
         processed = process(logits, request.constraints, histories(written), length, length - request.input_lengths)
         token = choose(processed, request.sampling, length)
+        running &= tf.gather(processed, token, axis=1, batch_dims=1) > -float("inf")  # else no token is allowed
         written = _put(written, tf.where(running, row * width + length, batch * width), token)
         chosen = tf.gather(tf.nn.log_softmax(logits), token, axis=1, batch_dims=1)
         logprobs = _put(logprobs, tf.where(running, row * steps + number, batch * steps), chosen)

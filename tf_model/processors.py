@@ -75,6 +75,8 @@ def repetition(logits: tf.Tensor, penalty: tf.Tensor, history: tf.Tensor, length
     score = tf.gather(logits, own, axis=1, batch_dims=1)
     factor = penalty[:, tf.newaxis]
     changed = tf.where(score < 0, score * factor, score / factor)
+    # An infinite logit would make the sum of the probabilities NaN, and the draw meaningless.
+    changed = tf.clip_by_value(changed, tf.float32.min, tf.float32.max)
     row = tf.tile(tf.range(batch)[:, tf.newaxis], [1, width])
     return tf.tensor_scatter_nd_update(logits, tf.stack([row, own], axis=-1), changed)
 
@@ -92,9 +94,14 @@ def no_repeat_ngrams(logits: tf.Tensor, size: tf.Tensor, history: tf.Tensor, len
         same = (there == here) & (column >= back)
         return back + 1, repeats & (same | (back >= size[:, tf.newaxis]))
 
-    candidates = (column < last) & (size[:, tf.newaxis] > 0) & (last >= size[:, tf.newaxis] - 1)
+    possible = (size > 0) & (length >= size - 1)
+    # Rows that are too short have nothing to compare: a size of two thousand million must not be that many turns.
+    most = tf.reduce_max(tf.where(possible, size, 0))
     _, repeats = tf.while_loop(
-        lambda back, _: back < tf.reduce_max(size), compare, (tf.constant(1), candidates), parallel_iterations=1
+        lambda back, _: back < most,
+        compare,
+        (tf.constant(1), (column < last) & possible[:, tf.newaxis]),
+        parallel_iterations=1,
     )
     return forbid(logits, tf.where(repeats, history, -1))
 

@@ -1,0 +1,169 @@
+"""``prefill`` and ``decode`` of the loaded SavedModel: texts made in several calls, and what a state may be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.exports.loaded import (
+    CONFIG,
+    Loaded,
+    Tensors,
+    matrix,
+    random_options,
+    random_prompts,
+    reference,
+    row_of,
+    texts,
+)
+
+PROMPTS = [[1, 2, 3, 4, 5, 6], [7], [8, 9, 10, 9, 8]]
+WINDOW = ("window_tokens", "window_line_token_id")
+
+
+def state_of(outputs: Tensors) -> Tensors:
+    """Of the outputs of ``prefill`` or ``decode`` those that the next call takes."""
+    return {
+        name: value for name, value in outputs.items() if name.startswith(("cache_", "window_")) and name not in WINDOW
+    }
+
+
+def in_calls(
+    loaded: Loaded, prompts: list[list[int]], new: int, calls: list[int], capacity: int, options: dict[str, Any]
+) -> list[list[int]]:
+    """Texts of ``new`` more tokens, made in calls of so many tokens, again and again."""
+    window = {name: options[name] for name in WINDOW if name in options}
+    state = state_of(loaded("prefill", prompts, capacity=capacity, **window))
+    rows, made = prompts, 0
+    while made < new:
+        number = min(calls[0], new - made)
+        calls = [*calls[1:], calls[0]]
+        outputs = loaded("decode", rows, max_new_tokens=number, **state, **options)
+        state = state_of(outputs)
+        rows, made = texts(outputs), made + number
+        # all but the last token has been read, as far as it is in the window
+        assert (state["window_start"] + state["cache_lengths"] <= [len(row) - 1 for row in rows]).all()
+    return rows
+
+
+@pytest.mark.parametrize("calls", [[1], [3], [7], [7, 1, 3], [64]])
+def test_a_text_in_several_calls_is_that_of_one(loaded: Loaded, calls: list[int]) -> None:
+    """Ragged rows, sampled and greedy, with constraints that look back over all calls and windows that move."""
+    rng = np.random.default_rng(5)
+    prompts = random_prompts(rng, 6, 40)
+    options = random_options(rng, 6) | {"repetition_penalty": [1.3] * 6, "no_repeat_ngram_size": [3] * 6}
+    for name in ("max_new_tokens", "eos_token_id", "min_new_tokens"):  # these are counted by the call
+        del options[name]
+    whole = texts(loaded("generate", prompts, max_new_tokens=64, **options))
+    assert {len(text) - len(prompt) for text, prompt in zip(whole, prompts, strict=True)} == {64}
+    assert in_calls(loaded, prompts, 64, calls, 0, options) == whole
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 9, 31])
+def test_a_small_cache_is_a_small_window(loaded: Loaded, capacity: int) -> None:
+    rng = np.random.default_rng(capacity)
+    prompts = random_prompts(rng, 4, 12)
+    options: dict[str, Any] = {
+        "seed": [1, 2, 3, 4], "temperature": [0.0, 1.0, 0.7, 1.0], "window_tokens": [5, 32, 1, 0],
+        "window_line_token_id": [-1, 32, 7, -1],
+    }  # fmt: skip
+    found = in_calls(loaded, prompts, 30, [4], capacity, options)
+    for i, prompt in enumerate(prompts):
+        text, _ = reference(loaded, prompt, limit=capacity, max_new_tokens=30, **row_of(options, i))
+        assert found[i] == text, i
+
+
+@pytest.mark.parametrize("fed", [[1, 1, 1], [6, 1, 5], [4, 1, 2]])
+def test_tokens_of_the_callers_own(loaded: Loaded, fed: list[int]) -> None:
+    """The next distribution is that of transformers, whoever the tokens came from and however many are new."""
+    rng = np.random.default_rng(9)
+    rows = [prompt[:n] for prompt, n in zip(PROMPTS, fed, strict=True)]
+    outputs = loaded("prefill", rows)
+    for _ in range(4):
+        for row, logits in zip(rows, outputs["logits"], strict=True):
+            np.testing.assert_allclose(logits, loaded.logits(row)[-1], atol=1e-3)
+        np.testing.assert_array_equal(outputs["cache_lengths"], [len(row) for row in rows])
+        rows = [row + rng.integers(0, CONFIG.vocab_size, rng.integers(0, 7)).tolist() for row in rows]
+        outputs = loaded("decode", rows, max_new_tokens=0, **state_of(outputs))
+        assert texts(outputs) == rows
+        assert outputs["logprobs"].shape == (3, 0)
+
+
+def test_decode_gives_the_logits_that_its_last_token_came_from(loaded: Loaded) -> None:
+    outputs = loaded("decode", PROMPTS, max_new_tokens=[5, 0, 2], seed=3, **state_of(loaded("prefill", PROMPTS)))
+    for text, logits, new in zip(texts(outputs), outputs["logits"], (5, 0, 2), strict=True):
+        np.testing.assert_allclose(logits, loaded.logits(text[: len(text) - (new > 0)])[-1], atol=1e-3)
+
+
+def test_a_state_is_good_for_many_branches(loaded: Loaded) -> None:
+    """No call changes the caller's cache, not even as tensors that need no copy on their way in."""
+
+    def fresh() -> dict[str, tf.Tensor]:
+        outputs = loaded.model.prefill(**loaded.tensors("prefill", prompts))
+        return {name: value for name, value in outputs.items() if name != "logits"}
+
+    prompts: dict[str, Any] = {"input_ids": matrix(PROMPTS, 0), "input_lengths": [6, 1, 5]}
+
+    def branch(state: dict[str, tf.Tensor], seed: int) -> tuple[list[Any], bytes]:
+        inputs = loaded.tensors("decode", {**prompts, "max_new_tokens": 40, "seed": seed})
+        outputs = loaded.model.decode(**inputs, **state)
+        found = {name: value.numpy() for name, value in outputs.items()}
+        return texts(found), b"".join(found[name].tobytes() for name in sorted(state))
+
+    state = fresh()
+    before = {name: value.numpy().tobytes() for name, value in state.items()}
+    branches = [branch(state, seed) for seed in (1, 2, 1)]
+    assert {name: value.numpy().tobytes() for name, value in state.items()} == before
+    assert branches == [branch(fresh(), seed) for seed in (1, 2, 1)]
+    assert branches[0] == branches[2]
+    assert branches[0][0] != branches[1][0]
+
+
+def test_what_lies_behind_the_lengths_of_a_cache_does_not_matter(loaded: Loaded) -> None:
+    state = state_of(loaded("prefill", PROMPTS))
+    spoilt = {name: value.copy() for name, value in state.items()}
+    for name, value in spoilt.items():
+        if name not in ("window_start", "cache_lengths"):
+            for row, prompt in enumerate(PROMPTS):
+                assert np.abs(value[row, :, : len(prompt)]).min(axis=-1).all()
+                value[row, :, len(prompt) :] = 1e3
+    for new in (0, 30):
+        first, second = (loaded("decode", PROMPTS, max_new_tokens=new, seed=1, **s) for s in (state, spoilt))
+        assert texts(first) == texts(second)
+        np.testing.assert_array_equal(first["logits"], second["logits"])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"window_start": [0, 1, 0]}, "window_start: expected 0 to input_lengths - 1"),
+        ({"window_start": [-1, 0, 0]}, "window_start: expected 0 to input_lengths - 1"),
+        ({"window_start": [2**62, 0, 0]}, "window_start: expected 0 to input_lengths - 1"),
+        ({"window_start": [0, 0]}, "window_start must be one value or one per row"),
+        ({"cache_lengths": [7, 1, 5]}, "cache_lengths: expected no more than the cache and the text have"),
+        ({"cache_lengths": [-1, 1, 5]}, "cache_lengths: expected no more than the cache and the text have"),
+        ({"cache_lengths": [2**62, 1, 5]}, "cache_lengths: expected no more than the cache and the text have"),
+        ({"cache_lengths": [0, 0, 0, 0]}, "cache_lengths must be one value or one per row"),
+        ({"cache": (2, 3, 33, 8)}, "cache: expected one capacity for all parts, and as many rows"),
+        ({"cache": (4, 3, 33, 8)}, "cache: expected one capacity for all parts, and as many rows"),
+        ({"cache": (0, 3, 33, 8)}, "cache: expected one capacity for all parts, and as many rows"),
+        ({"cache_01_values": (3, 3, 32, 8)}, "cache: expected one capacity for all parts, and as many rows"),
+        ({"cache_01_keys": (2, 3, 33, 8)}, "cache: expected one capacity for all parts, and as many rows"),
+        ({"cache": (3, 3, 5, 8)}, "cache_lengths: expected no more than the cache and the text have"),
+        ({"cache": (3, 3, 34, 8)}, "cache: expected 1 to 32 positions and a spare one; found] .33"),
+        ({"cache": (3, 3, 1, 8), "cache_lengths": [0] * 3}, "cache: expected 1 to 32 positions"),
+        ({"cache": (3, 3, 0, 8), "cache_lengths": [0] * 3}, "cache: expected 1 to 32 positions"),
+    ],
+    ids=str,
+)
+def test_bad_states(loaded: Loaded, change: dict[str, Any], words: str) -> None:
+    state = state_of(loaded("prefill", PROMPTS))
+    for name, value in change.items():
+        for key in state:
+            if name in (key, "cache") and (name == key or key.startswith("cache_0")):
+                state[key] = np.zeros(value, np.float32) if isinstance(value, tuple) else np.array(value)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+        loaded("decode", PROMPTS, **state)
