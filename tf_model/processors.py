@@ -93,8 +93,10 @@ def no_repeat_ngrams(logits: tf.Tensor, size: tf.Tensor, history: tf.Tensor, len
         return back + 1, repeats & (same | (back >= size[:, tf.newaxis]))
 
     candidates = (column < last) & (size[:, tf.newaxis] > 0) & (last >= size[:, tf.newaxis] - 1)
+    # A row that has a candidate is at least ``size - 1`` long: more turns would be for nothing, up to 2**31 of them.
+    turns = tf.minimum(tf.reduce_max(size), width + 1)
     _, repeats = tf.while_loop(
-        lambda back, _: back < tf.reduce_max(size), compare, (tf.constant(1), candidates), parallel_iterations=1
+        lambda back, _: back < turns, compare, (tf.constant(1), candidates), parallel_iterations=1
     )
     return forbid(logits, tf.where(repeats, history, -1))
 
