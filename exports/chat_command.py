@@ -49,8 +49,9 @@ def run(args: argparse.Namespace) -> None:
                     text += part
                     print(shown(part, args, generator.tokenizer), end="", flush=True)
             except TokenizerError as error:
-                print(f"error: {error}", file=sys.stderr, end="", flush=True)
-            print()
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            else:
+                print()
         except KeyboardInterrupt:
             print()
 

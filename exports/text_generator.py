@@ -255,12 +255,12 @@ class _Text:
 
     def _give(self, part: str, final: bool) -> str:
         text = self._held + part
-        if (end := _cut(text, self._ends)) is not None:
-            self.cut, self._held = True, ""
-            return text[:end]
         keep = 0 if final else max((_overlap(text, end) for end in self._ends), default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        sure, cut = len(text) - keep, _cut(text, self._ends)
+        if cut is not None and cut <= sure:  # else another of the strings may begin before it
+            self.cut, sure = True, cut
+        self._held = text[sure:]
+        return text[:sure]
 
 
 def _overlap(text: str, end: str) -> int:
