@@ -16,19 +16,27 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="folder of a SavedModel made by python -m convert")
 
 
-def add_options(parser: argparse.ArgumentParser, *left_out: str) -> None:
+def add_options(parser: argparse.ArgumentParser, *left_out: str, presets: bool = True) -> None:
     """Every option of generation; what is not given is as ``generation_config.json`` in the SavedModel says."""
     group = parser.add_argument_group("how texts are generated (by default as the model's generation_config.json says)")
     for name, option in GRAPH.items():
         if name not in left_out:
             group.add_argument(f"--{name.replace('_', '-')}", **_argument(option), help=option.help)
     group.add_argument("--max-length", type=int, metavar="N", help="most tokens of prompt and continuation together")
-    group.add_argument("--truncate", nargs="+", metavar="TEXT", help="a text ends before the first of these")
+    group.add_argument(
+        "--truncate",
+        action="append",
+        metavar="TEXT",
+        help="a text ends before this; may be given several times ($'\\n' is a line feed in the shell)",
+    )
     group.add_argument(
         "--window",
         choices=("line", "tokens"),
         help="when all positions are used, go on behind a whole line, or with the newest tokens (default: tokens)",
     )
+    parser.set_defaults(preset=None)
+    if not presets:
+        return
     group.add_argument(
         "--preset",
         choices=PRESETS,
@@ -39,8 +47,16 @@ def add_options(parser: argparse.ArgumentParser, *left_out: str) -> None:
 
 def _argument(option: Option) -> dict[str, Any]:
     if option.is_list:
-        return {"type": int, "nargs": "*", "metavar": "ID"}
+        return {"type": _ids, "metavar": "ID[,ID...]"}
     return {"type": float, "metavar": "X"} if option.is_real else {"type": int, "metavar": "N"}
+
+
+def _ids(text: str) -> tuple[int, ...]:
+    # Not nargs="*": that would take the prompts behind it.
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected token ids with commas between, -1 for none") from None
 
 
 def preset_of(args: argparse.Namespace) -> Preset | None:
@@ -63,7 +79,7 @@ def options_of(args: argparse.Namespace, tokenizer: Tokenizer) -> dict[str, Any]
         base = {name: value for name, value in base.items() if name in ("max_length", "eos_token_id")}
     if args.window == "tokens":
         base["window_line_token_id"] = -1
-    elif args.window == "line" and not (preset and preset.lines):
+    elif args.window == "line" and not (preset and preset.lines) and "window_line_token_id" not in given:
         if tokenizer.line_token_id is None:
             raise OptionError("the model's tokenizer has no end of line: give --window-line-token-id ID")
         base["window_line_token_id"] = tokenizer.line_token_id

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from exports.arguments import add_model, add_options, options_of
-from exports.records import RecordError
+from exports.records import RecordError, read_lines
 from exports.text_generator import TextGenerator
 
 HELP = "few-shot question answering"
@@ -15,6 +15,7 @@ Puts a few questions with their answers in front of each question, and prints wh
 end of the line. The examples decide what kind of question is understood.
 """
 EXAMPLE = "python -m exports ask cpm-savedmodel 中国的首都是哪里？ --temperature 0"
+WORDS = "question"
 
 EXAMPLES = (("日本的首都是哪里？", "东京"), ("法国的首都是哪里？", "巴黎"), ("英国的首都是哪里？", "伦敦"))
 """Used when there is no file of examples."""
@@ -24,13 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("question", nargs="+", metavar="QUESTION")
     parser.add_argument("--examples", type=Path, metavar="FILE", help="lines of a question, a tab and its answer")
-    add_options(parser, "num_return_sequences")
+    add_options(parser, "num_return_sequences", presets=False)
 
 
 def run(args: argparse.Namespace) -> None:
     examples = _read(args.examples) if args.examples else EXAMPLES
     generator = TextGenerator.load(args.model)
-    options = options_of(args, generator.tokenizer)
+    options = {**options_of(args, generator.tokenizer), "num_return_sequences": 1}
     if not {"max_new_tokens", "max_length"} & options.keys():
         options["max_new_tokens"] = 50
     options["truncate"] = ["\n", *options.get("truncate", ())]
@@ -41,17 +42,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _read(path: Path) -> tuple[tuple[str, str], ...]:
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise RecordError(f"{path}: not UTF-8: byte {error.start}") from error
     pairs = []
-    for number, line in enumerate(lines, 1):
+    for number, line in read_lines(str(path)):
         question, tab, answer = line.partition("\t")
-        if line.strip():
-            if not (tab and question.strip() and answer.strip()):
-                raise RecordError(f"{path}, line {number}: expected a question, a tab and its answer")
-            pairs.append((question.strip(), answer.strip()))
+        if not (tab and question.strip() and answer.strip()):
+            raise RecordError(f"{path}, line {number}: expected a question, a tab and its answer")
+        pairs.append((question.strip(), answer.strip()))
+    if not pairs:
+        raise RecordError(f"{path}: has no examples: expected lines of a question, a tab and its answer")
     return tuple(pairs)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import sys
 from collections.abc import Iterator
 
 from exports.arguments import add_model, add_options, options_of, prompt_of, shown
+from exports.records import RecordError
 from exports.text_generator import TextGenerator
 from tokenization import TokenizerError
 
@@ -27,25 +29,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if sys.stdin is None:
+        raise RecordError("stdin is closed: there is nowhere to type")
     generator = TextGenerator.load(args.model)
-    options = options_of(args, generator.tokenizer)
+    options = {**options_of(args, generator.tokenizer), "num_beams": 1, "num_return_sequences": 1}
     generator.resolve(**options)
+    if isinstance(sys.stdin, io.TextIOWrapper):  # what is no UTF-8 is for the tokenizer to refuse
+        sys.stdin.reconfigure(errors="surrogateescape")
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):
-            pass
+            import readline  # noqa: F401 - input() has line editing and a history with it
         print(DESCRIPTION)
     text = ""
     for line in _lines():
         text = line or text
         try:
-            for part in generator.stream(prompt_of(text, args, generator.tokenizer), **options):
-                text += part
-                print(shown(part, args, generator.tokenizer), end="", flush=True)
-        except TokenizerError as error:
-            print(f"error: {error}", file=sys.stderr, end="", flush=True)
+            try:
+                for part in generator.stream(prompt_of(text, args, generator.tokenizer), **options):
+                    text += part
+                    print(shown(part, args, generator.tokenizer), end="", flush=True)
+            except TokenizerError as error:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            else:
+                print()
         except KeyboardInterrupt:
-            pass
-        print()
+            print()
 
 
 def _lines() -> Iterator[str]:

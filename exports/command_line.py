@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import errno
 import io
 import os
 import signal
@@ -21,7 +22,8 @@ class Program:
 
     Attributes:
         prog, description: for its help.
-        commands: name -> module with ``HELP``, ``DESCRIPTION``, ``EXAMPLE``, ``add_arguments(parser)``, ``run(args)``.
+        commands: name -> module with ``HELP``, ``DESCRIPTION``, ``EXAMPLE``, ``add_arguments(parser)``, ``run(args)``,
+            and maybe ``WORDS``, the argument that is a list of words, which may then stand behind options too.
         exit_codes: the end of every help text.
         errors: exceptions that are the user's to mend; their message is one line. An ``exit_code`` of theirs counts.
         terminated: what is said on SIGTERM.
@@ -36,7 +38,7 @@ class Program:
 
     def parser(self) -> argparse.ArgumentParser:
         first = next(iter(self.commands.values()))
-        top = argparse.ArgumentParser(
+        top = _Parser(
             prog=self.prog,
             description=self.description,
             epilog=f"example:\n  {first.EXAMPLE}\n\n{self.exit_codes}",
@@ -58,7 +60,11 @@ class Program:
         """Runs a command; returns the exit code."""
         parser = self.parser()
         args, unknown = parser.parse_known_args(argv)
-        if unknown:
+        words = getattr(self.commands[args.command], "WORDS", None)
+        if words and not any(word.startswith("-") for word in unknown):
+            # argparse fills a list of words from those in front of the options and refuses those behind them.
+            setattr(args, words, [*getattr(args, words), *unknown])
+        elif unknown:
             parser.error(self._unknown(parser, args.command, unknown))
         # TensorFlow's own messages about the machine would drown ours; a user who wants them sets the variable.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -76,10 +82,15 @@ class Program:
             self.commands[args.command].run(args)
             sys.stdout.flush()
         except BrokenPipeError:  # `| head` has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_stdout()
             return 128 + signal.SIGPIPE
         except self.errors as error:
             return _fail(str(error), getattr(error, "exit_code", 2))
+        except OSError as error:
+            if error.filename is not None or error.errno not in _STDOUT:  # one that nobody foresaw
+                raise
+            _drop_stdout()
+            return _fail(f"stdout cannot be written: {error.strerror}")
         return 0
 
     def _unknown(self, parser: argparse.ArgumentParser, command: str, unknown: Sequence[str]) -> str:
@@ -92,6 +103,22 @@ class Program:
     def _terminate(self, signum: int, frame: FrameType | None) -> NoReturn:
         """Leaves through the same clean-up as an exception."""
         sys.exit(_fail(self.terminated, 128 + signum))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, without the list of all options in front."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {self.prog}: {message}; --help shows what there is\n")
+
+
+_STDOUT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""Why printing fails."""
+
+
+def _drop_stdout() -> None:
+    """What is still in its buffer goes nowhere: the interpreter's own attempt at its end would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int = 2) -> int:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import dataclasses
-import json
 import secrets
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from exports.arguments import add_model, add_options, echo, options_of, prompt_of, shown
 from exports.generation_config import OptionError
-from exports.records import Job, Prompt, jobs_of, open_records, read_prompts
+from exports.records import Job, Prompt, jobs_of, json_line, open_records, read_prompts
 from exports.text_generator import GeneratedText, TextGenerator
+from tokenization import TokenizerError
 
 HELP = "prompts -> texts"
 DESCRIPTION = """\
@@ -25,12 +26,17 @@ Continues each prompt and prints it with its continuation, or writes JSON lines.
 the model's tokenizer has a token to start from.
 """
 EXAMPLE = "python -m exports generate song-ci-savedmodel 浣溪沙 --number 3 --temperature 0.8"
+WORDS = "prompt"
 
 Result = tuple[Job, GeneratedText, int | None]
 """What was made for a job, and the seed it was drawn with."""
 
 _BETWEEN = "=" * 20
 """Printed between texts, as gpt-2-simple does."""
+
+
+_MOST = 1_000_000
+"""Texts per prompt, and at once: more is a mistake."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +65,8 @@ def run(args: argparse.Namespace) -> None:
     )
     jobs = jobs_of(prompts or [("", {})], args.number)
     with open_records(args.output) if args.output else contextlib.nullcontext() as records:
-        done = records.done() if args.resume and records else set()
+        done = records.done() if records else set()  # without --resume too: nothing is added to somebody's own file
+        done = done if args.resume else set()
         generator = TextGenerator.load(args.model)
         options = {**options_of(args, generator.tokenizer), "num_return_sequences": args.number}
         config = generator.resolve(**options)  # what is wrong shows before anything is generated
@@ -67,24 +74,43 @@ def run(args: argparse.Namespace) -> None:
             _stream(generator, jobs[0].prompt, options, args)
             return
         left = [job for job in jobs if (job.prompt, job.number) not in done]
+        for prompt in dict.fromkeys(job.prompt for job in left):
+            _encodes(prompt, args, generator)
         results = (_beams if config.beams else _samples)(generator, jobs, done, options, args)
         shows = args.quiet or len(left) < 2 or not sys.stderr.isatty()
         for i, (job, result, seed) in enumerate(tqdm(results, total=len(left), unit="text", disable=shows)):
             if records or args.json:
-                record = {**job.fields, "prompt": job.prompt, "number": job.number, "seed": seed}
+                record = {"prompt": job.prompt, **job.fields, "number": job.number, "seed": seed}
                 record.update({k: v for k, v in dataclasses.asdict(result).items() if k != "prompt" and v is not None})
                 if records:
                     records.append([record])
                 else:
-                    print(json.dumps(record, ensure_ascii=False), flush=True)
+                    print(json_line(record, ascii_only=not _is_utf8(sys.stdout)), end="", flush=True)
             else:
                 head = "" if args.no_prompt else echo(job.prompt, args)
                 tqdm.write(f"{_BETWEEN + chr(10) if i else ''}{head}{shown(result.text, args, generator.tokenizer)}")
 
 
+def _encodes(prompt: str, args: argparse.Namespace, generator: TextGenerator) -> None:
+    """A prompt that cannot be encoded shows before anything is generated, and is named."""
+    try:
+        if isinstance(text := prompt_of(prompt, args, generator.tokenizer), str):
+            generator.tokenizer.encode_prompt(text)
+    except TokenizerError as error:
+        raise TokenizerError(f"{error}: prompt {prompt[:20]!a}" if prompt else str(error)) from error
+
+
+def _is_utf8(stream: Any) -> bool:
+    try:
+        return codecs.lookup(stream.encoding).name == "utf-8"
+    except (AttributeError, TypeError, LookupError):
+        return False
+
+
 def _check(args: argparse.Namespace) -> None:
-    if args.number < 1 or args.batch_size < 1:
-        raise OptionError("--number and --batch-size: expected 1 or more")
+    for name, value in (("number", args.number), ("batch-size", args.batch_size)):
+        if not 1 <= value <= _MOST:
+            raise OptionError(f"--{name} is {value}: expected 1 to {_MOST:,}")
     if args.resume and not args.output:
         raise OptionError("--resume needs --output FILE, the results to be completed")
     if args.stream and (args.output or args.json or args.number != 1 or args.prompts or len(args.prompt) > 1):

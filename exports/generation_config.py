@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import json
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,13 +69,13 @@ def read_defaults(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise OptionError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise OptionError(f"{path}: not JSON: {error}") from error
     if not isinstance(values, dict):
         raise OptionError(f"{path}: expected a JSON object, found {type(values).__name__}")
     known = {name: value for name, value in values.items() if name in NAMES and value is not None}
     try:
-        resolve(known, {})
+        resolve({}, known)  # as defaults: transformers writes max_length beside max_new_tokens, and other idle options
     except OptionError as error:
         raise OptionError(f"{path}: {error}") from error
     return known
@@ -96,8 +97,8 @@ def resolve(given: Mapping[str, Any], defaults: Mapping[str, Any], model: GPT2Co
             close = difflib.get_close_matches(name.lower().replace("-", "_"), NAMES, 1, 0.5)
             hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(NAMES))}"
             raise OptionError(f"unknown option {name!r}: {hint}")
-    given = {name: value for name, value in given.items() if value is not None}
-    _check_contradictions(given)
+    given = {name: _plain(value) for name, value in given.items() if value is not None}
+    _check_contradictions(given, {**defaults, **given})
     if "max_length" in given:
         defaults = {name: value for name, value in defaults.items() if name != "max_new_tokens"}
     elif "max_new_tokens" in given:
@@ -106,7 +107,7 @@ def resolve(given: Mapping[str, Any], defaults: Mapping[str, Any], model: GPT2Co
         defaults = {name: value for name, value in defaults.items() if name != "do_sample"}
     merged = {**defaults, **given}
     seeds = None
-    if isinstance(merged.get("seed"), (list, tuple)):
+    if isinstance(given.get("seed"), (list, tuple)):
         seeds = tuple(int(_number("seed", GRAPH["seed"], seed)) for seed in merged.pop("seed"))
     values = {name: _value(name, option, merged.get(name, option.default)) for name, option in GRAPH.items()}
     if not _flag(merged.get("do_sample", True)):
@@ -136,14 +137,23 @@ def _check_sizes(values: Mapping[str, Any], model: GPT2Config) -> None:
             raise OptionError(f"{name} is {values[name]}: the model has {limit} {what}")
 
 
-def _check_contradictions(given: Mapping[str, Any]) -> None:
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of NumPy's as Python's own; anything else as it is."""
+    if not isinstance(value, (bool, int, float, str)) and hasattr(value, "tolist"):
+        return value.tolist()
+    return value
+
+
+def _check_contradictions(given: Mapping[str, Any], merged: Mapping[str, Any]) -> None:
+    """Between what is ``given`` and, for beam search, what the model does by default."""
     if "max_length" in given and "max_new_tokens" in given:
         raise OptionError("max_length and max_new_tokens exclude each other: give one of them")
-    beams = given.get("num_beams", 1)
+    beams = merged.get("num_beams", 1)
     if isinstance(beams, int) and beams > 1:
         for name in (*SAMPLING, "do_sample"):
             if name in given and not (name == "do_sample" and given[name] is False):
-                raise OptionError(f"beam search (num_beams {beams}) does not sample: leave out {name}")
+                instead = "" if "num_beams" in given else ", or set num_beams to 1 (the model's default is beam search)"
+                raise OptionError(f"beam search (num_beams {beams}) does not sample: leave out {name}{instead}")
     else:
         for name in ("length_penalty", "early_stopping"):
             if name in given:
@@ -154,25 +164,44 @@ def _check_contradictions(given: Mapping[str, Any]) -> None:
 
 def _value(name: str, option: Option, value: Any) -> Any:
     if name == "early_stopping" and isinstance(value, (bool, str)):
-        value = _EARLY_STOPPING.get(value, value)
+        if value not in _EARLY_STOPPING:
+            raise OptionError(f"early_stopping is {value!r}: expected False, True or 'never'")
+        value = _EARLY_STOPPING[value]
     if not option.is_list:
         return _number(name, option, value)
-    tokens = [value] if not isinstance(value, Sequence) or isinstance(value, str) else value
+    tokens = [value] if not isinstance(value, Sequence) or isinstance(value, (str, bytes)) else value
     kind = dataclasses.replace(option, default=0)
     return tuple(_number(name, kind, token) for token in tokens)
 
 
 def _number(name: str, option: Option, value: Any) -> int | float:
-    if hasattr(value, "item"):  # a number of NumPy's
-        value = value.item()
+    value = _plain(value)
     right = isinstance(value, (int, float) if option.is_real else int) and not isinstance(value, bool)
     kind = "a number" if option.is_real else "a whole number"
     if not right:
-        raise OptionError(f"{name} is {value!r}: expected {kind}, {option.expected}")
-    inside = (option.low < value if option.above else option.low <= value) and value <= option.high
-    if not inside or not math.isfinite(value):
-        raise OptionError(f"{name} is {value!r}: expected {option.expected}")
+        raise OptionError(f"{name} is {_short(value)}: expected {kind}, {option.expected}")
+    graph = _float32(value) if option.is_real else value
+    above = all(option.low < x if option.above else option.low <= x for x in (value, graph))
+    if not above or value > option.high or (option.is_real and not math.isfinite(graph)):
+        raise OptionError(f"{name} is {_short(value)}: expected {option.expected}")
     return float(value) if option.is_real else int(value)
+
+
+def _float32(value: float) -> float:
+    """What the graph makes of a number: too large becomes infinite (as does too far below 0), too small becomes 0."""
+    try:
+        return float(struct.unpack("f", struct.pack("f", value))[0])
+    except (OverflowError, struct.error):
+        return math.inf
+
+
+def _short(value: Any) -> str:
+    """A value in a message of one line."""
+    try:
+        text = repr(value)
+    except Exception:  # Python refuses to write a number of more than 4,300 digits, and a class may refuse anything
+        text = f"an unprintable {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:50]}..."
 
 
 def _max_length(merged: Mapping[str, Any]) -> int | None:
@@ -183,12 +212,12 @@ def _max_length(merged: Mapping[str, Any]) -> int | None:
 
 def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise OptionError(f"do_sample is {value!r}: expected True or False")
+        raise OptionError(f"do_sample is {_short(value)}: expected True or False")
     return value
 
 
 def _strings(value: Any) -> tuple[str, ...]:
-    strings = (value,) if isinstance(value, str) else tuple(value)
-    if not all(isinstance(string, str) and string for string in strings):
-        raise OptionError(f"truncate is {value!r}: expected a text, or several")
-    return strings
+    strings = [value] if isinstance(value, str) else value
+    if not isinstance(strings, (list, tuple)) or not all(isinstance(string, str) and string for string in strings):
+        raise OptionError(f"truncate is {_short(value)}: expected a text, or several")
+    return tuple(strings)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +38,26 @@ def read_config(folder: Path) -> GPT2Config:
     Raises:
         ModelError: there is no SavedModel in ``folder``, or not one of this project.
     """
-    if not (folder / "saved_model.pb").is_file():
-        raise ModelError(f"{folder}: no SavedModel: expected a folder with saved_model.pb")
+    try:
+        os.stat(folder / "saved_model.pb")
+    except (OSError, ValueError) as error:
+        why = f" ({error.strerror})" if isinstance(error, OSError) and error.errno != errno.ENOENT else ""
+        raise ModelError(f"{folder}: no SavedModel{why}: expected a folder with saved_model.pb") from error
     path = folder / "assets" / CONFIG
     try:
         values = json.loads(path.read_text("utf-8"))
-        names = [field.name for field in dataclasses.fields(GPT2Config)]
-        return GPT2Config(**{name: values[name] for name in names if name in values})
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}: not a SavedModel of this project") from error
-    except (ValueError, TypeError, AttributeError, ConfigError) as error:
-        raise ModelError(f"{path}: not the sizes of a model: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not JSON: {error}") from error
+    required = [f.name for f in dataclasses.fields(GPT2Config) if f.default is dataclasses.MISSING]
+    missing = [name for name in required if not isinstance(values, dict) or values.get(name) is None]
+    if missing:
+        raise ModelError(f"{path}: not the sizes of a model: it does not have {', '.join(missing)}")
+    try:
+        return GPT2Config.from_dict(values)
+    except ConfigError as error:
+        raise ModelError(f"{path}: not the sizes of a model: {str(error).removeprefix('config.json: ')}") from error
 
 
 class Loaded:
@@ -68,11 +79,12 @@ class Loaded:
         for row, prompt in zip(ids, prompts, strict=True):
             row[: len(prompt)] = prompt
         lengths = [len(prompt) for prompt in prompts]
-        output = getattr(self._model, name)(
-            tf.constant(ids),
-            tf.constant(lengths, tf.int64),
-            **{key: _tensor(key, value) for key, value in inputs.items()},
-        )
+        with _one_line():
+            output = getattr(self._model, name)(
+                tf.constant(ids),
+                tf.constant(lengths, tf.int64),
+                **{key: _tensor(key, value) for key, value in inputs.items()},
+            )
         return {key: value.numpy() for key, value in output.items() if not key.startswith("cache_")}
 
     def logprobs(self, texts: Sequence[Sequence[int]], batch_size: int = 8) -> list[Array]:
@@ -99,7 +111,10 @@ class Loaded:
         import tensorflow as tf
 
         window = {key: _tensor(key, options[key]) for key in _WINDOW}
-        state: State = self._model.prefill(tf.constant([ids], tf.int64), tf.constant([len(ids)], tf.int64), **window)
+        with _one_line():
+            state: State = self._model.prefill(
+                tf.constant([ids], tf.int64), tf.constant([len(ids)], tf.int64), **window
+            )
         del state["logits"]
         return state
 
@@ -107,15 +122,33 @@ class Loaded:
         """Goes on from ``state``, in which a beginning of ``ids`` was read; gives the new tokens and the next state."""
         import tensorflow as tf
 
-        output = self._model.decode(
-            tf.constant([ids], tf.int64),
-            tf.constant([len(ids)], tf.int64),
-            **state,
-            **{key: _tensor(key, value) for key, value in options.items()},
-        )
+        with _one_line():
+            output = self._model.decode(
+                tf.constant([ids], tf.int64),
+                tf.constant([len(ids)], tf.int64),
+                **state,
+                **{key: _tensor(key, value) for key, value in options.items()},
+            )
         length = int(output["lengths"][0])
         new = output["sequences"].numpy()[0, len(ids) : length].tolist()
         return new, {key: output[key] for key in state}
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """TensorFlow's errors as ``ModelError``: what the options' checks let through, and a machine without memory."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.OpError as error:
+        lines = [line.strip() for line in str(error.message).splitlines()]
+        told = next((line for line in lines if line and not line.startswith(_FRAMES)), type(error).__name__)
+        raise ModelError(f"the model cannot do that: {told[:300]}") from error
+
+
+_FRAMES = ("Graph execution error", "Detected at node", "<stack traces")
+"""How lines of TensorFlow's messages begin that say where and not what."""
 
 
 def _tensor(name: str, value: Any) -> Any:
@@ -135,18 +168,17 @@ def load(folder: Path) -> tuple[Loaded, Tokenizer]:
         TokenizerError: its tokenizer cannot be used.
     """
     config = read_config(folder)
-    if not (folder / "assets").is_dir() or not any(path.suffix != ".json" for path in (folder / "assets").iterdir()):
+    if not any(path.suffix != ".json" for path in (folder / "assets").iterdir()):
         raise ModelError(f"{folder}: has no tokenizer: convert the checkpoint again, with --tokenizer")
     tokenizer = load_tokenizer(folder / "assets")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with quiet_stderr(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tensorflow_hub 0.16.1 imports pkg_resources, which says that it is old
-        import tensorflow as tf
         import tensorflow_hub as hub
     try:
         model = hub.load(str(folder))
-    except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
-        raise ModelError(f"{folder}: cannot be loaded: {str(error).splitlines()[0]}") from error
-    if not hasattr(model, "decode"):
+    except Exception as error:  # TensorFlow raises whatever a broken file makes it stumble over
+        raise ModelError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    if not all(hasattr(model, name) for name in ("generate", "beam_search", "score", "prefill", "decode")):
         raise ModelError(f"{folder}: made by an older version, without the signatures needed: convert it again")
     return Loaded(config, model), tokenizer

@@ -9,6 +9,7 @@ import fcntl
 import io
 import json
 import os
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -49,31 +50,56 @@ def read_prompts(file: str) -> list[Prompt]:
     Raises:
         RecordError: the file cannot be read, or a line is not so.
     """
-    try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text("utf-8-sig")
-    except OSError as error:
-        raise RecordError(f"{file}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise RecordError(f"{file}: not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}") from error
-    # Only a line feed ends a line: str.splitlines would break a text at U+2028 too.
-    lines = [(i, line.rstrip("\r")) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-    as_json = Path(file).suffix in JSON_SUFFIXES or (file == "-" and text.lstrip().startswith("{"))
+    lines = read_lines(file)
+    as_json = Path(file).suffix in JSON_SUFFIXES or (file == "-" and lines[:1] and lines[0][1].lstrip().startswith("{"))
     prompts = [_parse(file, i, line) if as_json else (line, {}) for i, line in lines]
     if not prompts:
         raise RecordError(f"{file}: has no prompts")
     return prompts
 
 
+def read_lines(file: str) -> list[tuple[int, str]]:
+    """The lines of a UTF-8 file that are not empty, and their numbers; ``-`` is the standard input.
+
+    Raises:
+        RecordError: the file cannot be read, or is not UTF-8.
+    """
+    try:
+        if file != "-":
+            content = Path(file).read_bytes()
+        elif sys.stdin is None:
+            raise RecordError("stdin is closed: expected prompts")
+        else:
+            content = sys.stdin.buffer.read()
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        raise RecordError(f"{file}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{file}: not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}") from error
+    # Only a line feed ends a line: str.splitlines would break a text at U+2028 too, and text files at a bare \\r.
+    return [(i, line.rstrip("\r")) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
 def _parse(file: str, number: int, line: str) -> tuple[str, dict[str, Any]]:
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{file}, line {number}: not JSON: {error}") from error
     if isinstance(value, str):
         return value, {}
     if isinstance(value, dict) and isinstance(value.get("prompt"), str):
         return value.pop("prompt"), value
     raise RecordError(f'{file}, line {number}: expected a string, or an object with the string "prompt"')
+
+
+def json_line(record: dict[str, Any], ascii_only: bool = False) -> str:
+    """A record as a line of its file. Half a surrogate pair, which JSON can have and UTF-8 cannot, stays escaped."""
+    line = json.dumps(record, ensure_ascii=ascii_only)
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        line = json.dumps(record)
+    return line + "\n"
 
 
 def jobs_of(prompts: Sequence[Prompt], number: int) -> list[Job]:
@@ -96,20 +122,27 @@ class Records:
         """Prompt and number of the records that are there. What an interrupted run has left of a line is cut off.
 
         Raises:
-            RecordError: it has lines that are not records.
+            RecordError: it has lines that are not records; nothing of it is changed.
         """
         self._file.seek(0)
         *lines, rest = self._file.read().split(b"\n")
-        found = set()
-        for number, line in enumerate(lines, 1):
-            try:
-                record = json.loads(line)
-                found.add((record["prompt"], record["number"]))
-            except (ValueError, KeyError, TypeError) as error:
-                raise RecordError(f"{self._path}, line {number}: not a result of this command") from error
-        if rest:
+        found = {self._parse(number, line) for number, line in enumerate(lines, 1)}
+        if rest and not _is_begun(rest):
+            found.add(self._parse(len(lines) + 1, rest))
+            self._write(b"\n")
+        elif rest:
             self._file.truncate(sum(len(line) + 1 for line in lines))
         return found
+
+    def _parse(self, number: int, line: bytes) -> tuple[str, int]:
+        try:
+            record = json.loads(line)
+            prompt, which = record["prompt"], record["number"]
+            if isinstance(prompt, str) and type(which) is int and isinstance(record["text"], str):
+                return prompt, which
+        except (ValueError, KeyError, TypeError, RecursionError):
+            pass
+        raise RecordError(f"{self._path}, line {number}: not a result of this command: choose another --output")
 
     def append(self, records: Sequence[dict[str, Any]]) -> None:
         """Adds a line for each record, on the disk when this returns.
@@ -117,8 +150,11 @@ class Records:
         Raises:
             RecordError: the disk is full, or the like; no part of a line is left.
         """
+        self._write("".join(map(json_line, records)).encode())
+
+    def _write(self, content: bytes) -> None:
+        lines = memoryview(content)
         end = self._file.seek(0, os.SEEK_END)
-        lines = memoryview("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode())
         try:
             while lines:
                 lines = lines[self._file.write(lines) :]
@@ -127,6 +163,21 @@ class Records:
             with contextlib.suppress(OSError):
                 self._file.truncate(end)
             raise RecordError(f"{self._path}: cannot be written: {error.strerror}") from error
+
+
+def _is_begun(rest: bytes) -> bool:
+    """Whether a last line without its end is the beginning of a record, rather than a record or somebody's text."""
+    if not (rest.startswith(_HEAD) or _HEAD.startswith(rest)):
+        return False
+    try:
+        json.loads(rest)
+    except ValueError:
+        return True
+    return False
+
+
+_HEAD = b'{"prompt": "'
+"""How every record begins."""
 
 
 @contextlib.contextmanager
@@ -141,6 +192,8 @@ def open_records(path: Path) -> Iterator[Records]:
     except OSError as error:
         raise RecordError(f"{path}: cannot be written: {error.strerror}") from error
     with file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise RecordError(f"{path}: not a file: --output appends to a file, --json prints the results")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

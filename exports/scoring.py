@@ -68,10 +68,7 @@ class Scorer:
     def score(self, texts: Sequence[str], batch_size: int) -> list[Score]:
         """A score for each text. Raises ``TokenizerError`` for a text without tokens."""
         start = list(self._tokenizer.start_token_ids)
-        ids = [self._tokenizer.encode(text) for text in texts]
-        for text, tokens in zip(texts, ids, strict=True):
-            if not tokens:
-                raise TokenizerError(f"{text[:20]!r}: a text without tokens has no probability")
+        ids = [self._encode(text) for text in texts]
         found = self._model.logprobs([[*start, *tokens] for tokens in ids], batch_size)
         scores = []
         for text, tokens, logprobs in zip(texts, ids, found, strict=True):
@@ -85,6 +82,8 @@ class Scorer:
         """As ``TextGenerator.choose``."""
         if not candidates:
             raise OptionError("no candidates to choose from")
+        for given in (prompt, *candidates, "" if text is None else text):
+            _check_text(given)
         if text is None:
             pairs = [(prompt, candidate) for candidate in candidates]
         elif "{}" in prompt:
@@ -93,9 +92,7 @@ class Scorer:
             raise OptionError(f"{prompt[:40]!r}: with a text to be scored, the prompt needs a {{}} for the candidate")
         limit, rows, lengths = self._model.config.n_positions, [], []
         for before, scored in pairs:
-            ids, new = self._tokenizer.encode_prompt(before), self._tokenizer.encode(scored)
-            if not new:
-                raise TokenizerError(f"{scored[:20]!r}: a text without tokens has no probability")
+            ids, new = self._tokenizer.encode_prompt(before), self._encode(scored)
             if len(ids) >= limit:
                 raise TokenizerError(
                     f"{before[:20]!r}: {len(ids)} tokens leave nothing of the model's {limit} positions"
@@ -106,3 +103,15 @@ class Scorer:
         scores = [float(values[length:].mean()) for values, length in zip(found, lengths, strict=True)]
         best = max(range(len(scores)), key=scores.__getitem__)
         return Choice(best, candidates[best], tuple(scores))
+
+    def _encode(self, text: str) -> list[int]:
+        _check_text(text)
+        ids = self._tokenizer.encode(text)
+        if not ids:
+            raise TokenizerError(f"{text[:20]!r}: a text without tokens has no probability")
+        return ids
+
+
+def _check_text(text: object) -> None:
+    if not isinstance(text, str):
+        raise TokenizerError(f"found a value of type {type(text).__name__}: expected a text")

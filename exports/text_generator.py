@@ -8,8 +8,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import operator
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from exports.assets import GENERATION_CONFIG
 from exports.generation_config import GenerationConfig, OptionError, read_defaults, resolve
 from exports.loading import Array, Loaded, load
 from exports.scoring import Choice, Score, Scorer
-from tokenization import StreamDecoder, Tokenizer
+from tokenization import StreamDecoder, Tokenizer, TokenizerError
 
 Prompt = str | Sequence[int]
 """A text, or its tokens."""
@@ -34,7 +36,7 @@ _FIRST, _MOST = 1, 8
 class GeneratedText:
     """Attributes:
 
-    prompt: as it was given; of tokens, their text.
+    prompt: as it was given; of tokens, their text (whole characters: ``text`` has what they begin and it ends).
     text: what was generated, without the end of text.
     tokens: all tokens of it, the end of text included; with ``truncate``, those up to where the text was cut.
     logprobs: the logarithm of the model's own probability of each of them, before any filter.
@@ -69,6 +71,8 @@ class TextGenerator:
         self.defaults = defaults
         self._model = model
         self._scorer = Scorer(model, tokenizer)
+        # Megatron pads the vocabulary: the model has rows that no text becomes and that have no text.
+        self._no_text = tuple(range(tokenizer.vocab_size, model.config.vocab_size))
 
     @classmethod
     def load(cls, folder: str | Path) -> TextGenerator:
@@ -87,7 +91,7 @@ class TextGenerator:
         return resolve(options, self.defaults, self.config)
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], *, batch_size: int = 8, **options: Any
+        self, prompts: Prompt | Iterable[Prompt], *, batch_size: int = 8, **options: Any
     ) -> list[GeneratedText]:
         """Continues each prompt: ``num_return_sequences`` results for the first one, then those of the second, ...
 
@@ -102,11 +106,11 @@ class TextGenerator:
 
         Raises:
             OptionError: an option that does not exist or cannot be so.
-            TokenizerError: a prompt without tokens, or with ids outside the vocabulary.
+            TokenizerError: a prompt without tokens, with ids outside the vocabulary, or that is no prompt.
+            ModelError: TensorFlow cannot do it, for want of memory for example.
         """
         config = self.resolve(**options)
-        if batch_size < 1:
-            raise OptionError(f"batch_size is {batch_size}: expected 1 or more")
+        _check_batch_size(batch_size)
         encoded = [self._encode(prompt) for prompt in _as_list(prompts)]
         each = 1 if config.beams else config.values["num_return_sequences"]
         seeds = _seeds(config, len(encoded), each)
@@ -125,13 +129,19 @@ class TextGenerator:
         """
         config = self.resolve(**options)
         if config.beams or config.values["num_return_sequences"] != 1:
-            raise OptionError("a stream is one text, and beam search knows none before its end: leave out num_beams "
-                              "and num_return_sequences")  # fmt: skip
+            raise OptionError("a stream is one text, and beam search knows none before its end: num_beams and "
+                              "num_return_sequences have to be 1")  # fmt: skip
         _, ids = self._encode(prompt)
         return self._stream(ids, config)
 
     def score(self, texts: str | Sequence[str], *, batch_size: int = 8) -> list[Score]:
-        """How probable the model finds texts, token by token; see ``Score``. Of any length: see ``Scorer``."""
+        """How probable the model finds texts, token by token; see ``Score``. Of any length: see ``Scorer``.
+
+        Raises:
+            OptionError: ``batch_size`` is less than 1.
+            TokenizerError: a text without tokens, or that is no text.
+        """
+        _check_batch_size(batch_size)
         return self._scorer.score([texts] if isinstance(texts, str) else list(texts), batch_size)
 
     def choose(self, prompt: str, candidates: Sequence[str], *, text: str | None = None, batch_size: int = 8) -> Choice:
@@ -144,18 +154,25 @@ class TextGenerator:
             OptionError: no candidates, or no ``{}`` where one is needed.
             TokenizerError: a candidate or text without tokens, or a prompt that fills the model's positions.
         """
-        return self._scorer.choose(prompt, candidates, text, batch_size)
+        _check_batch_size(batch_size)
+        if isinstance(candidates, str):
+            raise OptionError(f"candidates is the text {candidates[:20]!r}: expected a list of texts")
+        return self._scorer.choose(prompt, list(candidates), text, batch_size)
 
     def _encode(self, prompt: Prompt) -> tuple[str, list[int]]:
         """The text of a prompt and its tokens."""
         if isinstance(prompt, str):
             return prompt, self.tokenizer.encode_prompt(prompt)
-        ids = [int(i) for i in prompt] or list(self.tokenizer.start_token_ids)
-        return self.tokenizer.decode(ids), ids or self.tokenizer.encode_prompt("")
+        ids = _ids(prompt) or self.tokenizer.encode_prompt("")
+        return _begin(self.tokenizer, ids)[1], ids
+
+    def _inputs(self, config: GenerationConfig) -> dict[str, Any]:
+        inputs = config.inputs()
+        return {**inputs, "suppress_tokens": (*inputs["suppress_tokens"], *self._no_text)}
 
     def _batch(self, rows: Sequence[tuple[str, list[int], int]], config: GenerationConfig) -> list[GeneratedText]:
         texts, prompts, seeds = zip(*rows, strict=True)
-        options = {**config.inputs(), "max_new_tokens": [_new_tokens(config, ids) for ids in prompts]}
+        options = {**self._inputs(config), "max_new_tokens": [_new_tokens(config, ids) for ids in prompts]}
         if config.beams:
             self._check_room(prompts, options["max_new_tokens"])
             output = self._model.call("beam_search", prompts, **options)
@@ -187,34 +204,25 @@ class TextGenerator:
         score: float | None = None,
     ) -> GeneratedText:  # fmt: skip
         ended = bool(new) and new[-1] in config.values["eos_token_id"]
-        text, reason = self._text(ids, new[: len(new) - ended]), EOS if ended else LENGTH
+        decoder = _begin(self.tokenizer, ids)[0]
+        parts = [decoder.push(token) for token in new[: len(new) - ended]]
+        text, reason = "".join(parts) + decoder.finish(), EOS if ended else LENGTH
         if (cut := _cut(text, config.truncate)) is not None:
             text, reason = text[:cut], TRUNCATE
-            new = new[: self._tokens_of(ids, new, cut)]
+            ends = [0, *itertools.accumulate(map(len, parts))]
+            new = new[: next((n for n, end in enumerate(ends) if end >= cut), len(parts))]
         return GeneratedText(prompt, text, tuple(new), tuple(map(float, logprobs[: len(new)])), reason, score)
-
-    def _text(self, ids: list[int], new: list[int]) -> str:
-        """The text of the tokens ``new`` where they follow ``ids``."""
-        before, whole = self.tokenizer.decode(ids), self.tokenizer.decode([*ids, *new])
-        return whole[len(before) :] if whole.startswith(before) else self.tokenizer.decode(new)
-
-    def _tokens_of(self, ids: list[int], new: list[int], cut: int) -> int:
-        """How many of ``new`` are needed for ``cut`` characters: the text only grows with them."""
-        low, high = 0, len(new)
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if len(self._text(ids, new[:middle])) >= cut else (middle + 1, high)
-        return low
 
     def _stream(self, ids: list[int], config: GenerationConfig) -> Iterator[str]:
         ends, minimum = config.values["eos_token_id"], config.values["min_new_tokens"]
         ((seed,),) = _seeds(config, 1, 1)
         limit = len(ids) + _new_tokens(config, ids)
-        text = _Text(_decoder_after(self.tokenizer, ids), config.truncate)
-        state = self._model.prefill(ids, config.inputs()) if limit > len(ids) else {}
+        text = _Text(_begin(self.tokenizer, ids)[0], config.truncate)
+        inputs = self._inputs(config)
+        state = self._model.prefill(ids, inputs) if limit > len(ids) else {}
         size = _FIRST
         while len(ids) < limit and not text.cut:
-            options = {**config.inputs(), "seed": seed, "max_new_tokens": min(size, limit - len(ids))}
+            options = {**inputs, "seed": seed, "max_new_tokens": min(size, limit - len(ids))}
             options["min_new_tokens"] = minimum
             new, state = self._model.decode(ids, state, options)
             ids, minimum, size = [*ids, *new], max(0, minimum - len(new)), min(2 * size, _MOST)
@@ -247,12 +255,12 @@ class _Text:
 
     def _give(self, part: str, final: bool) -> str:
         text = self._held + part
-        if (end := _cut(text, self._ends)) is not None:
-            self.cut, self._held = True, ""
-            return text[:end]
         keep = 0 if final else max((_overlap(text, end) for end in self._ends), default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        sure, cut = len(text) - keep, _cut(text, self._ends)
+        if cut is not None and cut <= sure:  # else another of the strings may begin before it
+            self.cut, sure = True, cut
+        self._held = text[sure:]
+        return text[:sure]
 
 
 def _overlap(text: str, end: str) -> int:
@@ -264,17 +272,34 @@ def _cut(text: str, ends: tuple[str, ...]) -> int | None:
     return min((place for end in ends if (place := text.find(end)) >= 0), default=None)
 
 
-def _decoder_after(tokenizer: Tokenizer, ids: Sequence[int]) -> StreamDecoder:
+def _begin(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[StreamDecoder, str]:
+    """A decoder that has the tokens of a prompt, and their text: what it gives from here on is the continuation."""
     decoder = tokenizer.stream_decoder()
-    for token in ids:
-        decoder.push(token)
-    return decoder
+    return decoder, "".join([decoder.push(token) for token in ids])
 
 
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], (int, np.integer))):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
+def _as_list(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, (str, bytes)):
+        return [prompts]
+    try:
+        found: list[Any] = list(prompts)
+    except TypeError as error:
+        raise TokenizerError(f"prompts are of type {type(prompts).__name__}: expected texts or lists of ids") from error
+    return [found] if found and isinstance(found[0], (int, np.integer)) else found
+
+
+def _ids(prompt: Sequence[int]) -> list[int]:
+    try:
+        if isinstance(prompt, bytes):
+            raise TypeError("it is bytes")
+        return [operator.index(token) for token in prompt]
+    except TypeError as error:
+        raise TokenizerError(f"a prompt is neither a text nor a list of token ids: {error}") from error
+
+
+def _check_batch_size(value: Any) -> None:
+    if not isinstance(value, (int, np.integer)) or value < 1:
+        raise OptionError(f"batch_size is {value!r}: expected a whole number, 1 or more")
 
 
 def _new_tokens(config: GenerationConfig, ids: Sequence[int]) -> int:

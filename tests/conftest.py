@@ -32,3 +32,14 @@ def cpm_vocabulary() -> Path:
 def demo() -> Path:
     """The demo checkpoint, with its tokenizer in ``tokenizer/``."""
     return ROOT / "demo" / "song-ci"
+
+
+@pytest.fixture(scope="session")
+def song_ci(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The SavedModel of the demo."""
+    from convert.__main__ import main
+
+    folder = tmp_path_factory.mktemp("song-ci") / "model"
+    arguments = ["--checkpoint", str(demo), "--tokenizer", str(demo / "tokenizer"), "--heads", "4"]
+    assert main(["pytorch-to-tf", *arguments, "--output", str(folder), "--quiet"]) == 0
+    return folder

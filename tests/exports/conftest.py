@@ -1,12 +1,49 @@
-"""One exported model for all tests of signatures."""
+"""Models that many tests share: one for the signatures, and one with a tokenizer of each kind."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 
 from tests.exports.loaded import Loaded
+from tests.exports.text_models import KINDS, TextModel, make
 
 
 @pytest.fixture(scope="session")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     return Loaded(tmp_path_factory.mktemp("signatures"))
+
+
+@pytest.fixture(scope="session")
+def text_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TextModel]:
+    """Makes the model of a kind, once."""
+    made: dict[str, TextModel] = {}
+
+    def get(kind: str) -> TextModel:
+        if kind not in made:
+            made[kind] = make(kind, tmp_path_factory.mktemp(kind))
+        return made[kind]
+
+    return get
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def each(request: pytest.FixtureRequest, text_model: Callable[[str], TextModel]) -> TextModel:
+    """Every kind in turn."""
+    return text_model(request.param)
+
+
+@pytest.fixture(scope="session")
+def cpm(text_model: Callable[[str], TextModel]) -> TextModel:
+    return text_model("cpm")
+
+
+@pytest.fixture(scope="session")
+def bert(text_model: Callable[[str], TextModel]) -> TextModel:
+    return text_model("bert")
+
+
+@pytest.fixture(scope="session")
+def bpe(text_model: Callable[[str], TextModel]) -> TextModel:
+    return text_model("bpe")
