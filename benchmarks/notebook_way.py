@@ -15,8 +15,8 @@ from typing import Any
 import tensorflow as tf
 import torch
 
-from exports import signatures
 from exports.assets import CPM_TOKENS
+from exports.signatures import Signatures
 from tf_model.config import DTYPES, GPT2Config
 from tf_model.gpt2 import GPT2
 
@@ -61,7 +61,8 @@ def convert(folder: Path, output: Path, heads: int, dtype: str) -> None:
         variables[name].assign(tf.cast(tensor.float().numpy(), variables[name].dtype))
     root = tf.Module()
     root.weights = variables
-    tf.saved_model.save(root, str(output), signatures=signatures.build(model, CPM_TOKENS.pad_token_id))
+    function = Signatures(model, CPM_TOKENS.pad_token_id).functions["serving_default"]
+    tf.saved_model.save(root, str(output), signatures=function)
 
 
 def main(argv: list[str] | None = None) -> None:

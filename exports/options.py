@@ -46,7 +46,7 @@ class Option:
         if self.is_list:
             return "token ids, -1 for none"
         if self.low == -float("inf"):
-            return "any finite number"
+            return "any number that float32 can hold"
         if self.high in (float("inf"), _INT32, MAX_NEW_TOKENS, 2**63 - 1):
             at_least = f"more than {low}" if self.above else f"{low} or more"
             return at_least if self.high != MAX_NEW_TOKENS else f"{low} to {MAX_NEW_TOKENS}"

@@ -88,7 +88,7 @@ BEAMS: list[Case] = [
     *numbers("num_return_sequences", "1 or more", 0, -1),
     ({"num_return_sequences": 5}, "num_return_sequences: expected at most num_beams,] [4] [; found] [5"),
     ({"num_return_sequences": [1, 2]}, "num_return_sequences must be the same for all rows; found] [1 2"),
-    *numbers("length_penalty", "any finite number", NAN, INF, -INF),
+    *numbers("length_penalty", "any number that float32 can hold", NAN, INF, -INF),
     *numbers("early_stopping", "0 to 2", -1, 3),
     ({"max_new_tokens": 29}, "together exceed the 32 positions of the model; beam search has no window"),
     ({"max_new_tokens": 100_000_000}, "together exceed the 32 positions of the model"),
