@@ -216,11 +216,11 @@ def test_unreadable_files(tmp_path: Path) -> None:
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.binary(max_size=3)
 SMALL = st.integers(-2, 20) | st.floats(-0.5, 1.5)
 ANYTHING = SMALL | SCALARS | st.lists(SMALL | SCALARS, max_size=3) | st.dictionaries(st.text(), SCALARS, max_size=2)
-ARRAYS = st.lists(st.integers(-5, 200), max_size=3).map(np.array) | st.floats().map(np.float32)
+ARRAYS = st.lists(st.integers(-5, 200), max_size=3).map(np.array) | st.floats(width=32).map(np.float32)
 OPTIONS = st.dictionaries(st.sampled_from(NAMES), ANYTHING | ARRAYS, max_size=4)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(options=OPTIONS, defaults=OPTIONS)
 def test_any_values(options: dict[str, Any], defaults: dict[str, Any]) -> None:
     """An error of one line, or values that the graph takes: finite in float32, whole numbers in range."""
