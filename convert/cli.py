@@ -23,5 +23,6 @@ PROGRAM = Program(
     exit_codes=EXIT_CODES,
     errors=(ConvertError, ConfigError, TokenizerError),
     terminated="terminated; nothing was left behind",
+    hides_gpus=True,
 )
 parser, main = PROGRAM.parser, PROGRAM.run

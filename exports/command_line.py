@@ -27,6 +27,7 @@ class Program:
         exit_codes: the end of every help text.
         errors: exceptions that are the user's to mend; their message is one line. An ``exit_code`` of theirs counts.
         terminated: what is said on SIGTERM.
+        hides_gpus: what it does is no work for one; its memory would be taken all the same.
     """
 
     prog: str
@@ -35,6 +36,7 @@ class Program:
     exit_codes: str
     errors: tuple[type[Exception], ...]
     terminated: str
+    hides_gpus: bool = False
 
     def parser(self) -> argparse.ArgumentParser:
         first = next(iter(self.commands.values()))
@@ -68,7 +70,8 @@ class Program:
             parser.error(self._unknown(parser, args.command, unknown))
         # TensorFlow's own messages about the machine would drown ours; a user who wants them sets the variable.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+        if self.hides_gpus:
+            os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
         # Keras would read its settings from the home folder, or write them there; neither is wanted here.
         os.environ.update(KERAS_BACKEND="tensorflow", KERAS_HOME=os.path.join(os.devnull, "keras"))
         for stream in (sys.stdout, sys.stderr):  # a path may have letters that the terminal has not
