@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -39,6 +40,11 @@ _TENSORFLOW_BYTES = 700_000_000
 _SAVED_MODEL = "saved_model.pb"
 _VARIABLE = re.compile(r"weights/(.+)/\.ATTRIBUTES/VARIABLE_VALUE")
 _LAYER_NORM = re.compile(r"\bln_\w+\.(weight|bias)$")
+
+_WIDTH = 100
+"""Columns that a text is wrapped at."""
+
+_LAYER = re.compile(r"(?<=^cache_)\d+")
 
 _NUMPY_TYPES: dict[str, DType] = {"bfloat16": BFLOAT16}
 
@@ -264,7 +270,10 @@ def _lines(report: Report) -> Iterable[str]:
     yield f"loaded: the variables and {_bytes(_TENSORFLOW_BYTES)} for TensorFlow and the graph"
     if signatures := report.get("signatures"):
         yield ""
-        yield from _table([("signature", "inputs", "outputs"), *(_signature(*item) for item in signatures.items())])
+        for name, signature in signatures.items():
+            yield f"signature {name}"
+            for kind in ("inputs", "outputs"):
+                yield textwrap.fill(f"  {kind}: {_named(signature[kind])}", _WIDTH, subsequent_indent="    ")
     yield ""
     yield from _table([("tensor", "shape", "type", "number"), *_grouped(report["tensors"])])
 
@@ -307,19 +316,14 @@ def _bytes(count: int) -> str:
     return f"{count / size:,.2f} {unit}"
 
 
-def _signature(name: str, signature: Report) -> tuple[str, str, str]:
-    def tensors(infos: Report) -> str:
-        return ", ".join(
-            f"{key} {info['dtype']} "
-            + (
-                "any"
-                if info["shape"] is None
-                else f"[{', '.join('?' if d is None else str(d) for d in info['shape'])}]"
-            )
-            for key, info in infos.items()
-        )
+def _named(tensors: Report) -> str:
+    """Tensors of a signature, with one for the caches of all layers."""
+    parts = (f"{_LAYER.sub('*', key)} {info['dtype']} {_extents(info['shape'])}" for key, info in tensors.items())
+    return ", ".join(dict.fromkeys(parts))
 
-    return name, tensors(signature["inputs"]), tensors(signature["outputs"])
+
+def _extents(shape: list[int | None] | None) -> str:
+    return "any" if shape is None else f"[{', '.join('?' if d is None else str(d) for d in shape)}]"
 
 
 def _grouped(tensors: list[Report]) -> list[tuple[str, str, str, str]]:
