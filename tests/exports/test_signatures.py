@@ -322,11 +322,11 @@ def test_threads_do_not_meet(loaded: Loaded) -> None:
     def work(i: int) -> None:
         found[i].extend(texts(loaded("generate", PROMPTS, **requests[i])) for _ in range(15))
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    threads = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(timeout=60)
     assert found == [[alone[0]] * 15, [alone[1]] * 15]
 
 
