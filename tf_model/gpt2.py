@@ -28,7 +28,8 @@ class Embedding(keras.layers.Layer):
         self.built = True
 
     def call(self, index: tf.Tensor) -> tf.Tensor:
-        return tf.cast(tf.gather(self.weight.value, index), tf.float32)
+        # A gather from the variable itself makes TensorFlow copy the table at every later read, as the output matrix.
+        return tf.cast(tf.gather(tf.convert_to_tensor(self.weight.value), index), tf.float32)
 
 
 class GPT2(keras.Model):
