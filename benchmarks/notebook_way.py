@@ -61,7 +61,7 @@ def convert(folder: Path, output: Path, heads: int, dtype: str) -> None:
         variables[name].assign(tf.cast(tensor.float().numpy(), variables[name].dtype))
     root = tf.Module()
     root.weights = variables
-    function = Signatures(model, CPM_TOKENS.pad_token_id).functions["serving_default"]
+    function = Signatures(model, CPM_TOKENS).functions["serving_default"]
     tf.saved_model.save(root, str(output), signatures=function)
 
 

@@ -40,8 +40,8 @@ def add_options(parser: argparse.ArgumentParser, *left_out: str, presets: bool =
     group.add_argument(
         "--preset",
         choices=PRESETS,
-        help="as CPM-1-Text-Generation-Unlimit: lyrics (<eod> ends a line) or novels, without end; other options go "
-        "before its own",
+        help="as CPM-1-Text-Generation-Unlimit: lyrics (<eod> ends a line) of 1,500 tokens, or novels of 2,048, past "
+        "the end of a document; --max-length says how many, and other options go before its own",
     )
 
 
@@ -86,10 +86,12 @@ def options_of(args: argparse.Namespace, tokenizer: Tokenizer) -> dict[str, Any]
     return {**base, **given}
 
 
-def prompt_of(text: str, args: argparse.Namespace, tokenizer: Tokenizer) -> str | list[int]:
-    """A prompt as ``TextGenerator`` takes it."""
+def prompt_of(
+    text: str, args: argparse.Namespace, tokenizer: Tokenizer, *, unfinished: bool = False
+) -> str | list[int]:
+    """A prompt as ``TextGenerator`` takes it; an ``unfinished`` one was cut within a line."""
     preset = preset_of(args)
-    return preset.prompt(tokenizer, text) if preset else text
+    return preset.prompt(tokenizer, text, unfinished=unfinished) if preset else text
 
 
 def echo(prompt: str, args: argparse.Namespace) -> str:

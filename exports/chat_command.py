@@ -43,15 +43,18 @@ def run(args: argparse.Namespace) -> None:
     text = ""
     for line in _lines():
         text = line or text
+        before = len(text)
         try:
             try:
-                for part in generator.stream(prompt_of(text, args, generator.tokenizer), **options):
+                for part in generator.stream(
+                    prompt_of(text, args, generator.tokenizer, unfinished=not line), **options
+                ):
                     text += part
                     print(shown(part, args, generator.tokenizer), end="", flush=True)
             except TokenizerError as error:
                 print(f"error: {error}", file=sys.stderr, flush=True)
             else:
-                print()
+                print() if len(text) > before else print("(the text has ended: type another one)")
         except KeyboardInterrupt:
             print()
 

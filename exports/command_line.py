@@ -50,6 +50,7 @@ class Program:
         for name, module in self.commands.items():
             command = commands.add_parser(
                 name,
+                allow_abbrev=False,
                 help=module.HELP,
                 description=module.DESCRIPTION,
                 epilog=f"example:\n  {module.EXAMPLE}\n\n{self.exit_codes}",
@@ -60,6 +61,10 @@ class Program:
 
     def run(self, argv: Sequence[str] | None = None) -> int:
         """Runs a command; returns the exit code."""
+        if sys.stdout is None:  # closed by whoever started us: what is printed goes nowhere
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  until the end of the process
+        if sys.stderr is None:
+            sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         parser = self.parser()
         args, unknown = parser.parse_known_args(argv)
         words = getattr(self.commands[args.command], "WORDS", None)

@@ -67,13 +67,17 @@ def run(args: argparse.Namespace) -> None:
     with open_records(args.output) if args.output else contextlib.nullcontext() as records:
         done = records.done() if records else set()  # without --resume too: nothing is added to somebody's own file
         done = done if args.resume else set()
+        left = [job for job in jobs if (job.prompt, job.number) not in done]
+        if args.resume and not args.quiet:
+            print(f"{len(jobs) - len(left)} of {len(jobs)} results are in {args.output} already", file=sys.stderr)
+        if not left:
+            return
         generator = TextGenerator.load(args.model)
         options = {**options_of(args, generator.tokenizer), "num_return_sequences": args.number}
         config = generator.resolve(**options)  # what is wrong shows before anything is generated
         if args.stream:
             _stream(generator, jobs[0].prompt, options, args)
             return
-        left = [job for job in jobs if (job.prompt, job.number) not in done]
         for prompt in dict.fromkeys(job.prompt for job in left):
             _encodes(prompt, args, generator)
         results = (_beams if config.beams else _samples)(generator, jobs, done, options, args)
@@ -82,6 +86,7 @@ def run(args: argparse.Namespace) -> None:
             if records or args.json:
                 record = {"prompt": job.prompt, **job.fields, "number": job.number, "seed": seed}
                 record.update({k: v for k, v in dataclasses.asdict(result).items() if k != "prompt" and v is not None})
+                record["text"] = shown(result.text, args, generator.tokenizer)
                 if records:
                     records.append([record])
                 else:

@@ -59,6 +59,23 @@ NAMES = (*GRAPH, "do_sample", "max_length", "truncate")
 """All options of ``TextGenerator``."""
 
 
+_ELSEWHERE = {
+    "number": "num_return_sequences",
+    "n": "num_return_sequences",
+    "nsamples": "num_return_sequences",
+    "length": "max_new_tokens",
+    "max_tokens": "max_new_tokens",
+    "stop": "truncate",
+    "stop_strings": "truncate",
+    "window": "window_line_token_id",
+    "beam_size": "num_beams",
+    "random_seed": "seed",
+    "topk": "top_k",
+    "topp": "top_p",
+}
+"""What other programs call an option, this one's command line among them."""
+
+
 def read_defaults(path: Path) -> dict[str, Any]:
     """The options in a ``generation_config.json``; what is not an option here is left out.
 
@@ -94,7 +111,8 @@ def resolve(given: Mapping[str, Any], defaults: Mapping[str, Any], model: GPT2Co
     """
     for name in given:
         if name not in NAMES:
-            close = difflib.get_close_matches(name.lower().replace("-", "_"), NAMES, 1, 0.5)
+            plain = name.lower().replace("-", "_")
+            close = [_ELSEWHERE[plain]] if plain in _ELSEWHERE else difflib.get_close_matches(plain, NAMES, 1, 0.6)
             hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(NAMES))}"
             raise OptionError(f"unknown option {name!r}: {hint}")
     given = {name: _plain(value) for name, value in given.items() if value is not None}
@@ -187,10 +205,15 @@ def _number(name: str, option: Option, value: Any) -> int | float:
     return float(value) if option.is_real else int(value)
 
 
+_SMALLEST = 2.0**-126
+"""Of float32's normal numbers: TensorFlow computes with smaller ones as if they were 0."""
+
+
 def _float32(value: float) -> float:
     """What the graph makes of a number: too large becomes infinite (as does too far below 0), too small becomes 0."""
     try:
-        return float(struct.unpack("f", struct.pack("f", value))[0])
+        single = float(struct.unpack("f", struct.pack("f", value))[0])
+        return single if abs(single) >= _SMALLEST else 0.0
     except (OverflowError, struct.error):
         return math.inf
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from exports.assets import CONFIG
+from exports.interruptible import interruptible
 from exports.options import BEAMS, SAMPLING, SHARED
 from exports.quiet import quiet_stderr
 from tf_model.config import ConfigError, GPT2Config
@@ -79,12 +80,8 @@ class Loaded:
         for row, prompt in zip(ids, prompts, strict=True):
             row[: len(prompt)] = prompt
         lengths = [len(prompt) for prompt in prompts]
-        with _one_line():
-            output = getattr(self._model, name)(
-                tf.constant(ids),
-                tf.constant(lengths, tf.int64),
-                **{key: _tensor(key, value) for key, value in inputs.items()},
-            )
+        options = {key: _tensor(key, value) for key, value in inputs.items()}
+        output = self._run(name, tf.constant(ids), tf.constant(lengths, tf.int64), **options)
         return {key: value.numpy() for key, value in output.items() if not key.startswith("cache_")}
 
     def logprobs(self, texts: Sequence[Sequence[int]], batch_size: int = 8) -> list[Array]:
@@ -111,10 +108,7 @@ class Loaded:
         import tensorflow as tf
 
         window = {key: _tensor(key, options[key]) for key in _WINDOW}
-        with _one_line():
-            state: State = self._model.prefill(
-                tf.constant([ids], tf.int64), tf.constant([len(ids)], tf.int64), **window
-            )
+        state = self._run("prefill", tf.constant([ids], tf.int64), tf.constant([len(ids)], tf.int64), **window)
         del state["logits"]
         return state
 
@@ -122,16 +116,17 @@ class Loaded:
         """Goes on from ``state``, in which a beginning of ``ids`` was read; gives the new tokens and the next state."""
         import tensorflow as tf
 
-        with _one_line():
-            output = self._model.decode(
-                tf.constant([ids], tf.int64),
-                tf.constant([len(ids)], tf.int64),
-                **state,
-                **{key: _tensor(key, value) for key, value in options.items()},
-            )
+        given = {key: _tensor(key, value) for key, value in options.items()}
+        output = self._run("decode", tf.constant([ids], tf.int64), tf.constant([len(ids)], tf.int64), **state, **given)
         length = int(output["lengths"][0])
         new = output["sequences"].numpy()[0, len(ids) : length].tolist()
         return new, {key: output[key] for key in state}
+
+    def _run(self, name: str, *args: Any, **inputs: Any) -> State:
+        """Calls a signature; Ctrl-C stops it."""
+        with _one_line():
+            output: State = interruptible(lambda: getattr(self._model, name)(*args, **inputs))
+            return output
 
 
 @contextlib.contextmanager

@@ -34,8 +34,8 @@ tokens = model.signatures["serving_default"](
 
 The options of `generate`, one number or one per row: {sampling}; of `beam_search`: {beams}.
 In Python `model.generate(input_ids, input_lengths, ...)` may leave out what has a default, and so may TF Serving's
-requests. Temperature 0 is greedy, -1 as `seed` is another text every time. Texts end at token {eos_token_id} when it is
-given as `eos_token_id`. It runs in stock TensorFlow on a CPU, without XLA or custom ops.{float16}
+requests. Temperature 0 is greedy, -1 as `seed` is another text every time. Texts end at token {eos_token_id} unless
+`eos_token_id` says otherwise, -1 for no end. It runs in stock TensorFlow on a CPU, without XLA or custom ops.{float16}
 
 `assets/` holds {contents}. `assets.extra/manifest.json` lists the SHA-256 of every
 input and output file; `python -m convert check` compares them.
@@ -76,7 +76,9 @@ def model_card(
 
 def _names(options: Mapping[str, Option]) -> str:
     """With their defaults."""
-    return ", ".join(f"`{name}` ({'none' if option.is_list else option.default})" for name, option in options.items())
+    return ", ".join(
+        f"`{name}`" + ("" if option.is_list else f" ({option.default})") for name, option in options.items()
+    )
 
 
 def _parity(report: Mapping[str, Any] | None) -> str:

@@ -30,8 +30,10 @@ class Preset:
         off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "eos_token_id": ()}
         return {**off, "max_length": self.max_length, "window_line_token_id": line}
 
-    def prompt(self, tokenizer: Tokenizer, text: str) -> list[int]:
+    def prompt(self, tokenizer: Tokenizer, text: str, *, unfinished: bool = False) -> list[int]:
         """The tokens of a prompt, in which a line ends at ``<eod>`` (any end of a document) or, in lyrics, a line feed.
+
+        The last line ends, too, unless it is ``unfinished`` and no end stands behind it.
 
         Raises:
             TokenizerError: there is nothing in it, and the model has no token to start from.
@@ -41,6 +43,8 @@ class Preset:
         ids = list(tokenizer.start_token_ids)
         for part in filter(None, map(str.strip, parts)):
             ids += tokenizer.encode(part, append_eod=self.lines)
+        if unfinished and self.lines and parts[-1].strip():
+            ids.pop()
         return ids or tokenizer.encode_prompt("")
 
     def text(self, tokenizer: Tokenizer, text: str) -> str:

@@ -21,6 +21,9 @@ def quiet_stderr() -> Iterator[None]:
 
     For ``import tensorflow``: 2.21 reports on the machine's CPU and GPU before any log level takes effect.
     """
+    if sys.stderr is None:  # closed: there is nothing to be kept quiet
+        yield
+        return
     sys.stderr.flush()
     with _temporary_file() as kept:
         terminal = os.dup(2)

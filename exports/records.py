@@ -18,6 +18,9 @@ from typing import Any
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 
 
+RESULT_FIELDS = ("number", "seed", "text", "tokens", "logprobs", "finish_reason", "score")
+"""What a result has beside its prompt and the further fields of the prompt's line."""
+
 Prompt = tuple[str, dict[str, Any]]
 """A text to be continued, and what else its line had."""
 
@@ -88,6 +91,10 @@ def _parse(file: str, number: int, line: str) -> tuple[str, dict[str, Any]]:
     if isinstance(value, str):
         return value, {}
     if isinstance(value, dict) and isinstance(value.get("prompt"), str):
+        if taken := [name for name in value if name in RESULT_FIELDS]:
+            raise RecordError(
+                f"{file}, line {number}: a result has a {taken[0]!r} of its own: give the field another name"
+            )
         return value.pop("prompt"), value
     raise RecordError(f'{file}, line {number}: expected a string, or an object with the string "prompt"')
 
@@ -187,6 +194,8 @@ def open_records(path: Path) -> Iterator[Records]:
     Raises:
         RecordError: it cannot be opened, or another process has it.
     """
+    if str(path) == "-":
+        raise RecordError("-: --output appends to a file, --json prints the results")
     try:
         file = io.FileIO(path, "a+")
     except OSError as error:

@@ -52,7 +52,7 @@ def write_saved_model(
     model = GPT2(config, dtype=dtype, initialize=False)
     root = tf.Module()
     root.weights = model.canonical_variables()
-    functions = Signatures(model, tokens.pad_token_id).functions
+    functions = Signatures(model, tokens).functions
     for name, function in functions.items():  # with defaults in Python too, which ``root.signatures`` has not
         setattr(root, name, function)
     save_and_return_nodes(

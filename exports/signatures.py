@@ -8,6 +8,7 @@ Serving.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import tensorflow as tf
 
 from exports import requests
+from exports.assets import SpecialTokens
 from exports.options import BEAMS, MAX_NEW_TOKENS, SAMPLING, SHARED, Option
 from exports.requests import IDS, ROW, check, check_ids, checked, checked_prompt, per_row
 from tf_model.beam import beam_search
@@ -48,9 +50,10 @@ class Signatures:
 
     - ``serving_default``: inputs and output of CPM-LM-TF2's SavedModel: ``inp`` ``[B, S]``, ``length``, ``top_p`` (0 is
       greedy), ``temperature`` -> ``output_0`` ``[B, S + length]``. Exactly ``length`` tokens are added.
-    - ``generate``: ``input_ids``, ``input_lengths``, options -> ``sequences`` ``[B, S + N]``, N the largest
-      ``max_new_tokens``: prompt and continuation without a gap, then padding; ``lengths`` ``[B]``; ``logprobs`` float32
-      ``[B, N]``, the model's own for each new token. A text that outgrows the positions goes on in a window that moves.
+    - ``generate``: ``input_ids``, ``input_lengths``, options (``eos_token_id`` is the model's by default) ->
+      ``sequences`` ``[B, S + N]``, N the largest ``max_new_tokens``: prompt and continuation without a gap, then
+      padding; ``lengths`` ``[B]``; ``logprobs`` float32 ``[B, N]``, the model's own for each new token. A text that
+      outgrows the positions goes on in a window that moves.
     - ``beam_search``: the same inputs with the options of beams -> ``sequences`` ``[B, R, S + N]``, R the
       ``num_return_sequences``, the best one first; ``lengths`` ``[B, R]``; ``scores`` float32 ``[B, R]``.
     - ``score``: ``input_ids``, ``input_lengths`` -> ``logprobs`` float32 ``[B, S]``, of each token after those before
@@ -65,10 +68,10 @@ class Signatures:
       distribution. It copies the state: that of an earlier call stays good.
     """
 
-    def __init__(self, model: GPT2, pad_token_id: int) -> None:
+    def __init__(self, model: GPT2, tokens: SpecialTokens) -> None:
         self._model = model
         self._config = model.config
-        self._pad_token_id = pad_token_id
+        self._pad_token_id = tokens.pad_token_id
         width = tf.TensorSpec([None, self._config.head_dim], model.compute_dtype)
         ids, row, number = (tf.TensorSpec([None] * rank, tf.int32) for rank in (2, 1, 0))
         layers = [LayerCache(width, width)] * self._config.n_layer
@@ -85,17 +88,19 @@ class Signatures:
         )
         self._resume = tf.function(
             lambda request, context, capacity: resume(
-                self._step, capacity, self._config.vocab_size, request, context, pad_token_id
+                self._step, capacity, self._config.vocab_size, request, context, tokens.pad_token_id
             ),
             input_signature=[request, Context(layers, row, row), number],
             autograph=False,
         )
         prompt = {"input_ids": IDS, "input_lengths": ROW}
-        sampled = {**SHARED, **SAMPLING}
+        end = dataclasses.replace(SHARED["eos_token_id"], default=(tokens.eos_token_id,))
+        shared = {**SHARED, "eos_token_id": end}
+        sampled = {**shared, **SAMPLING}
         self.functions: dict[str, Any] = {
             "serving_default": _function(self._serving_default, "serving_default", {"inp": IDS}, _PORT),
             "generate": _function(self._generate, "generate", prompt, sampled),
-            "beam_search": _function(self._beam_search, "beam_search", prompt, {**SHARED, **BEAMS}),
+            "beam_search": _function(self._beam_search, "beam_search", prompt, {**shared, **BEAMS}),
             "score": _function(self._score, "score", prompt, {}),
             "logits": _function(self._logits, "logits", {"input_ids": IDS}, {}),
             "prefill": _function(self._prefill, "prefill", prompt, {"capacity": _CAPACITY, **_WINDOW}),
@@ -167,6 +172,8 @@ class Signatures:
 
     def _score(self, inputs: Tensors) -> Tensors:
         ids, lengths = checked_prompt(inputs, self._config, self._config.n_positions)
+        width = tf.shape(ids)[1]
+        ids = ids[:, : tf.reduce_max(lengths)]  # the padding may be of any width
         batch, size = tf.unstack(tf.shape(ids))
         rows = self._rows(ids, lengths)
         targets = tf.reshape(tf.roll(ids, -1, axis=1), [-1])
@@ -186,7 +193,7 @@ class Signatures:
         after = tf.reshape(logprobs, [batch, size])[:, :-1]
         column = tf.range(1, size)
         own = tf.where(column < lengths[:, tf.newaxis], after, 0.0)
-        return {"logprobs": tf.pad(own, [[0, 0], [1, 0]])}
+        return {"logprobs": tf.pad(own, [[0, 0], [1, width - size]])}
 
     def _logits(self, inputs: Tensors) -> Tensors:
         ids = inputs["input_ids"]
@@ -247,7 +254,8 @@ class Signatures:
             check((start >= 0) & (start < length), "window_start: expected 0 to input_lengths - 1; found", start),
             check(
                 (fed >= 0) & (fed <= tf.cast(capacity, tf.int64)) & (start + fed <= length),
-                "cache_lengths: expected no more than the cache and the text have; found", fed,
+                "cache_lengths: expected no more than the cache has, and than input_ids has behind window_start "
+                "(input_ids is all of the text so far, from its beginning); found", fed,
             ),
         ]  # fmt: skip
         cache, shapes = [], []

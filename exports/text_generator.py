@@ -26,7 +26,7 @@ from tokenization import StreamDecoder, Tokenizer, TokenizerError
 Prompt = str | Sequence[int]
 """A text, or its tokens."""
 
-EOS, LENGTH, TRUNCATE = "eos", "length", "truncate"
+EOS, LENGTH, TRUNCATE, CONSTRAINTS = "eos", "length", "truncate", "constraints"
 
 _FIRST, _MOST = 1, 8
 """Tokens per call while a text is streamed: few at first, so that the beginning comes at once."""
@@ -40,7 +40,8 @@ class GeneratedText:
     text: what was generated, without the end of text.
     tokens: all tokens of it, the end of text included; with ``truncate``, those up to where the text was cut.
     logprobs: the logarithm of the model's own probability of each of them, before any filter.
-    finish_reason: ``eos`` (an end of text), ``length`` (as many tokens as asked for) or ``truncate``.
+    finish_reason: ``eos`` (an end of text), ``length`` (as many tokens as asked for), ``truncate``, or ``constraints``
+        (they left no token that could follow).
     score: of beam search, the sum of ``logprobs`` over length ** ``length_penalty``.
     """
 
@@ -207,6 +208,8 @@ class TextGenerator:
         decoder = _begin(self.tokenizer, ids)[0]
         parts = [decoder.push(token) for token in new[: len(new) - ended]]
         text, reason = "".join(parts) + decoder.finish(), EOS if ended else LENGTH
+        if not ended and len(new) < _new_tokens(config, ids):
+            reason = CONSTRAINTS
         if (cut := _cut(text, config.truncate)) is not None:
             text, reason = text[:cut], TRUNCATE
             ends = [0, *itertools.accumulate(map(len, parts))]
@@ -225,6 +228,8 @@ class TextGenerator:
             options = {**inputs, "seed": seed, "max_new_tokens": min(size, limit - len(ids))}
             options["min_new_tokens"] = minimum
             new, state = self._model.decode(ids, state, options)
+            if not new:  # the constraints leave no token
+                break
             ids, minimum, size = [*ids, *new], max(0, minimum - len(new)), min(2 * size, _MOST)
             ended = new[-1] in ends
             for token in new[: len(new) - ended]:

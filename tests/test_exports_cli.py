@@ -111,7 +111,10 @@ def test_window(run: Run, generator: TextGenerator) -> None:
 
 def test_json_and_output(run: Run, generator: TextGenerator, tmp_path: Path) -> None:
     prompts, output = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
-    lines = [{"id": 1, "prompt": PROMPTS[0], "text": "no"}, {"prompt": "\u2028词", "id": 2}, {"prompt": PROMPTS[0]}]
+    prompts.write_text(json.dumps({"prompt": PROMPTS[0], "score": 5}), "utf-8")
+    code, _, err = run("generate", "--prompts", str(prompts), *FEW, "--json")
+    assert (code, "a result has a 'score' of its own" in err) == (2, True)
+    lines = [{"id": 1, "prompt": PROMPTS[0], "note": "no"}, {"prompt": "\u2028词", "id": 2}, {"prompt": PROMPTS[0]}]
     prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
     arguments = ["--prompts", str(prompts), "--number", "2", *FEW]
     assert run("generate", *arguments, "--output", str(output)) == (0, "", "")
@@ -148,7 +151,7 @@ def test_resume(run: Run, tmp_path: Path, more: list[str]) -> None:
         # Which rows a batch has moves the last bits of floating-point numbers, never the text.
         assert record.pop("logprobs") == pytest.approx(expected.pop("logprobs"), abs=1e-4)
         assert record == expected
-    assert run("generate", *arguments, "--resume") == (0, "", "")
+    assert run("generate", *arguments, "--resume") == (0, "", f"9 of 9 results are in {output} already\n")
     assert len(records(output)) == 9
     assert run("generate", *arguments)[0] == 0  # without --resume: once more
     assert len(records(output)) == 18

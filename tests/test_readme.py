@@ -50,9 +50,13 @@ def test_commands_then_python(folder: Path) -> None:
     for _, *arguments in commands:
         assert words[arguments[2]] in run([sys.executable, *arguments], folder) or "菩萨蛮" in arguments
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     outputs = []
-    for block in blocks:
+    for block in (
+        blocks[0],
+        blocks[1],
+        blocks[1] + blocks[2] + "print(result['lengths'].numpy().tolist(), logits.shape)",
+    ):
         (folder / "sample.py").write_text("import warnings; warnings.simplefilter('ignore')\n" + block, "utf-8")
         result = subprocess.run(
             [sys.executable, "sample.py"], cwd=folder, capture_output=True, text=True, check=False,
@@ -60,7 +64,8 @@ def test_commands_then_python(folder: Path) -> None:
         )  # fmt: skip
         assert result.returncode == 0, result.stderr
         outputs.append(result.stdout)
-    texts, sampled = outputs
+    texts, sampled, served = outputs
+    assert served.splitlines()[-1] == "[10, 16] (2, 6000)"
     assert texts.count("浣溪沙\n") == 2
     assert texts.rstrip().endswith("如梦令")
     assert len(list(filter(None, blocks[1].splitlines()))) == 6

@@ -68,6 +68,19 @@ def _load_model(path: Path) -> Any:
         raise TokenizerError(f"{path}: not a SentencePiece model: {str(error) or type(error).__name__}") from error
 
 
+class PieceByPiece:
+    """A ``StreamDecoder`` for a ``decode`` in which the text of several tokens is that of each, joined."""
+
+    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+        self._decode = decode
+
+    def push(self, token_id: int) -> str:
+        return self._decode([token_id])
+
+    def finish(self) -> str:
+        return ""
+
+
 class GrowingText:
     """A ``StreamDecoder`` for any ``decode``: decodes all tokens again at each one and gives what is new.
 
@@ -121,6 +134,7 @@ class CPMTokenizer:
         self._model = _load_model(models[0])
         self._files = [models[0]]
         self.vocab_size: int = self._model.get_piece_size()
+        self._has_bytes = any(self._model.is_byte(i) for i in range(self.vocab_size))
         self.eos_token_id = self._special(EOD)
         self.pad_token_id = self._special(PAD)
         self.start_token_ids: tuple[int, ...] = ()
@@ -175,8 +189,9 @@ class CPMTokenizer:
         return text.translate(_TO_TEXT)
 
     def stream_decoder(self) -> StreamDecoder:
-        """Decodes from the start at each token: SentencePiece does not promise that text only grows."""
-        return GrowingText(self.decode)
+        """Each token for itself: without the spaces that SentencePiece puts in, and that are not text, nothing is left
+        that depends on the neighbours. A vocabulary with pieces for single bytes would need ``GrowingText``."""
+        return GrowingText(self.decode) if self._has_bytes else PieceByPiece(self.decode)
 
     def save(self, folder: str | Path) -> list[Path]:
         """Copies the tokenizer's own files into ``folder``, unchanged; ``CPMTokenizer(folder)`` loads them again."""

@@ -56,6 +56,8 @@ class Loaded:
         """As ``call``, for prompts of any lengths."""
         lengths = [len(prompt) for prompt in prompts]
         ids = matrix(prompts, padding, width)
+        if name in ("generate", "decode", "beam_search"):
+            options.setdefault("eos_token_id", -1)
         return self.call(name, input_ids=ids, input_lengths=lengths, **options)
 
     def logits(self, text: Sequence[int]) -> torch.Tensor:

@@ -68,6 +68,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("temperature", "hot", "'hot': expected a number"),
     ("top_p", 0, "more than 0, at most 1"),
     ("top_p", 1e-50, "more than 0, at most 1"),  # 0 in float32
+    ("typical_p", 1e-39, "more than 0, at most 1"),  # not 0 in float32, but in TensorFlow's arithmetic
     ("top_p", 1 + 1e-12, "more than 0, at most 1"),  # 1 in float32
     ("typical_p", 1.5, "more than 0, at most 1"),
     ("min_p", -1, "0 to 1"),
