@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import codecs
 import importlib
 import io
 import os
@@ -208,6 +209,8 @@ def guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
     def alarm(*args: object, **kwargs: object) -> None:
         raise AssertionError(f"called with {args}")
+
+    codecs.lookup("cp437")  # zipfile's encoding of names, which Python would import only now, by ``exec``
 
     def run(path: Path) -> Any:
         with monkeypatch.context() as patch:
