@@ -263,13 +263,14 @@ def table(results: list[Result], load: float) -> str:
     return "\n".join([*lines, "", textwrap.fill(conditions, 120, break_on_hyphens=False)])
 
 
-def write_between_markers(path: Path, text: str) -> None:
+def write_between_markers(path: Path, text: str, markers: tuple[str, str] = (BEGIN, END)) -> None:
     """Puts ``text`` between the markers in a document, which is made, or gets them at its end, if need be."""
+    begin, end = markers
     old = path.read_text("utf-8") if path.exists() else "# Performance\n"
-    if BEGIN not in old or END not in old:
-        old = f"{old.rstrip()}\n\n{BEGIN}\n{END}\n"
-    before, rest = old.split(BEGIN, 1)
-    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}", "utf-8")
+    if begin not in old or end not in old:
+        old = f"{old.rstrip()}\n\n{begin}\n{end}\n"
+    before, rest = old.split(begin, 1)
+    path.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}", "utf-8")
 
 
 @contextlib.contextmanager
