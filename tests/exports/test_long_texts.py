@@ -31,7 +31,7 @@ options = {key: tf.constant(value) for key, value in json.loads(sys.argv[3]).ite
 def run(prompt, number):
     started = time.perf_counter()
     result = model.generate(tf.constant([prompt], tf.int64), tf.constant([len(prompt)], tf.int64),
-        max_new_tokens=tf.constant(number, tf.int64), **{
+        max_new_tokens=tf.constant(number, tf.int64), eos_token_id=-1, **{
         key: tf.cast(value, tf.float32 if value.dtype.is_floating else tf.int64) for key, value in options.items()})
     return result, time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 prompt = json.loads(sys.argv[2])
