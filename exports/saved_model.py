@@ -7,8 +7,10 @@ the object graph gives it.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -49,30 +51,45 @@ def write_saved_model(
         tf.errors.OpError: the graph cannot be written.
         ValueError: a tensor that ``read`` gives has another shape than the model's.
     """
+    object_graph, slots = _write_graph(folder, config, dtype, tokens)
+    gc.collect()  # the graph and its functions, some 200 MB at 32 layers, refer to each other
+    variables = folder / "variables"
+    variables.mkdir(exist_ok=True)
+    with BundleWriter(variables / "variables") as bundle:
+        bundle.add_string(_OBJECT_GRAPH_KEY, object_graph)
+        for name, slot in slots.items():
+            value = read(name, slot.dtype)
+            if value.shape != slot.shape:
+                raise ValueError(f"{name}: expected shape {slot.shape}, found {value.shape}")
+            bundle.add(slot.key, value)
+        return bundle.data, bundle.finish()
+
+
+class _Slot(NamedTuple):
+    """Where a weight goes: its key in the checkpoint, what it is like."""
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+def _write_graph(folder: Path, config: GPT2Config, dtype: str, tokens: SpecialTokens) -> tuple[bytes, dict[str, _Slot]]:
+    """Writes everything but the weights; gives the object graph and, for each weight, where it goes."""
     model = GPT2(config, dtype=dtype, initialize=False)
     root = tf.Module()
     root.weights = model.canonical_variables()
     functions = Signatures(model, tokens).functions
     for name, function in functions.items():  # with defaults in Python too, which ``root.signatures`` has not
         setattr(root, name, function)
-    save_and_return_nodes(
-        root,
-        str(folder),
-        signatures=functions,
-        experimental_skip_checkpoint=True,
-    )
+    save_and_return_nodes(root, str(folder), signatures=functions, experimental_skip_checkpoint=True)
     object_graph = save_util.serialize_graph_view(graph_view.ObjectGraphView(root))[3]
-    variables = folder / "variables"
-    variables.mkdir(exist_ok=True)
-    with BundleWriter(variables / "variables") as bundle:
-        bundle.add_string(_OBJECT_GRAPH_KEY, object_graph.SerializeToString())
-        for (name, variable), key in zip(root.weights.items(), _keys(object_graph, root.weights), strict=True):
-            # TensorFlow's bfloat16 in numpy is ml_dtypes', as everywhere here.
-            value = read(name, np.dtype(variable.dtype.as_numpy_dtype))
-            if value.shape != tuple(variable.shape):
-                raise ValueError(f"{name}: expected shape {tuple(variable.shape)}, found {value.shape}")
-            bundle.add(key, value)
-        return bundle.data, bundle.finish()
+    keys = _keys(object_graph, root.weights)
+    slots = {
+        # TensorFlow's bfloat16 in numpy is ml_dtypes', as everywhere here.
+        name: _Slot(key, tuple(variable.shape), np.dtype(variable.dtype.as_numpy_dtype))
+        for (name, variable), key in zip(root.weights.items(), keys, strict=True)
+    }
+    return object_graph.SerializeToString(), slots
 
 
 def _keys(
