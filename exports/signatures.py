@@ -29,6 +29,9 @@ from tf_model.window import Window
 
 Tensors = dict[str, tf.Tensor]
 
+_READ = 256
+"""Tokens of a text that are read at a time where all of its logits are wanted."""
+
 _SCORED = 256
 """Tokens whose logits are in memory at a time when texts are scored."""
 
@@ -115,10 +118,26 @@ class Signatures:
         return self._model.logits(last_rows(rows, tokens, count)), cache
 
     def _rows(self, ids: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
-        """Hidden rows ``[B * S, h]`` of whole texts."""
+        """Hidden rows ``[B * S, h]`` of whole texts, in pieces: attention takes memory for each pair of tokens."""
         batch, size = tf.unstack(tf.shape(ids))
-        cache = self._model.allocate(batch, size)
-        return self._feed(ids, tf.zeros_like(lengths), lengths, cache, size)[0]
+        width = self._config.n_embd
+
+        def read(start: tf.Tensor, found: tf.Tensor, cache: list[LayerCache]) -> tuple[Any, ...]:
+            part = ids[:, start : start + _READ]
+            count = tf.clip_by_value(lengths - start, 0, tf.shape(part)[1])
+            rows, cache = self._feed(part, tf.fill([batch], start), count, cache, size)
+            return start + _READ, tf.concat([found, tf.reshape(rows, [batch, -1, width])], 1), cache
+
+        state = (tf.constant(0), tf.zeros([batch, 0, width]), self._model.allocate(batch, size))
+        invariants = (
+            tf.TensorShape([]),
+            tf.TensorShape([None, None, width]),
+            tf.nest.map_structure(lambda part: part.shape, state[2]),
+        )
+        _, found, _ = tf.while_loop(
+            lambda start, *_: start < size, read, state, shape_invariants=invariants, parallel_iterations=1
+        )
+        return tf.reshape(found, [-1, width])
 
     def _serving_default(self, inputs: Tensors) -> Tensors:
         ids, limit = inputs["inp"], self._config.n_positions

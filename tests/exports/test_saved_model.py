@@ -75,6 +75,22 @@ def test_logits_are_the_originals(p: int, tmp_path: Path) -> None:
         np.testing.assert_allclose(exported.logits(ids), expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("read", [1, 7, 20, 39])
+def test_texts_that_are_read_in_pieces(read: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exports.signatures._READ", read)
+    exported = export(tmp_path)
+    for size in (1, 6, 7, 8, 21, CONFIG.n_positions):
+        ids = ids_of(2, size)
+        np.testing.assert_allclose(exported.logits(ids), exported.oracle_logits(ids), atol=1e-4, rtol=0)
+    ids, lengths = ids_of(3, 30), np.array([30, 1, 17])
+    found = exported.model.score(tf.constant(ids, tf.int64), tf.constant(lengths, tf.int64))["logprobs"].numpy()
+    logits = exported.oracle_logits(ids).astype(np.float64)
+    for row, length, text, scores in zip(logits, lengths, ids, found, strict=True):
+        logprobs = row - np.log(np.exp(row).sum(axis=-1, keepdims=True))
+        expected = [0, *(logprobs[i - 1, text[i]] for i in range(1, length)), *[0] * (30 - length)]
+        np.testing.assert_allclose(scores, expected, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_types(dtype: str, tmp_path: Path) -> None:
     """Finite everywhere, and within 2 % of the logits' range."""
