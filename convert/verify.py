@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import ctypes
 import functools
-import gc
 import json
 import os
 import signal
@@ -30,6 +29,7 @@ from convert.formats.megatron import open_megatron
 from convert.parity import TOLERANCES, Comparison, ParityReport, PromptParity, VerificationError
 from convert.progress import progress
 from exports.assets import CONFIG
+from exports.pruning import prune
 from exports.quiet import quiet_stderr
 from tf_model.config import DTYPES, GPT2Config
 from tokenization import Tokenizer, TokenizerError, load_tokenizer
@@ -149,7 +149,7 @@ def verify(
             ordered = [prompts[number] for number in order]
             _spool_source(checkpoint, ordered, spooled, lambda share: done(round(share * checkpoint.nbytes)))
         with spooled.open("rb") as file, progress("converted", spooled.stat().st_size, quiet=quiet) as done:
-            logits = _signature(tf, folder)
+            logits = _signature(tf, folder, temporary)
             for number in order:
                 converted = logits(prompts[number])
                 comparison = Comparison(bounds)
@@ -316,26 +316,25 @@ def _check_signature(folder: Path) -> None:
         raise ConvertError(f"{folder}: has no signature logits from input_ids to logits: not written by this program")
 
 
-def _signature(tf: Any, folder: Path) -> Callable[[list[int]], Callable[[int, int], Array]]:
-    """Loads the SavedModel. Gives a function from a prompt to its logits, of which blocks of positions can be had."""
+def _signature(tf: Any, folder: Path, temporary: Path) -> Callable[[list[int]], Callable[[int, int], Array]]:
+    """Loads the SavedModel, of its signatures the one that is needed.
+
+    Gives a function from a prompt to its logits, of which blocks of positions can be had.
+    """
 
     def one_line(error: Exception) -> str:
         return (str(getattr(error, "message", "") or error) or type(error).__name__).splitlines()[0][:300]
 
     try:
-        model = tf.saved_model.load(str(folder))
+        (pruned := temporary / "model").mkdir()
+        prune(folder, pruned, "logits")
+        model = tf.saved_model.load(str(pruned))
     except Exception as error:  # besides tf.errors.OpError: what a damaged object graph leads to
         raise ConvertError(f"{folder}: TensorFlow cannot load it: {one_line(error)}") from error
-    # The other signatures are let go, 0.3 GB of graph at 32 layers; without the variables there were nothing to run.
-    signature, variables = model.signatures["logits"], list(getattr(model, "weights", {}).values())
-    del model
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # the C library of GNU gives free memory back when it is told to
-        ctypes.CDLL(None).malloc_trim(0)
 
-    def logits(prompt: list[int], variables: list[Any] = variables) -> Callable[[int, int], Array]:
+    def logits(prompt: list[int]) -> Callable[[int, int], Array]:
         try:
-            values = signature(input_ids=tf.constant([prompt], tf.int64))["logits"]
+            values = model.signatures["logits"](input_ids=tf.constant([prompt], tf.int64))["logits"]
         except tf.errors.OpError as error:
             raise ConvertError(f"{folder}: fails on {len(prompt)} tokens: {one_line(error)}") from error
 
