@@ -17,8 +17,9 @@ import torch
 
 from exports.assets import CPM_TOKENS
 from exports.signatures import Signatures
-from tf_model.config import DTYPES, GPT2Config
+from tf_model.config import GPT2Config
 from tf_model.gpt2 import GPT2
+from tf_model.storage import DTYPES
 
 _NAMES = (
     ("word_embeddings", "wte"),

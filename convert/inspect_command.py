@@ -21,7 +21,8 @@ from convert.formats.megatron import open_megatron
 from exports.assets import CONFIG, GENERATION_CONFIG
 from exports.manifest import MANIFEST, ManifestError, read_manifest
 from exports.quiet import quiet_stderr
-from tf_model.config import DTYPES, ConfigError, GPT2Config
+from tf_model.config import ConfigError, GPT2Config
+from tf_model.storage import BYTES, DTYPES, PRECISIONS, stored_bytes, stored_tensors
 
 HELP = "say what a checkpoint or a SavedModel is: sizes, types, tensors, memory, and what is wrong with it"
 DESCRIPTION = """\
@@ -39,7 +40,6 @@ _TENSORFLOW_BYTES = 700_000_000
 
 _SAVED_MODEL = "saved_model.pb"
 _VARIABLE = re.compile(r"weights/(.+)/\.ATTRIBUTES/VARIABLE_VALUE")
-_LAYER_NORM = re.compile(r"\bln_\w+\.(weight|bias)$")
 
 _WIDTH = 100
 """Columns that a text is wrapped at."""
@@ -108,13 +108,11 @@ def _tensors(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -
 
 def _memory(config: GPT2Config, dtype: str) -> dict[str, int]:
     """Bytes that a SavedModel with matrices and biases of ``dtype`` takes."""
-    size = _dtype(dtype).itemsize
-    shapes = config.tensor_shapes().items()
-    weights = sum(math.prod(shape) * (4 if _LAYER_NORM.search(name) else size) for name, shape in shapes)
+    weights = stored_bytes(config, dtype)
     return {
         "bytes_on_disk": weights,
         "bytes_loaded": weights + _TENSORFLOW_BYTES,
-        "cache_bytes_per_position": 2 * config.n_layer * config.n_embd * size,
+        "cache_bytes_per_position": 2 * config.n_layer * config.n_embd * BYTES[PRECISIONS[dtype].compute],
     }
 
 
@@ -166,7 +164,8 @@ def _describe_saved_model(folder: Path) -> Report:
     config = GPT2Config.from_dict(stored)
     with quiet_stderr():
         import tensorflow as tf
-    dtypes = _stored_tensors(tf, folder, config)
+    expected = {name: tensor.shape for name, tensor in stored_tensors(config, dtype).items()}
+    dtypes = _stored_types(tf, folder, expected)
     sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
     data = sum(size for name, size in sizes.items() if name.startswith("variables/variables.data-"))
     report = {
@@ -182,7 +181,7 @@ def _describe_saved_model(folder: Path) -> Report:
         "manifest": manifest and {key: value for key, value in manifest.items() if key != "files"},
         "bytes_on_disk": sum(sizes.values()),
         "outputs": {dtype: _memory(config, dtype)},
-        **_tensors(config.tensor_shapes(), dtypes),
+        **_tensors(expected, dtypes),
     }
     if data < report["bytes_of_weights"]:
         raise ConvertError(
@@ -192,11 +191,11 @@ def _describe_saved_model(folder: Path) -> Report:
     return report
 
 
-def _stored_tensors(tf: Any, folder: Path, config: GPT2Config) -> dict[str, str]:
+def _stored_types(tf: Any, folder: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
     """The type of each weight by its canonical name, from the index of the variables.
 
     Raises:
-        ConvertError: the index cannot be read, or other tensors or shapes are in it than ``config`` says.
+        ConvertError: the index cannot be read, or other tensors or shapes are in it than expected.
     """
     prefix = folder / "variables" / "variables"
     try:
@@ -205,7 +204,6 @@ def _stored_tensors(tf: Any, folder: Path, config: GPT2Config) -> dict[str, str]
     except (tf.errors.OpError, ValueError, RuntimeError) as error:
         raise ConvertError(f"{prefix}.index: cannot be read: {(str(error).splitlines() or ['damaged'])[0]}") from error
     found = {match[1].replace("..", "."): match[0] for key in shapes if (match := _VARIABLE.fullmatch(key))}
-    expected = config.tensor_shapes()
     wrong = [
         f"{name}: expected {'nothing' if shape is None else list(shape)}, "
         f"found {shapes[found[name]] if name in found else 'nothing'}"
@@ -268,6 +266,8 @@ def _lines(report: Report) -> Iterable[str]:
     ]
     yield from _table([head, *rows])
     yield f"loaded: the variables and {_bytes(_TENSORFLOW_BYTES)} for TensorFlow and the graph"
+    if "int8" in report["outputs"]:
+        yield "int8: needs TensorFlow for x86-64, which keeps a copy of the matrices per signature that is called"
     if signatures := report.get("signatures"):
         yield ""
         for name, signature in signatures.items():

@@ -45,6 +45,7 @@ TOLERANCES = {
     "float32": Tolerance(absolute=1e-4, relative=1e-5, kl=1e-6, top1=1.0),
     "float16": Tolerance(absolute=1e-4, relative=0.02, kl=0.001, top1=0.99),
     "bfloat16": Tolerance(absolute=1e-4, relative=0.02, kl=0.02, top1=0.99),
+    "int8": Tolerance(absolute=1e-4, relative=0.05, kl=0.02, top1=0.95),
 }
 
 

@@ -22,7 +22,7 @@ from convert.verify import verify_apart
 from exports.assets import special_tokens, write_assets
 from exports.hashing import Hasher
 from exports.quiet import quiet_stderr
-from tf_model.config import DTYPES
+from tf_model.storage import DTYPES, stored_bytes
 from tokenization import Tokenizer, TokenizerError, load_tokenizer
 
 HELP = "Megatron or DeepSpeed shards of a GPT-2 (CPM) -> a TensorFlow SavedModel"
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     started = time.monotonic()
     checkpoint = open_megatron(args.checkpoint, n_head=args.heads, iteration=args.iteration)
     tokenizer = None if args.tokenizer is None else _load_tokenizer(args.tokenizer, checkpoint.config.vocab_size)
-    size = _bytes_of(checkpoint, args.dtype)
+    size = stored_bytes(checkpoint.config, args.dtype)
     for file in [] if args.quiet else checkpoint.without_checksums:
         print(f"note: {file}: has no checksums, so damage to its weights cannot be noticed", file=sys.stderr)
     inputs = [path for path in (args.checkpoint, args.tokenizer) if path is not None]
@@ -103,10 +103,6 @@ def _load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def _bytes_of(checkpoint: Checkpoint, dtype: str) -> int:
-    return checkpoint.config.parameter_count * (4 if dtype == "float32" else 2)
-
-
 def _write(
     folder: Path, checkpoint: Checkpoint, dtype: str, tokenizer: Tokenizer | None, hasher: Hasher, quiet: bool
 ) -> None:
@@ -116,13 +112,13 @@ def _write(
 
         from exports.saved_model import write_saved_model
 
-    with progress("convert", _bytes_of(checkpoint, dtype), quiet=quiet) as done:
+    with progress("convert", checkpoint.nbytes, quiet=quiet) as done:
         largest = max(math.prod(shape) for shape in checkpoint.config.tensor_shapes().values())
         buffer = np.empty(4 * largest, np.uint8)  # for one tensor after the other
 
         def read(name: str, kind: np.dtype) -> np.ndarray:
             value = checkpoint.read(name, kind, buffer)
-            done(value.nbytes)
+            done(value.size * checkpoint.dtypes[name].itemsize)
             return value
 
         try:

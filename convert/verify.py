@@ -31,7 +31,8 @@ from convert.progress import progress
 from exports.assets import CONFIG
 from exports.pruning import prune
 from exports.quiet import quiet_stderr
-from tf_model.config import DTYPES, GPT2Config
+from tf_model.config import GPT2Config
+from tf_model.storage import DTYPES
 from tokenization import Tokenizer, TokenizerError, load_tokenizer
 
 HELP = "compare the logits of a SavedModel with those of the checkpoint it was made from"

@@ -19,6 +19,7 @@ from exports.interruptible import interruptible
 from exports.options import BEAMS, SAMPLING, SHARED
 from exports.quiet import quiet_stderr
 from tf_model.config import ConfigError, GPT2Config
+from tf_model.storage import KERNEL
 from tokenization import Tokenizer, load_tokenizer
 
 Array = np.ndarray[Any, Any]
@@ -173,6 +174,10 @@ def load(folder: Path) -> tuple[Loaded, Tokenizer]:
     try:
         model = hub.load(str(folder))
     except Exception as error:  # TensorFlow raises whatever a broken file makes it stumble over
+        if KERNEL in str(error):
+            raise ModelError(
+                f"{folder}: int8 needs TensorFlow for x86-64: convert again, as float32 or bfloat16"
+            ) from error
         raise ModelError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     if not all(hasattr(model, name) for name in ("generate", "beam_search", "score", "prefill", "decode")):
         raise ModelError(f"{folder}: made by an older version, without the signatures needed: convert it again")

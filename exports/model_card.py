@@ -35,7 +35,7 @@ tokens = model.signatures["serving_default"](
 The options of `generate`, one number or one per row: {sampling}; of `beam_search`: {beams}.
 In Python `model.generate(input_ids, input_lengths, ...)` may leave out what has a default, and so may TF Serving's
 requests. Temperature 0 is greedy, -1 as `seed` is another text every time. Texts end at token {eos_token_id} unless
-`eos_token_id` says otherwise, -1 for no end. It runs in stock TensorFlow on a CPU, without XLA or custom ops.{float16}
+`eos_token_id` says otherwise, -1 for no end. It runs in stock TensorFlow on a CPU, without XLA or custom ops.{note}
 
 `assets/` holds {contents}. `assets.extra/manifest.json` lists the SHA-256 of every
 input and output file; `python -m convert check` compares them.
@@ -45,7 +45,10 @@ input and output file; `python -m convert check` compares them.
 {parity}
 """
 
-_FLOAT16 = " float16 is meant for\nGPUs: most CPUs compute it several times more slowly than float32."
+_NOTES = {
+    "float16": " float16 is meant for\nGPUs: most CPUs compute it several times more slowly than float32.",
+    "int8": " int8 needs TensorFlow\nfor x86-64: other builds do not have the kernel and refuse to load it.",
+}
 
 
 def model_card(
@@ -68,7 +71,7 @@ def model_card(
         eos_token_id=eos_token_id,
         sampling=_names({**SHARED, **SAMPLING}),
         beams=_names(BEAMS),
-        float16=_FLOAT16 if dtype == "float16" else "",
+        note=_NOTES.get(dtype, ""),
         contents="sizes, generation defaults and the tokenizer" if has_tokenizer else "sizes and generation defaults",
         parity=_parity(parity),
     )

@@ -8,7 +8,7 @@ the object graph gives it.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,8 +20,10 @@ from tensorflow.python.saved_model.save import save_and_return_nodes
 from exports.assets import SpecialTokens
 from exports.signatures import Signatures
 from exports.tensor_bundle import BundleWriter
+from tf_model import quantization
 from tf_model.config import GPT2Config
 from tf_model.gpt2 import GPT2
+from tf_model.storage import SCALE
 
 _OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _WEIGHTS = "weights"
@@ -39,7 +41,7 @@ def write_saved_model(
     Args:
         folder: where ``saved_model.pb`` and ``variables/`` go.
         config: the sizes.
-        dtype: of matrices and biases, one of ``tf_model.config.DTYPES``; layer norms stay float32.
+        dtype: of matrices and biases, one of ``tf_model.storage.DTYPES``; layer norms stay float32.
         tokens: the padding id is part of the graph.
         read: gives the tensor of a canonical name in the dtype asked for. Called once a tensor, in canonical order.
 
@@ -57,12 +59,22 @@ def write_saved_model(
     variables.mkdir(exist_ok=True)
     with BundleWriter(variables / "variables") as bundle:
         bundle.add_string(_OBJECT_GRAPH_KEY, object_graph)
-        for name, slot in slots.items():
-            value = read(name, slot.dtype)
-            if value.shape != slot.shape:
-                raise ValueError(f"{name}: expected shape {slot.shape}, found {value.shape}")
-            bundle.add(slot.key, value)
+        for name in config.tensor_shapes():
+            for stored, value in _stored(name, slots[name].dtype, read):
+                if value.shape != slots[stored].shape:
+                    raise ValueError(f"{stored}: expected shape {slots[stored].shape}, found {value.shape}")
+                bundle.add(slots[stored].key, value)
         return bundle.data, bundle.finish()
+
+
+def _stored(
+    name: str, dtype: np.dtype, read: Callable[[str, np.dtype], np.ndarray]
+) -> Iterable[tuple[str, np.ndarray]]:
+    """A canonical tensor as it is stored: in its dtype, or as int8 and scales."""
+    if dtype != np.int8:
+        return ((name, read(name, dtype)),)
+    weight, scale = quantization.quantize(read(name, np.dtype(np.float32)))
+    return (name, weight), (name + SCALE, scale)
 
 
 class _Slot(NamedTuple):

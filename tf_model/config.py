@@ -10,10 +10,6 @@ ACTIVATIONS = ("gelu_new", "gelu", "relu")
 """``gelu_new`` is the tanh form (CPM, UER, OpenAI); ``gelu`` the exact one with erf."""
 
 
-DTYPES = ("float32", "float16", "bfloat16")
-"""What the matrices and biases of an exported model can be; layer norms are float32 always."""
-
-
 MAX_SIZE, MAX_LAYERS = 2**31 - 1, 10_000
 """What a config may say: more is a damaged file."""
 

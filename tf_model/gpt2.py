@@ -14,22 +14,22 @@ import tensorflow as tf
 from tf_model import cache as kv
 from tf_model.cache import LayerCache
 from tf_model.config import GPT2Config
-from tf_model.layers import Block, Frame, LayerNorm, Unwritten
+from tf_model.layers import Block, Frame, LayerNorm, Matrix, Unwritten
+from tf_model.storage import PRECISIONS, SCALE, stored_tensors
 
-_KERAS_NAMES = {"kernel": "weight", "gamma": "weight", "beta": "bias", "bias": "bias"}
+_KERAS_NAMES = {"kernel": "weight", f"kernel{SCALE}": f"weight{SCALE}", "gamma": "weight", "beta": "bias"}
 
 
 class Embedding(keras.layers.Layer):
     """A table ``weight`` [rows, h], read by row; the token table is read whole as the output matrix."""
 
-    def __init__(self, rows: int, width: int, name: str, dtype: Any, initializer: Any) -> None:
-        super().__init__(name=name, dtype=dtype, autocast=False)
-        self.weight = self.add_weight(name="weight", shape=(rows, width), initializer=initializer)
+    def __init__(self, rows: int, width: int, name: str, dtype: str, initializer: Any) -> None:
+        super().__init__(name=name, dtype=PRECISIONS[dtype].compute, autocast=False)
+        self.table = Matrix(self, "weight", (rows, width), dtype, initializer)
         self.built = True
 
     def call(self, index: tf.Tensor) -> tf.Tensor:
-        # A gather from the variable itself makes TensorFlow copy the table at every later read, as the output matrix.
-        return tf.cast(tf.gather(tf.convert_to_tensor(self.weight.value), index), tf.float32)
+        return self.table.rows(index)
 
 
 class GPT2(keras.Model):
@@ -41,21 +41,22 @@ class GPT2(keras.Model):
 
     Args:
         config: the sizes.
-        dtype: of the matrices and biases and of the products with them: float32, float16 or bfloat16. Layer norms are
-            float32 always.
+        dtype: one of ``DTYPES``: of the matrices and biases, and of the products with them. With int8 matrices the
+            rest is float32; layer norms are always.
         initialize: False leaves the weights' memory untouched, for a graph whose weights are written by other means.
     """
 
     def __init__(
         self, config: GPT2Config, *, dtype: str = "float32", initialize: bool = True, name: str = "gpt2"
     ) -> None:
-        super().__init__(name=name, dtype=dtype, autocast=False)
+        super().__init__(name=name, dtype=PRECISIONS[dtype].compute, autocast=False)
         self.config = config
+        self.weight_dtype = dtype
         unwritten = None if initialize else Unwritten()
         normal = unwritten or keras.initializers.RandomNormal(stddev=0.02)
         output = unwritten or keras.initializers.RandomNormal(stddev=0.02 * (2 * config.n_layer) ** -0.5)
         self.wte = Embedding(config.vocab_size, config.n_embd, "wte", dtype, normal)
-        self.wpe = Embedding(config.n_positions, config.n_embd, "wpe", dtype, normal)
+        self.wpe = Embedding(config.n_positions, config.n_embd, "wpe", PRECISIONS[dtype].compute, normal)
         self.h = [Block(config, i, dtype, normal, output) for i in range(config.n_layer)]
         self.ln_f = LayerNorm(config.layer_norm_epsilon, "ln_f", unwritten)
         layers: list[Any] = [*self.h, self.ln_f]
@@ -122,17 +123,16 @@ class GPT2(keras.Model):
 
     def logits(self, rows: tf.Tensor) -> tf.Tensor:
         """Final layer norm and output matrix: logits float32 ``[N, V]`` of rows ``[N, h]``."""
-        normed = tf.cast(self.ln_f(rows), self.compute_dtype)
-        return tf.cast(tf.matmul(normed, self.wte.weight.value, transpose_b=True), tf.float32)
+        return tf.cast(self.wte.table.product(self.ln_f(rows)), tf.float32)
 
     def canonical_variables(self) -> dict[str, tf.Variable]:
-        """The weights as TensorFlow variables under their canonical names (``GPT2Config.tensor_shapes``)."""
+        """The weights as TensorFlow variables under their canonical names (``storage.stored_tensors``)."""
         named = {}
         for variable in self.variables:
             scope, leaf = variable.path.removeprefix(f"{self.name}/").rsplit("/", 1)
             name = scope.replace("/", ".").replace("h_", "h.", 1) if scope.startswith("h_") else scope
             named[f"{name}.{_KERAS_NAMES.get(leaf, leaf)}"] = variable.value
-        return {name: named[name] for name in self.config.tensor_shapes()}
+        return {name: named[name] for name in stored_tensors(self.config, self.weight_dtype)}
 
 
 def last_rows(rows: tf.Tensor, tokens: tf.Tensor, count: tf.Tensor) -> tf.Tensor:

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from tf_model import quantization
 from tf_model.cache import LayerCache
 from tf_model.config import GPT2Config
+from tf_model.storage import PRECISIONS, SCALE
 
 MASKED = -1e30
 """The score of a position that must not be seen: finite (0 * inf is NaN), and exp(MASKED - max) is exactly 0."""
@@ -79,34 +81,66 @@ class LayerNorm(keras.layers.Layer):
         return centred * tf.math.rsqrt(variance + self.epsilon) * self.gamma.value + self.beta.value
 
 
-class Linear(keras.layers.Layer):
-    """x W^T + b with the kernel ``[out, in]``, the orientation that checkpoints have: no transpose when converting.
+class Matrix:
+    """A matrix ``[out, in]`` of a layer, in any dtype that weights can have, with the two things that are done with it.
 
-    Reading a row of the kernel per output is also the faster order for a single token (a matrix-vector product).
+    The orientation is that of checkpoints: no transpose when converting. Reading a row per output is also the faster
+    order for a single token (a matrix-vector product).
     """
 
-    def __init__(self, units: int, name: str, dtype: Any, initializer: Initializer) -> None:
-        super().__init__(name=name, dtype=dtype, autocast=False)
+    def __init__(self, layer: keras.layers.Layer, name: str, shape: Any, dtype: str, initializer: Initializer) -> None:
+        self.scale = None
+        if dtype == "int8":
+            fill = isinstance(initializer, keras.initializers.Initializer)  # to be assigned: random int8 means nothing
+            zeros, ones = ("zeros", "ones") if fill else (initializer, initializer)
+            self.weight = layer.add_weight(name=name, shape=shape, dtype=dtype, initializer=zeros, trainable=False)
+            self.scale = layer.add_weight(
+                name=f"{name}{SCALE}", shape=shape[:1], dtype="float32", initializer=ones, trainable=False
+            )
+        else:
+            self.weight = layer.add_weight(name=name, shape=shape, initializer=initializer)
+
+    def rows(self, index: tf.Tensor) -> tf.Tensor:
+        """The rows ``index`` of any shape, float32 ``[..., in]``."""
+        # A gather from the variable itself makes TensorFlow copy the table at every later read, as the output matrix.
+        rows = tf.cast(tf.gather(tf.convert_to_tensor(self.weight.value), index), tf.float32)
+        if self.scale is None:
+            return rows
+        return rows * tf.gather(tf.convert_to_tensor(self.scale.value), index)[..., tf.newaxis]
+
+    def product(self, x: tf.Tensor, bias: tf.Tensor | None = None) -> tf.Tensor:
+        """x W^T + b, ``[N, out]``, of ``x`` ``[N, in]``."""
+        if self.scale is not None:
+            return quantization.product(x, self.weight.value, self.scale.value, bias)
+        result = tf.matmul(tf.cast(x, self.weight.dtype), self.weight.value, transpose_b=True)
+        return result if bias is None else tf.nn.bias_add(result, bias)
+
+
+class Linear(keras.layers.Layer):
+    """x W^T + b."""
+
+    def __init__(self, units: int, name: str, dtype: str, initializer: Initializer) -> None:
+        super().__init__(name=name, dtype=PRECISIONS[dtype].compute, autocast=False)
         self.units = units
+        self.weight_dtype = dtype
         self.initializer = initializer
 
     def build(self, input_shape: Any) -> None:
         bias = "zeros" if isinstance(self.initializer, keras.initializers.Initializer) else self.initializer
-        self.kernel = self.add_weight(name="kernel", shape=(self.units, input_shape[-1]), initializer=self.initializer)
+        self.kernel = Matrix(self, "kernel", (self.units, input_shape[-1]), self.weight_dtype, self.initializer)
         self.bias = self.add_weight(name="bias", shape=(self.units,), initializer=bias)
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        product = tf.matmul(tf.cast(x, self.compute_dtype), self.kernel.value, transpose_b=True)
-        return tf.nn.bias_add(product, self.bias.value)
+        return self.kernel.product(x, self.bias.value)
 
 
 class Attention(keras.layers.Layer):
     """Causal multi-head attention: softmax(Q K^T / sqrt(head_dim)) V, then the output projection."""
 
     def __init__(
-        self, config: GPT2Config, dtype: Any, initializer: Initializer, output_initializer: Initializer
+        self, config: GPT2Config, dtype: str, initializer: Initializer, output_initializer: Initializer
     ) -> None:
-        super().__init__(name="attn", dtype=dtype, autocast=False)
+        super().__init__(name="attn", dtype=PRECISIONS[dtype].compute, autocast=False)
         self.config = config
         self.c_attn = Linear(3 * config.n_embd, "c_attn", dtype, initializer)
         self.c_proj = Linear(config.n_embd, "c_proj", dtype, output_initializer)
@@ -134,9 +168,9 @@ class MLP(keras.layers.Layer):
     """h -> n_inner -> h with the activation of the config between."""
 
     def __init__(
-        self, config: GPT2Config, dtype: Any, initializer: Initializer, output_initializer: Initializer
+        self, config: GPT2Config, dtype: str, initializer: Initializer, output_initializer: Initializer
     ) -> None:
-        super().__init__(name="mlp", dtype=dtype, autocast=False)
+        super().__init__(name="mlp", dtype=PRECISIONS[dtype].compute, autocast=False)
         self.activation = ACTIVATION_FUNCTIONS[config.activation_function]
         self.c_fc = Linear(config.n_inner, "c_fc", dtype, initializer)
         self.c_proj = Linear(config.n_embd, "c_proj", dtype, output_initializer)
@@ -153,9 +187,9 @@ class Block(keras.layers.Layer):
     """Pre-LN: a = x + attention(ln_1(x)); y = a + mlp(ln_2(a)). x and y are float32 ``[N, h]``."""
 
     def __init__(
-        self, config: GPT2Config, index: int, dtype: Any, initializer: Initializer, output_initializer: Initializer
+        self, config: GPT2Config, index: int, dtype: str, initializer: Initializer, output_initializer: Initializer
     ) -> None:
-        super().__init__(name=f"h_{index}", dtype=dtype, autocast=False)
+        super().__init__(name=f"h_{index}", dtype=PRECISIONS[dtype].compute, autocast=False)
         norm = None if isinstance(initializer, keras.initializers.Initializer) else initializer
         self.ln_1 = LayerNorm(config.layer_norm_epsilon, "ln_1", norm)
         self.attn = Attention(config, dtype, initializer, output_initializer)

@@ -32,7 +32,8 @@ from exports.saved_model import write_saved_model
 from tests.checkpoints import fill_transformers, random_state, write_megatron
 from tests.conftest import ROOT
 from tf_model import layers
-from tf_model.config import DTYPES, GPT2Config
+from tf_model.config import GPT2Config
+from tf_model.storage import DTYPES
 from tokenization import CPMTokenizer
 
 CONFIG = GPT2Config(vocab_size=96, n_positions=40, n_embd=48, n_layer=3, n_head=12)

@@ -1,0 +1,94 @@
+"""int8 weights and the product with them, against integers in NumPy; and the whole model against one in float32."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.checkpoints import random_state
+from tests.tf_model.test_beam import assign
+from tf_model.config import GPT2Config
+from tf_model.gpt2 import GPT2
+from tf_model.quantization import product, quantize
+from tf_model.storage import SCALE, stored_bytes, stored_tensors
+
+CONFIG = GPT2Config(vocab_size=96, n_positions=40, n_embd=48, n_layer=3, n_head=12)
+
+
+def test_every_row_has_the_scale_of_its_largest_value() -> None:
+    rng = np.random.default_rng(0)
+    matrix = (rng.normal(size=(1000, 700)) * rng.uniform(1e-6, 1e3, (1000, 1))).astype(np.float32)  # several blocks
+    matrix[3] = 0
+    matrix[4] = -5
+    quantized, scale = quantize(matrix)
+    assert (quantized.dtype, scale.dtype) == (np.int8, np.float32)
+    exact = np.abs(matrix.astype(np.float64)).max(axis=1) / 127
+    exact[3] = 1
+    np.testing.assert_allclose(scale, exact, rtol=1e-6)
+    assert np.abs(quantized.astype(int)).max(axis=1).tolist() == [0 if row == 3 else 127 for row in range(1000)]
+    assert (quantized[4] == -127).all()
+    error = np.abs(quantized * scale[:, np.newaxis].astype(np.float64) - matrix)
+    assert (error <= 0.5001 * scale[:, np.newaxis]).all()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 16, 33])
+@pytest.mark.parametrize(("width", "outputs"), [(48, 96), (768, 64), (64, 3000), (7, 5)])
+def test_the_product_is_that_of_integers(rows: int, width: int, outputs: int) -> None:
+    rng = np.random.default_rng(rows)
+    x = (rng.normal(size=(rows, width)) * rng.uniform(0.01, 50, (rows, 1))).astype(np.float32)
+    if rows > 1:
+        x[1] = 0
+    quantized, scale = quantize(rng.normal(size=(outputs, width)).astype(np.float32))
+    bias = rng.normal(size=outputs).astype(np.float32)
+    largest = np.abs(x).max(axis=1, keepdims=True)
+    levels = np.rint(x * np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0))
+    sums = levels.astype(np.int64) @ quantized.T.astype(np.int64)
+    expected = sums * (largest.astype(np.float64) / 127) * scale + bias
+    graph = tf.function(lambda x: product(x, tf.constant(quantized), tf.constant(scale), tf.constant(bias)))
+    for found in (graph(tf.constant(x)), product(tf.constant(x), *map(tf.constant, (quantized, scale, bias)))):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_row_does_not_depend_on_its_neighbours() -> None:
+    rng = np.random.default_rng(1)
+    x = (rng.normal(size=(9, 256)) * 10.0 ** rng.integers(-3, 3, (9, 1))).astype(np.float32)
+    kernel, scale = map(tf.constant, quantize(rng.normal(size=(300, 256)).astype(np.float32)))
+    graph = tf.function(lambda x: product(x, kernel, scale), input_signature=[tf.TensorSpec([None, 256])])
+    together = graph(tf.constant(x)).numpy()
+    for row, expected in zip(x, together, strict=True):
+        np.testing.assert_array_equal(graph(tf.constant(row[np.newaxis])).numpy()[0], expected)
+
+
+def test_the_model_is_that_of_its_weights() -> None:
+    """float32 with the same, quantised weights: only the activations' rounding is left."""
+    exact, model = GPT2(CONFIG), GPT2(CONFIG, dtype="int8")
+    assign(exact, random_state(CONFIG, np.random.default_rng(2)))
+    variables = model.canonical_variables()
+    for name, variable in exact.canonical_variables().items():
+        if name + SCALE in variables:
+            quantized, scale = quantize(variable.numpy())
+            variables[name].assign(quantized)
+            variables[name + SCALE].assign(scale)
+            variable.assign(quantized * scale[:, np.newaxis])
+        else:
+            variables[name].assign(variable)
+    ids = tf.constant(np.random.default_rng(3).integers(0, 96, (4, 40)))
+    expected, found = exact(ids).numpy(), model(ids).numpy()
+    span = expected.max() - expected.min()
+    assert np.abs(found - expected).max() < 0.05 * span
+    assert np.abs(found - expected).mean() < 0.005 * span
+
+
+def test_what_is_stored() -> None:
+    tensors = stored_tensors(CONFIG, "int8")
+    assert list(tensors)[:3] == ["wte.weight", "wte.weight_scale", "wpe.weight"]
+    assert tensors["h.0.attn.c_attn.weight"] == ((144, 48), "int8")
+    assert tensors["h.0.attn.c_attn.weight_scale"] == ((144,), "float32")
+    assert {name for name, tensor in tensors.items() if tensor.dtype == "int8"} == {
+        name for name in tensors if name + SCALE in tensors
+    }
+    assert tensors.keys() == GPT2(CONFIG, dtype="int8", initialize=False).canonical_variables().keys()
+    for config in (GPT2Config(30000, 1024, 768, 12, 12), GPT2Config(30000, 1024, 2560, 32, 32)):
+        assert stored_bytes(config, "int8") < 1.1 * config.parameter_count
+        assert stored_bytes(config, "float32") == 4 * config.parameter_count

@@ -1,0 +1,73 @@
+"""In which types a model's tensors are stored and computed with, for each ``--dtype``. Needs no TensorFlow."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from tf_model.config import GPT2Config
+
+
+class Precision(NamedTuple):
+    """Attributes:
+
+    matrices: what is multiplied with, and the token embedding.
+    others: biases and the position embedding; layer norms are float32 always.
+    compute: the products, and the cache of keys and values.
+    """
+
+    matrices: str
+    others: str
+    compute: str
+
+
+PRECISIONS: Mapping[str, Precision] = {
+    "float32": Precision("float32", "float32", "float32"),
+    "float16": Precision("float16", "float16", "float16"),
+    "bfloat16": Precision("bfloat16", "bfloat16", "bfloat16"),
+    "int8": Precision("int8", "float32", "float32"),
+}
+DTYPES = tuple(PRECISIONS)
+"""What an exported model can be."""
+
+BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+"""Of one value."""
+
+KERNEL = "_QuantizedMatMul"
+"""The op of TensorFlow that int8 matrices need; only builds for x86-64 have it."""
+
+SCALE = "_scale"
+"""Behind the name of an int8 matrix: float32 ``[out]``, what its rows are multiplied with."""
+
+_LAYER_NORM = re.compile(r"\bln_\w+\.(weight|bias)$")
+_MATRIX = re.compile(r"wte\.weight|h\.\d+\.\w+\.c_\w+\.weight")
+
+
+class Stored(NamedTuple):
+    """A tensor of a SavedModel."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def stored_tensors(config: GPT2Config, dtype: str) -> dict[str, Stored]:
+    """The tensors of a SavedModel: the canonical ones in their order, each int8 matrix followed by its scale."""
+    precision = PRECISIONS[dtype]
+    tensors = {}
+    for name, shape in config.tensor_shapes().items():
+        if _LAYER_NORM.search(name):
+            tensors[name] = Stored(shape, "float32")
+        elif not _MATRIX.fullmatch(name):
+            tensors[name] = Stored(shape, precision.others)
+        else:
+            tensors[name] = Stored(shape, precision.matrices)
+            if precision.matrices == "int8":
+                tensors[name + SCALE] = Stored(shape[:1], "float32")
+    return tensors
+
+
+def stored_bytes(config: GPT2Config, dtype: str) -> int:
+    """Bytes of all tensors of a SavedModel."""
+    return sum(math.prod(shape) * BYTES[kind] for shape, kind in stored_tensors(config, dtype).values())
