@@ -328,7 +328,7 @@ def test_closing_line_and_silence(root: Path, tmp_path: Path, capsys: pytest.Cap
     assert out.count("\n") == 1
     for words in (f"{CONFIG.parameter_count:,} parameters", "float32", "MB", " s;", f"hub.load({str(output)!r})"):
         assert words in out
-    assert "convert:" not in err  # no progress bar where nobody looks
+    assert "%|" not in err  # no progress bar where nobody looks; a line now and then, if the machine is slow
     assert main([*arguments, "--force", "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
 
