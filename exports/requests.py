@@ -43,13 +43,16 @@ def check(condition: tf.Tensor, *message: Any) -> tf.Operation:
     return tf.raw_ops.Assert(condition=tf.reduce_all(condition), data=data, summarize=8)
 
 
-def check_ids(ids: tf.Tensor, vocab_size: int, name: str, empty: bool = False) -> list[tf.Operation]:
-    """Checks that ids ``[B, S]`` are tokens of the vocabulary, and at least one unless ``empty``."""
-    some = check(tf.size(ids) > 0, f"{name} is empty: a prompt needs at least one token; its shape is", tf.shape(ids))
-    inside = check(
-        (ids >= 0) & (ids < vocab_size), f"{name} has a token id outside the vocabulary (0 to {vocab_size - 1}):", ids
-    )
-    return [inside] if empty else [some, inside]
+def check_ids(ids: tf.Tensor, vocab_size: int, name: str) -> list[tf.Operation]:
+    """Checks that there are ids, of shape ``[B, S]``, and that they are tokens of the vocabulary."""
+    return [
+        check(tf.size(ids) > 0, f"{name} is empty: a prompt needs at least one token; its shape is", tf.shape(ids)),
+        check(
+            (ids >= 0) & (ids < vocab_size),
+            f"{name} has a token id outside the vocabulary (0 to {vocab_size - 1}):",
+            ids,
+        ),
+    ]
 
 
 def checked(value: tf.Tensor, *checks: tf.Operation) -> tf.Tensor:
