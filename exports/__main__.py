@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
+from exports.entry_point import entry_point
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code. Ctrl-C is one line from the first moment on, imports included."""
-    try:
-        from exports import cli
-
-        return cli.main(argv)
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return 130
-
+main = entry_point("exports.cli", "interrupted")
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(None))

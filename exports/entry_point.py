@@ -1,0 +1,23 @@
+"""What ``python -m convert`` and ``python -m exports`` do before anything else."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+Main = Callable[[Sequence[str] | None], int]
+
+
+def entry_point(module: str, interrupted: str) -> Main:
+    """The ``main`` of ``module``, imported when it is called: Ctrl-C is one line then, too, and exit code 130."""
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        try:
+            code: int = importlib.import_module(module).main(argv)
+            return code
+        except KeyboardInterrupt:
+            print("error:", interrupted, file=sys.stderr)
+            return 130
+
+    return main
