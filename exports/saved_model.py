@@ -23,7 +23,7 @@ from exports.tensor_bundle import BundleWriter
 from tf_model import quantization
 from tf_model.config import GPT2Config
 from tf_model.gpt2 import GPT2
-from tf_model.storage import SCALE
+from tf_model.storage import OFFSET, SCALE
 
 _OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _WEIGHTS = "weights"
@@ -70,11 +70,11 @@ def write_saved_model(
 def _stored(
     name: str, dtype: np.dtype, read: Callable[[str, np.dtype], np.ndarray]
 ) -> Iterable[tuple[str, np.ndarray]]:
-    """A canonical tensor as it is stored: in its dtype, or as int8 and scales."""
+    """A canonical tensor as it is stored: in its dtype, or as int8 with scales and offsets."""
     if dtype != np.int8:
         return ((name, read(name, dtype)),)
     weight, scale = quantization.quantize(read(name, np.dtype(np.float32)))
-    return (name, weight), (name + SCALE, scale)
+    return (name, weight), (name + SCALE, scale), (name + OFFSET, quantization.offset(weight))
 
 
 class _Slot(NamedTuple):

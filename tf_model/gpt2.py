@@ -15,9 +15,14 @@ from tf_model import cache as kv
 from tf_model.cache import LayerCache
 from tf_model.config import GPT2Config
 from tf_model.layers import Block, Frame, LayerNorm, Matrix, Unwritten
-from tf_model.storage import PRECISIONS, SCALE, stored_tensors
+from tf_model.storage import OFFSET, PRECISIONS, SCALE, stored_tensors
 
-_KERAS_NAMES = {"kernel": "weight", f"kernel{SCALE}": f"weight{SCALE}", "gamma": "weight", "beta": "bias"}
+_KERAS_NAMES = {
+    "kernel": "weight",
+    **{f"kernel{suffix}": f"weight{suffix}" for suffix in (SCALE, OFFSET)},
+    "gamma": "weight",
+    "beta": "bias",
+}
 
 
 class Embedding(keras.layers.Layer):

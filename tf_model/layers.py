@@ -16,7 +16,7 @@ import tensorflow as tf
 from tf_model import quantization
 from tf_model.cache import LayerCache
 from tf_model.config import GPT2Config
-from tf_model.storage import PRECISIONS, SCALE
+from tf_model.storage import OFFSET, PRECISIONS, SCALE
 
 MASKED = -1e30
 """The score of a position that must not be seen: finite (0 * inf is NaN), and exp(MASKED - max) is exactly 0."""
@@ -94,8 +94,11 @@ class Matrix:
             fill = isinstance(initializer, keras.initializers.Initializer)  # to be assigned: random int8 means nothing
             zeros, ones = ("zeros", "ones") if fill else (initializer, initializer)
             self.weight = layer.add_weight(name=name, shape=shape, dtype=dtype, initializer=zeros, trainable=False)
-            self.scale = layer.add_weight(
-                name=f"{name}{SCALE}", shape=shape[:1], dtype="float32", initializer=ones, trainable=False
+            self.scale, self.offset = (
+                layer.add_weight(
+                    name=f"{name}{suffix}", shape=shape[:1], dtype="float32", initializer=initial, trainable=False
+                )
+                for suffix, initial in ((SCALE, ones), (OFFSET, zeros))
             )
         else:
             self.weight = layer.add_weight(name=name, shape=shape, initializer=initializer)
@@ -111,7 +114,7 @@ class Matrix:
     def product(self, x: tf.Tensor, bias: tf.Tensor | None = None) -> tf.Tensor:
         """x W^T + b, ``[N, out]``, of ``x`` ``[N, in]``."""
         if self.scale is not None:
-            return quantization.product(x, self.weight.value, self.scale.value, bias)
+            return quantization.product(x, self.weight.value, self.scale.value, self.offset.value, bias)
         result = tf.matmul(tf.cast(x, self.weight.dtype), self.weight.value, transpose_b=True)
         return result if bias is None else tf.nn.bias_add(result, bias)
 

@@ -4,8 +4,13 @@ A matrix ``[out, in]`` is stored as int8 and a float32 scale per row: w = q * sc
 largest magnitude over 127. Activations are quantised when they come, with a scale per row (per token) of their own, so
 that a row's result does not depend on its neighbours. The product is exact in int32.
 
-``_QuantizedMatMul`` is oneDNN's kernel in every TensorFlow for x86-64; it has no public Python name. Its inputs are two
-int8 matrices, the bias, and the ranges that int8 stands for; a range of -127 to 127 makes the scale 1.
+``_QuantizedMatMul`` is oneDNN's kernel in every TensorFlow for x86-64; it has no public Python name. Its inputs are
+activations, int8 weights, a bias, and the ranges that the integers stand for. What makes it fast:
+
+- activations are unsigned, level + 128, because the processor's instruction multiplies uint8 by int8; the 128 times the
+  row's sum that this adds is stored with the weights, as ``offset``, and taken off by the kernel's bias;
+- the ranges are single numbers of scale 1: with a range per output the kernel makes its scales anew at every call,
+  which takes as long as the product itself for a matrix of 768 x 3072.
 """
 
 from __future__ import annotations
@@ -21,6 +26,8 @@ from tf_model.storage import KERNEL
 Array = np.ndarray[Any, Any]
 
 _LEVELS = 127
+_ZERO = 128
+"""The unsigned integer that stands for 0."""
 
 
 def quantize(matrix: Array) -> tuple[Array, Array]:
@@ -36,34 +43,45 @@ def quantize(matrix: Array) -> tuple[Array, Array]:
     return quantized, scale
 
 
-def product(x: tf.Tensor, kernel: tf.Tensor, scale: tf.Tensor, bias: tf.Tensor | None = None) -> tf.Tensor:
+def offset(quantized: Array) -> Array:
+    """-128 times the sum of each row of int8 ``[out, in]``: float32 ``[out]``, exact for up to 132,000 columns."""
+    return (-_ZERO * quantized.sum(axis=1, dtype=np.int64)).astype(np.float32)
+
+
+def product(
+    x: tf.Tensor, kernel: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, bias: tf.Tensor | None = None
+) -> tf.Tensor:
     """x W^T + b, float32 ``[N, out]``.
 
     Args:
         x: float32 ``[N, in]``.
         kernel: int8 ``[out, in]``.
         scale: float32 ``[out]``.
+        offset: float32 ``[out]``, ``offset(kernel)``.
         bias: float32 ``[out]``.
     """
     if tf.executing_eagerly():  # the op can be made in a graph only
-        return tf.function(_product, autograph=False)(x, kernel, scale, bias, False)
-    return _product(x, kernel, scale, bias, True)
+        return tf.function(_product, autograph=False)(x, kernel, scale, offset, bias, False)
+    return _product(x, kernel, scale, offset, bias, True)
 
 
 def _product(
-    x: tf.Tensor, kernel: tf.Tensor, scale: tf.Tensor, bias: tf.Tensor | None, is_weight_const: bool
+    x: tf.Tensor,
+    kernel: tf.Tensor,
+    scale: tf.Tensor,
+    offset: tf.Tensor,
+    bias: tf.Tensor | None,
+    is_weight_const: bool,
 ) -> tf.Tensor:
     largest = tf.reduce_max(tf.abs(x), axis=-1, keepdims=True)
-    levels = tf.round(x * tf.math.divide_no_nan(float(_LEVELS), largest))
-    high = scale * float(_LEVELS)
+    levels = x * tf.math.divide_no_nan(float(_LEVELS), largest)
+    # A cast cuts off: what is added is the zero point, and a half for rounding.
+    unsigned = tf.cast(levels + (_ZERO + 0.5), tf.uint8)
     inputs = [
-        tf.bitcast(tf.cast(levels, tf.int8), tf.qint8),
+        tf.bitcast(unsigned, tf.quint8),
         tf.bitcast(kernel, tf.qint8),
-        tf.zeros_like(scale),
-        tf.constant(-float(_LEVELS)),
-        tf.constant(float(_LEVELS)),
-        -high,
-        high,
+        offset,
+        *(tf.constant(float(bound)) for bound in (0, 255, -_LEVELS, _LEVELS)),
     ]
     ((summed,), _) = op_def_library.apply_op(
         KERNEL,
@@ -72,7 +90,7 @@ def _product(
         host_inputs=[],
         Tdevice_outputs=[tf.float32],
         Thost_outputs=[],
-        T1=tf.qint8,
+        T1=tf.quint8,
         T2=tf.qint8,
         Tbias=tf.float32,
         U=tf.float32,
@@ -86,5 +104,5 @@ def _product(
         output_quant_mode="SCALED",
         leakyrelu_alpha=0.0,
     )
-    result = tf.ensure_shape(summed, [None, kernel.shape[0]]) * (largest / float(_LEVELS))
+    result = tf.ensure_shape(summed, [None, kernel.shape[0]]) * scale * (largest / float(_LEVELS))
     return result if bias is None else result + bias

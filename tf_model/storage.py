@@ -41,6 +41,9 @@ KERNEL = "_QuantizedMatMul"
 SCALE = "_scale"
 """Behind the name of an int8 matrix: float32 ``[out]``, what its rows are multiplied with."""
 
+OFFSET = "_offset"
+"""Behind the name of an int8 matrix: float32 ``[out]``, -128 times the sums of its rows; see ``quantization``."""
+
 _LAYER_NORM = re.compile(r"\bln_\w+\.(weight|bias)$")
 _MATRIX = re.compile(r"wte\.weight|h\.\d+\.\w+\.c_\w+\.weight")
 
@@ -53,7 +56,7 @@ class Stored(NamedTuple):
 
 
 def stored_tensors(config: GPT2Config, dtype: str) -> dict[str, Stored]:
-    """The tensors of a SavedModel: the canonical ones in their order, each int8 matrix followed by its scale."""
+    """The tensors of a SavedModel: the canonical ones in their order, each int8 matrix followed by scale and offset."""
     precision = PRECISIONS[dtype]
     tensors = {}
     for name, shape in config.tensor_shapes().items():
@@ -64,7 +67,7 @@ def stored_tensors(config: GPT2Config, dtype: str) -> dict[str, Stored]:
         else:
             tensors[name] = Stored(shape, precision.matrices)
             if precision.matrices == "int8":
-                tensors[name + SCALE] = Stored(shape[:1], "float32")
+                tensors.update({name + suffix: Stored(shape[:1], "float32") for suffix in (SCALE, OFFSET)})
     return tensors
 
 

@@ -10,8 +10,8 @@ from tests.checkpoints import random_state
 from tests.tf_model.test_beam import assign
 from tf_model.config import GPT2Config
 from tf_model.gpt2 import GPT2
-from tf_model.quantization import product, quantize
-from tf_model.storage import SCALE, stored_bytes, stored_tensors
+from tf_model.quantization import offset, product, quantize
+from tf_model.storage import OFFSET, SCALE, stored_bytes, stored_tensors
 
 CONFIG = GPT2Config(vocab_size=96, n_positions=40, n_embd=48, n_layer=3, n_head=12)
 
@@ -42,11 +42,11 @@ def test_the_product_is_that_of_integers(rows: int, width: int, outputs: int) ->
     quantized, scale = quantize(rng.normal(size=(outputs, width)).astype(np.float32))
     bias = rng.normal(size=outputs).astype(np.float32)
     largest = np.abs(x).max(axis=1, keepdims=True)
-    levels = np.rint(x * np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0))
+    levels = np.floor(x * np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0) + 0.5)
     sums = levels.astype(np.int64) @ quantized.T.astype(np.int64)
     expected = sums * (largest.astype(np.float64) / 127) * scale + bias
-    graph = tf.function(lambda x: product(x, tf.constant(quantized), tf.constant(scale), tf.constant(bias)))
-    for found in (graph(tf.constant(x)), product(tf.constant(x), *map(tf.constant, (quantized, scale, bias)))):
+    weight = [tf.constant(part) for part in (quantized, scale, offset(quantized), bias)]
+    for found in (tf.function(lambda x: product(x, *weight))(tf.constant(x)), product(tf.constant(x), *weight)):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
@@ -54,7 +54,8 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     rng = np.random.default_rng(1)
     x = (rng.normal(size=(9, 256)) * 10.0 ** rng.integers(-3, 3, (9, 1))).astype(np.float32)
     kernel, scale = map(tf.constant, quantize(rng.normal(size=(300, 256)).astype(np.float32)))
-    graph = tf.function(lambda x: product(x, kernel, scale), input_signature=[tf.TensorSpec([None, 256])])
+    offsets = tf.constant(offset(kernel.numpy()))
+    graph = tf.function(lambda x: product(x, kernel, scale, offsets), input_signature=[tf.TensorSpec([None, 256])])
     together = graph(tf.constant(x)).numpy()
     for row, expected in zip(x, together, strict=True):
         np.testing.assert_array_equal(graph(tf.constant(row[np.newaxis])).numpy()[0], expected)
@@ -70,6 +71,7 @@ def test_the_model_is_that_of_its_weights() -> None:
             quantized, scale = quantize(variable.numpy())
             variables[name].assign(quantized)
             variables[name + SCALE].assign(scale)
+            variables[name + OFFSET].assign(offset(quantized))
             variable.assign(quantized * scale[:, np.newaxis])
         else:
             variables[name].assign(variable)
@@ -82,7 +84,7 @@ def test_the_model_is_that_of_its_weights() -> None:
 
 def test_what_is_stored() -> None:
     tensors = stored_tensors(CONFIG, "int8")
-    assert list(tensors)[:3] == ["wte.weight", "wte.weight_scale", "wpe.weight"]
+    assert list(tensors)[:4] == ["wte.weight", "wte.weight_scale", "wte.weight_offset", "wpe.weight"]
     assert tensors["h.0.attn.c_attn.weight"] == ((144, 48), "int8")
     assert tensors["h.0.attn.c_attn.weight_scale"] == ((144,), "float32")
     assert {name for name, tensor in tensors.items() if tensor.dtype == "int8"} == {
