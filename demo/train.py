@@ -28,6 +28,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from convert.formats.megatron import open_megatron, source_name
 from convert.formats.megatron_files import TRACKER
 from convert.sharding import split
+from demo.corpus import SEED
+from demo.corpus import split as split_corpus
 from tokenization.cpm import CPMTokenizer, segment
 
 # CPM's first ids: (piece, type, score); what follows is learned.
@@ -42,26 +44,11 @@ HEAD = [
     ("<mask>", Piece.CONTROL, 0.0),
     ("<eod>", Piece.NORMAL, 0.0),
 ]
-HELD_OUT, SEED = 0.02, 20201113
-COMMON = 40
-"""Poems that a tune must have in the corpus to be learned: the form of a rarer one would not be."""
 FORM_WEIGHT = 3.0
 """How much more than a character the tokens count in training that end a line or a phrase: they are the tune."""
 UNKNOWN = 0
 MINIMUM = 5
 """Occurrences below which a character is left out of the vocabulary, and its poems out of the training."""
-
-
-def documents(corpus: Path) -> list[str]:
-    """One text a poem, of the tunes that are common. A tune with two names (A・B) is listed under each in turn."""
-    poems = [json.loads(line) for line in corpus.read_text("utf-8").splitlines()]
-    count = Counter(poem["tune"] for poem in poems)
-    texts = []
-    for number, poem in enumerate(poems):
-        if count[poem["tune"]] >= COMMON:
-            names = poem["tune"].split("・")
-            texts.append("\n".join([names[number % len(names)], *poem["lines"], ""]))
-    return texts
 
 
 def make_vocabulary(texts: list[str], size: int, folder: Path) -> None:
@@ -166,15 +153,16 @@ def main() -> None:
 
     rng = random.Random(SEED)
     torch.manual_seed(SEED)
-    texts = documents(args.corpus)
-    rng.shuffle(texts)
-    cut = int(len(texts) * HELD_OUT)
+    held_out, texts = split_corpus(args.corpus, rng)
     if not (args.output / "tokenizer").exists():
-        make_vocabulary(texts[cut:], args.vocabulary_size, args.output / "tokenizer")
+        make_vocabulary(texts, args.vocabulary_size, args.output / "tokenizer")
     tokenizer = CPMTokenizer(args.output / "tokenizer")
-    samples = [tokenizer.encode(t, append_eod=True)[: args.positions + 1] for t in tqdm(texts, desc="encode")]
+    test, train = (
+        [tokenizer.encode(text, append_eod=True)[: args.positions + 1] for text in tqdm(part, desc="encode")]
+        for part in (held_out, texts)
+    )
     # A poem with an unknown character would teach the model to write unknown characters.
-    test, train = samples[:cut], [sample for sample in samples[cut:] if UNKNOWN not in sample]
+    train = [sample for sample in train if UNKNOWN not in sample]
 
     config = GPT2Config(
         vocab_size=tokenizer.vocab_size, n_positions=args.positions, n_embd=args.hidden, n_layer=args.layers,
@@ -217,7 +205,7 @@ def main() -> None:
         "training_tokens": sum(map(len, train)),
         "held_out_poems": len(test),
         "held_out_loss_nats_per_token": round(loss, 4),
-        "held_out_loss_nats_per_character": round(loss * sum(len(s) - 1 for s in test) / sum(map(len, texts[:cut])), 4),
+        "held_out_loss_nats_per_character": round(loss * sum(len(s) - 1 for s in test) / sum(map(len, held_out)), 4),
         "held_out_perplexity_per_token": round(math.exp(loss), 2),
     }
     (args.output / "training.json").write_text(json.dumps(figures, indent=2) + "\n")
