@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ from convert.errors import ConvertError
 
 _BLOCK = 1 << 18
 """Logits that are compared in one step: 2 MB as float64."""
+
+JUDGED = 1000
+"""Tokens of text from which on the perplexity decides. The losses of a token under the two models differ with a
+standard deviation of about sqrt(2 KL): with the KL of 0.001 that a half type may have, chance moves the mean over 1,000
+by 0.0014, over 100 it moves it by as much as the tolerance."""
 
 
 class VerificationError(ConvertError):
@@ -33,20 +39,51 @@ class Tolerance:
         kl: mean over a prompt's positions of KL(source || converted), in nats.
         top1: least share of all positions with the same best token. Where the source's logits of the two candidates
             are closer than the allowed difference, the position counts as one.
+        perplexity: the largest relative change of the perplexity of a text, in either direction.
     """
 
     absolute: float
     relative: float
     kl: float
     top1: float
+    perplexity: float
 
 
 TOLERANCES = {
-    "float32": Tolerance(absolute=1e-4, relative=1e-5, kl=1e-6, top1=1.0),
-    "float16": Tolerance(absolute=1e-4, relative=0.02, kl=0.001, top1=0.99),
-    "bfloat16": Tolerance(absolute=1e-4, relative=0.02, kl=0.02, top1=0.99),
-    "int8": Tolerance(absolute=1e-4, relative=0.05, kl=0.02, top1=0.95),
+    "float32": Tolerance(absolute=1e-4, relative=1e-5, kl=1e-6, top1=1.0, perplexity=1e-4),
+    "float16": Tolerance(absolute=1e-4, relative=0.02, kl=0.001, top1=0.99, perplexity=0.005),
+    "bfloat16": Tolerance(absolute=1e-4, relative=0.02, kl=0.02, top1=0.99, perplexity=0.005),
+    "int8": Tolerance(absolute=1e-4, relative=0.05, kl=0.02, top1=0.95, perplexity=0.005),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Perplexity:
+    """Of the two models on the same tokens: exp of the mean negative log-likelihood.
+
+    Attributes:
+        source, converted: per token; None when not finite, or too large for a number.
+        change: converted / source - 1; None likewise.
+        tokens: that were predicted: all but the first of each prompt.
+        allowed: what ``change`` may be; None where the tokens are too few to say (``JUDGED``).
+    """
+
+    source: float | None
+    converted: float | None
+    change: float | None
+    tokens: int
+    allowed: float | None
+
+    @property
+    def passed(self) -> bool:
+        return self.allowed is None or (self.change is not None and abs(self.change) <= self.allowed)
+
+    def __str__(self) -> str:
+        bound = f"too few to judge, {JUDGED} are needed" if self.allowed is None else f"{self.allowed:.2%} allowed"
+        return (
+            f"perplexity {_number(self.source, 5)}, converted {_number(self.converted, 5)} ({_percent(self.change)}; "
+            f"{self.tokens} tokens: {bound})"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +98,8 @@ class PromptParity:
         agreeing: positions, of S, with the same best token.
         low, high: the source's smallest and largest logit.
         passed: whether difference and KL are within the tolerance.
+        predicted: tokens whose losses are in the next two: S - 1 of a text, 0 of random tokens.
+        source_loss, converted_loss: the sum of their negative log-likelihoods, nats.
     """
 
     tokens: int
@@ -71,6 +110,14 @@ class PromptParity:
     low: float | None
     high: float | None
     passed: bool
+    predicted: int = 0
+    source_loss: float | None = 0.0
+    converted_loss: float | None = 0.0
+
+    @property
+    def perplexity(self) -> Perplexity | None:
+        """Of this prompt alone, never judged; None where nothing was predicted."""
+        return _perplexity([self], None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +151,18 @@ class ParityReport:
         return sum(prompt.agreeing for prompt in self.prompts) / sum(prompt.tokens for prompt in self.prompts)
 
     @property
-    def passed(self) -> bool:
+    def perplexity(self) -> Perplexity | None:
+        """Of all prompts together; None of random tokens, of which it would say nothing, and of single ones."""
+        return _perplexity(self.prompts, self.bounds.perplexity)
+
+    @property
+    def same_logits(self) -> bool:
+        """Whether difference, KL and best tokens are within the tolerance."""
         return all(prompt.passed for prompt in self.prompts) and self.top1 >= self.bounds.top1
+
+    @property
+    def passed(self) -> bool:
+        return self.same_logits and (self.perplexity is None or self.perplexity.passed)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: numbers, strings, booleans and None."""
@@ -118,6 +175,7 @@ class ParityReport:
             "max_abs_diff": self.max_abs_diff,
             "kl": self.kl,
             "top1": self.top1,
+            "perplexity": self.perplexity and dataclasses.asdict(self.perplexity),
             "prompts": prompts,
         }
 
@@ -130,22 +188,33 @@ class ParityReport:
 
     def __str__(self) -> str:
         """One line."""
-        count = len(self.prompts)
+        count, longest = len(self.prompts), max(prompt.tokens for prompt in self.prompts)
+        text = f"{self.perplexity}; " if self.perplexity else ""
+        found = "the same logits as" if self.passed else "OTHER LOGITS than"
+        if self.same_logits and not self.passed:
+            found = "ANOTHER PERPLEXITY than"
         return (
-            f"{self.dtype}: {'the same logits as' if self.passed else 'OTHER LOGITS than'} the checkpoint: largest "
+            f"{self.dtype}: {found} the checkpoint: largest "
             f"difference {_number(self.max_abs_diff)}, KL {_number(self.kl)} nats, top-1 agreement {self.top1:.2%}; "
-            f"{count} prompt{'s'[: count != 1]} of up to {max(prompt.tokens for prompt in self.prompts)} tokens"
+            f"{text}{count} prompt{'s'[: count != 1]} of up to {longest} tokens"
         )
 
     def table(self) -> str:
         """A line for each prompt, and ``str``."""
         titles = f"{'tokens':>7} {'max |diff|':>11} {'allowed':>9} {'KL (nats)':>11} {'top-1':>9}"
-        lines = [f"{titles} {'logits from':>12} {'to':>9}"]
+        text = f" {'perplexity':>11} {'converted':>11} {'change':>10}" if self.perplexity else ""
+        lines = [f"{titles} {'logits from':>12} {'to':>9}{text}"]
         for prompt in self.prompts:
+            found = prompt.perplexity
+            losses = (
+                f" {_number(found.source, 5):>11} {_number(found.converted, 5):>11} {_percent(found.change):>10}"
+                if found
+                else " " * len(text)
+            )
             lines.append(
                 f"{prompt.tokens:7} {_number(prompt.max_abs_diff):>11} {_number(prompt.tolerance):>9} "
                 f"{_number(prompt.kl):>11} {prompt.agreeing / prompt.tokens:9.2%} {_number(prompt.low):>12} "
-                f"{_number(prompt.high):>9}{'' if prompt.passed else '   too far'}"
+                f"{_number(prompt.high):>9}{losses}{'' if prompt.passed else '   too far'}".rstrip()
             )
         return "\n".join([*lines, str(self)])
 
@@ -160,6 +229,11 @@ class ParityReport:
         """
         if self.passed:
             return
+        if self.same_logits:
+            raise VerificationError(
+                f"{where}: predicts text otherwise than the checkpoint does: {self.perplexity}, though every logit is "
+                f"as near as {self.dtype} has to be: choose another --dtype, or it is wrongly converted"
+            )
 
         def badness(item: tuple[int, PromptParity]) -> tuple[bool, float]:
             prompt = item[1]
@@ -182,15 +256,52 @@ def _largest(values: list[float | None]) -> float | None:
     return max(finite) if len(finite) == len(values) else None
 
 
-def _number(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.3g}"
+def _number(value: float | None, digits: int = 3) -> str:
+    return "not finite" if value is None else f"{value:.{digits}g}"
+
+
+def _percent(change: float | None) -> str:
+    return "not finite" if change is None else f"{round(change, 6) + 0.0:+.4%}"  # no -0
+
+
+def _perplexity(prompts: Sequence[PromptParity], bound: float | None) -> Perplexity | None:
+    """Of several prompts together: a token counts as one, whatever the length of its prompt."""
+    if not (tokens := sum(prompt.predicted for prompt in prompts)):
+        return None
+
+    def mean(losses: Iterable[float | None]) -> float:
+        return math.fsum(math.nan if loss is None else loss for loss in losses) / tokens
+
+    source, converted = mean(p.source_loss for p in prompts), mean(p.converted_loss for p in prompts)
+    return Perplexity(
+        _finite(math.exp, source),
+        _finite(math.exp, converted),
+        _finite(math.expm1, converted - source),
+        tokens,
+        bound if tokens >= JUDGED else None,
+    )
+
+
+def _finite(function: Callable[[float], float], value: float) -> float | None:
+    with contextlib.suppress(OverflowError):
+        result = function(value)
+        return result if math.isfinite(result) else None
+    return None
 
 
 class Comparison:
-    """Takes the logits of one prompt block by block."""
+    """Takes the logits of one prompt block by block.
 
-    def __init__(self, bounds: Tolerance) -> None:
+    Args:
+        bounds: what its dtype may cost.
+        text: the prompt's token ids where they are a text; each but the first is predicted by the logits before it.
+    """
+
+    def __init__(self, bounds: Tolerance, text: Sequence[int] = ()) -> None:
         self.bounds = bounds
+        self.targets = np.asarray(text, np.int64)[1:]
+        self.seen = 0
+        self.losses = np.zeros(2)  # nats, of the source and the converted model
         self.difference = self.kl = 0.0
         self.low, self.high = math.inf, -math.inf
         self.gaps: list[Array] = []
@@ -208,6 +319,9 @@ class Comparison:
             self.difference = float(np.maximum(self.difference, np.abs(source - converted).max()))
             log_p, log_q = _log_softmax(source), _log_softmax(converted)
             self.kl += float((np.exp(log_p) * (log_p - log_q)).sum())
+        targets = self.targets[self.seen : (seen := self.seen + len(source))]
+        self.seen = seen
+        self.losses -= [log[np.arange(len(targets)), targets].sum() for log in (log_p, log_q)]
         rows = np.arange(len(source))
         self.gaps.append(source.max(axis=-1) - source[rows, converted.argmax(axis=-1)])
 
@@ -216,13 +330,15 @@ class Comparison:
         tokens, values = len(gaps), [self.difference, self.kl, self.low, self.high]
         if not all(map(math.isfinite, values)):
             difference, _, low, high = (value if math.isfinite(value) else None for value in values)
-            return PromptParity(tokens, difference, None, None, 0, low, high, passed=False)
+            lost = len(self.targets), None, None
+            return PromptParity(tokens, difference, None, None, 0, low, high, False, *lost)
         kl = max(0.0, self.kl / tokens)  # equal logits may give -1e-17
         extent = max(self.high, 0.0) - min(self.low, 0.0)
         tolerance = max(self.bounds.absolute, self.bounds.relative * extent)
         agreeing = int((gaps < tolerance).sum())
         passed = self.difference <= tolerance and kl <= self.bounds.kl
-        return PromptParity(tokens, self.difference, tolerance, kl, agreeing, self.low, self.high, passed)
+        losses = len(self.targets), float(self.losses[0]), float(self.losses[1])
+        return PromptParity(tokens, self.difference, tolerance, kl, agreeing, self.low, self.high, passed, *losses)
 
 
 def _log_softmax(logits: Array) -> Array:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import functools
 import json
 import os
 import signal
@@ -28,25 +27,24 @@ from convert.errors import ConvertError
 from convert.formats.megatron import open_megatron
 from convert.parity import TOLERANCES, Comparison, ParityReport, PromptParity, VerificationError
 from convert.progress import progress
+from convert.texts import MAX_TOKENS, read_prompts, read_text
 from exports.assets import CONFIG
 from exports.pruning import prune
 from exports.quiet import quiet_stderr
 from tf_model.config import GPT2Config
 from tf_model.storage import DTYPES
-from tokenization import Tokenizer, TokenizerError, load_tokenizer
 
 HELP = "compare the logits of a SavedModel with those of the checkpoint it was made from"
 DESCRIPTION = """\
 Runs the checkpoint as Megatron would, every shard on its own, in float32, and the SavedModel in TensorFlow, on the
-same prompts, and compares the logits. Fails where they differ by more than the SavedModel's dtype explains.
+same prompts, and compares the logits. Fails where they differ by more than the SavedModel's dtype explains. With a
+text (--text, --prompts) the perplexity of both models on it is told, and has to be the same within 0.5 % (float32:
+0.01 %) where 1,000 tokens or more were predicted.
 """
 EXAMPLE = "python -m convert verify CPM-Generate cpm-savedmodel"
 
 SEED = 20201115
 """Of the random prompts."""
-
-MAX_TOKENS = 8192
-"""Of a file of prompts, all together (or one of the model's full length): more take hours and tell no more."""
 
 _ROWS = 32
 """Positions whose logits are compared in one step."""
@@ -66,12 +64,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("savedmodel", type=Path, metavar="SAVEDMODEL", help="the folder that was made from it")
     add_source_options(parser)
-    parser.add_argument(
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument(
         "--prompts",
         type=Path,
         metavar="FILE",
         help="UTF-8 text, one prompt a line, for the SavedModel's own tokenizer (default: random token ids, the same "
         "in every run, from 1 token to as many as the model takes)",
+    )
+    given.add_argument(
+        "--text",
+        type=Path,
+        metavar="FILE",
+        help="UTF-8 text as one document, cut into windows of as many tokens as the model takes; or .jsonl, a document "
+        'a line: a string, or an object with "text", which ends with the end of text that the model was trained with',
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=_positive,
+        metavar="N",
+        help=f"how many tokens of FILE at most (default: {MAX_TOKENS}); of a longer --text its beginning is taken. "
+        "Each takes 4 bytes times the vocabulary in TMPDIR, and more time than a generated one",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -80,10 +93,22 @@ def run(args: argparse.Namespace) -> None:
     _spare_memory()
     checkpoint = open_megatron(args.checkpoint, n_head=args.heads, iteration=args.iteration)
     _dtype_of(args.savedmodel, checkpoint.config)
-    prompts = None if args.prompts is None else _read_prompts(args.prompts, args.savedmodel, checkpoint.config)
+    file = args.prompts or args.text
+    if file is None and args.max_tokens is not None:
+        raise ConvertError("--max-tokens: expected --text or --prompts beside it, the file that it is about")
+    prompts = None
+    if file is not None:
+        read = read_prompts if args.prompts else read_text
+        prompts = read(file, args.savedmodel / "assets", checkpoint.config.n_positions, args.max_tokens or MAX_TOKENS)
     report = verify(checkpoint, args.savedmodel, prompts)
     print(json.dumps(report.to_dict(), allow_nan=False) if args.json else report.table())
     report.check(args.savedmodel)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not (number := int(text)):
+        raise argparse.ArgumentTypeError(f"{text[:20]!r}: expected a number of tokens, 1 or more")
+    return number
 
 
 def _end_with_parent() -> None:
@@ -119,7 +144,7 @@ def verify(
     Args:
         checkpoint: Megatron's; of it only the files, their order, the sizes and the number of heads are used.
         folder: with ``saved_model.pb`` in it; under whatever name.
-        prompts: token ids; ``random_prompts`` when None.
+        prompts: token ids of texts, whose perplexity is told; ``random_prompts`` when None.
         quiet: no progress on stderr.
 
     Returns:
@@ -153,7 +178,7 @@ def verify(
             logits = _signature(tf, folder, temporary)
             for number in order:
                 converted = logits(prompts[number])
-                comparison = Comparison(bounds)
+                comparison = Comparison(bounds, prompts[number] if seed is None else ())
                 for at in range(0, len(prompts[number]), _ROWS):
                     block = converted(at, at + _ROWS)
                     source = np.fromfile(file, np.float32, block.size).reshape(block.shape)
@@ -346,39 +371,3 @@ def _signature(tf: Any, folder: Path, temporary: Path) -> Callable[[list[int]], 
         return block
 
     return logits
-
-
-def _read_prompts(path: Path, folder: Path, config: GPT2Config) -> list[list[int]]:
-    """The token ids of each line that has any, cut to what the model takes."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise ConvertError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConvertError(f"{path}: expected UTF-8 text, found another encoding at byte {error.start}") from error
-    lines = [line.removesuffix("\r") for line in text.split("\n")]
-    if not any(line.strip() for line in lines):
-        raise ConvertError(f"{path}: expected one prompt a line, found none")
-    tokenizer = _tokenizer(folder)
-    prompts = []
-    for number, line in enumerate(lines, 1):
-        note = functools.partial(print, f"note: {path}: line {number}:", file=sys.stderr)
-        ids = tokenizer.encode(line) if line.strip() else []
-        if line.strip() and not ids:
-            note("the tokenizer makes nothing of it, left out")
-        if len(ids) > config.n_positions:
-            note(f"{len(ids)} tokens, cut to the {config.n_positions} that the model takes")
-        if ids:
-            prompts.append(ids[: config.n_positions])
-    if not prompts:
-        raise ConvertError(f"{path}: expected one prompt a line, found none that the tokenizer knows")
-    if (tokens := sum(map(len, prompts))) > (limit := max(MAX_TOKENS, config.n_positions)):
-        raise ConvertError(f"{path}: {tokens} tokens in {len(prompts)} prompts: expected {limit} at most")
-    return prompts
-
-
-def _tokenizer(folder: Path) -> Tokenizer:
-    try:
-        return load_tokenizer(folder / "assets")
-    except TokenizerError as error:
-        raise ConvertError(f"{error}: convert with --tokenizer, or verify without --prompts") from error

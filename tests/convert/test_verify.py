@@ -4,69 +4,28 @@ from __future__ import annotations
 
 import ast
 import json
-import os
-import shutil
-import subprocess
-import sys
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import tensorflow as tf
 import torch
 
 from convert import parallel_reference
-from convert.__main__ import main
-from convert.checkpoint import Checkpoint
 from convert.errors import ConvertError
 from convert.formats import megatron
-from convert.formats.megatron import MegatronCheckpoint, open_megatron
+from convert.formats.megatron import MegatronCheckpoint
 from convert.parallel_reference import MegatronReference
-from convert.parity import TOLERANCES, Comparison, ParityReport, VerificationError
+from convert.parity import TOLERANCES, Comparison, ParityReport, PromptParity, VerificationError
 from convert.sharding import COLUMN, QKV, Split, merge
 from convert.verify import random_prompts, verify
-from exports.assets import CPM_TOKENS, write_assets
-from exports.saved_model import write_saved_model
-from tests.checkpoints import fill_transformers, random_state, write_megatron
+from tests.checkpoints import fill_transformers, write_megatron
 from tests.conftest import ROOT
+from tests.convert.verified import CONFIG, STATE, convert, open_checkpoint
 from tf_model import layers
-from tf_model.config import GPT2Config
 from tf_model.storage import DTYPES
-from tokenization import CPMTokenizer
-
-CONFIG = GPT2Config(vocab_size=96, n_positions=40, n_embd=48, n_layer=3, n_head=12)
-STATE = random_state(CONFIG, np.random.default_rng(0))
-
-
-def open_checkpoint(root: Path) -> Checkpoint:
-    return open_megatron(root, n_head=CONFIG.n_head)
-
-
-def convert(root: Path, folder: Path, dtype: str = "float32") -> Path:
-    """The SavedModel of the checkpoint in ``root``, written as ``pytorch-to-tf`` does."""
-    checkpoint = open_checkpoint(root)
-    folder.mkdir()
-    write_saved_model(folder, checkpoint.config, dtype, CPM_TOKENS, checkpoint.read)
-    write_assets(folder / "assets", checkpoint.config, dtype, CPM_TOKENS, None)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """The same model in p shards, by p."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-    for p in (1, 2, 3, 4):
-        write_megatron(folder / f"p{p}", STATE, p, legacy=p == 3, key="model" if p == 4 else "module", extras=False)
-    return {p: folder / f"p{p}" for p in (1, 2, 3, 4)}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory, roots: dict[int, Path]) -> dict[str, Path]:
-    """A right conversion of the two shards, by dtype."""
-    folder = tmp_path_factory.mktemp("models")
-    return {dtype: convert(roots[2], folder / dtype, dtype) for dtype in DTYPES}
 
 
 class TestReference:
@@ -278,6 +237,68 @@ class TestComparison:
         assert (found.low, found.high) == (source.min(), source.max())
         assert found.tolerance == pytest.approx(0.02 * (source.max() - source.min()))
         assert found.tokens == 50
+        assert (found.predicted, found.perplexity) == (0, None)
+
+    def test_the_perplexity_against_pytorch(self) -> None:
+        """The last logits predict nothing, the first token is not predicted; whatever the blocks."""
+        rng = np.random.default_rng(0)
+        source = rng.normal(size=(50, 20)).astype(np.float32) * 3
+        converted = source + rng.normal(size=source.shape).astype(np.float32) * 0.05
+        text = rng.integers(0, 20, 50)
+        comparison = Comparison(TOLERANCES["float16"], text.tolist())
+        for at in range(0, 50, 13):
+            comparison.add(source[at : at + 13], converted[at : at + 13])
+        found = comparison.result().perplexity
+        expected = [
+            float(
+                torch.nn.functional.cross_entropy(torch.from_numpy(x[:-1]).double(), torch.from_numpy(text[1:])).exp()
+            )
+            for x in (source, converted)
+        ]
+        assert found is not None
+        assert [found.source, found.converted] == pytest.approx(expected, rel=1e-12)
+        assert found.change == pytest.approx(expected[1] / expected[0] - 1, rel=1e-9)
+        assert found.tokens == 49
+
+    @pytest.mark.parametrize(
+        ("predicted", "change", "passed"),
+        [(1000, 0.0049, True), (1000, 0.0051, False), (1000, -0.0051, False), (999, 0.0051, True)],
+    )
+    def test_the_perplexity_decides(self, predicted: int, change: float, passed: bool) -> None:
+        """In both directions, and only where there are enough tokens; of several prompts each token counts as one."""
+        some = 100
+        prompts = (
+            PromptParity(some + 1, 0.1, 1.0, 1e-4, some + 1, -9.0, 9.0, True, some, 2.0 * some, 2.0 * some),
+            PromptParity(
+                predicted, 0.1, 1.0, 1e-4, predicted, -9.0, 9.0, True, predicted - some, 3.0 * (predicted - some),
+                3.0 * (predicted - some) + predicted * math.log1p(change),
+            ),
+        )  # fmt: skip
+        report = ParityReport("int8", TOLERANCES["int8"], None, prompts)
+        assert report.perplexity is not None
+        assert report.perplexity.source == pytest.approx(math.exp(2 * some / predicted + 3 - 3 * some / predicted))
+        assert report.perplexity.change == pytest.approx(change)
+        assert report.perplexity.allowed == (0.005 if predicted >= 1000 else None)
+        assert report.passed is passed
+        assert ParityReport.from_dict(json.loads(json.dumps(report.to_dict(), allow_nan=False))) == report
+        if passed:
+            report.check(Path("model"))
+            return
+        assert str(report).startswith("int8: ANOTHER PERPLEXITY than the checkpoint: ")
+        with pytest.raises(VerificationError, match=r"model: predicts text .* \(.0.5100%; 1000 tokens: 0.50% allowed"):
+            report.check(Path("model"))
+
+    def test_a_perplexity_too_large_for_a_number(self) -> None:
+        source, converted = np.zeros((2, 1100, 2), np.float32)
+        converted[:, 0] = 1e4
+        comparison = Comparison(TOLERANCES["float32"], [1] * 1100)
+        comparison.add(source, converted)
+        report = ParityReport("float32", TOLERANCES["float32"], None, (comparison.result(),))
+        assert report.perplexity is not None
+        assert (report.perplexity.converted, report.perplexity.change) == (None, None)
+        assert not report.perplexity.passed
+        assert "converted not finite" in report.table()
+        json.dumps(report.to_dict(), allow_nan=False)
 
     def test_the_range_includes_zero(self) -> None:
         """Logits around -100 have a float's errors of 100."""
@@ -299,192 +320,18 @@ class TestComparison:
     def test_what_is_not_finite_fails(self, bad: float, side: int) -> None:
         sides = [np.zeros((3, 4), np.float32), np.zeros((3, 4), np.float32)]
         sides[side][1, 2] = bad
-        comparison = Comparison(TOLERANCES["float32"])
+        comparison = Comparison(TOLERANCES["float32"], [1, 2, 3])
         comparison.add(*sides)
         report = ParityReport("float32", TOLERANCES["float32"], None, (comparison.result(),))
         assert not report.passed
         assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["prompts"][0]["max_abs_diff"] is None
+        assert report.to_dict()["perplexity"]["change"] is None
         assert "not finite" in report.table()
         with pytest.raises(VerificationError, match="not finite"):
             report.check(Path("model"))
 
 
-def run(root: Path, folder: Path, *options: str) -> int:
-    return main(["verify", str(root), str(folder), "--heads", "12", *options])
-
-
-def test_the_command(roots: dict[int, Path], models: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(roots[2], models["float32"]) == 0
-    out, err = capsys.readouterr()
-    assert err == ""
-    assert len(out.splitlines()) == 7
-    assert out.splitlines()[-1].startswith("float32: the same logits as the checkpoint: largest difference ")
-
-
-def test_json(roots: dict[int, Path], models: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(roots[1], models["bfloat16"], "--json") == 0
-    report = json.loads(capsys.readouterr().out)
-    assert (report["passed"], report["dtype"], report["seed"]) == (True, "bfloat16", 20201115)
-    assert report["bounds"] == {"absolute": 1e-4, "relative": 0.02, "kl": 0.02, "top1": 0.99}
-    assert [prompt["tokens"] for prompt in report["prompts"]] == [1, 2, 20, 33, 40]
-    assert report["max_abs_diff"] == max(prompt["max_abs_diff"] for prompt in report["prompts"])
-
-
-def test_exit_code_3(models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_megatron(tmp_path / "c", random_state(CONFIG, np.random.default_rng(1)), 2, extras=False)
-    assert run(tmp_path / "c", models["float32"], "--json") == 3
-    out, err = capsys.readouterr()
-    assert json.loads(out)["passed"] is False
-    assert err.startswith(f"error: {models['float32']}: does not compute what the checkpoint does: prompt ")
-    assert err.count("\n") == 1
-
-
-def test_in_a_process_of_its_own(roots: dict[int, Path], models: dict[str, Path], tmp_path: Path) -> None:
-    """As users run it: the reference is in another process. Here too the exit code and the one line."""
-
-    def command(root: Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "convert", "verify", root, models["float32"], "--heads", "12", "--json"],
-            cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-
-    result = command(roots[2])
-    assert (result.returncode, result.stderr) == (0, "")
-    assert json.loads(result.stdout)["passed"]
-
-    shutil.copytree(roots[2], tmp_path / "damaged")
-    shard = tmp_path / "damaged" / "80000" / "mp_rank_01_model_states.pt"
-    weights = STATE["transformer.layers.1.attention.dense.weight"][0, 24:].numpy().tobytes()
-    content = shard.read_bytes()
-    assert content.count(weights) == 1
-    shard.write_bytes(content.replace(weights, bytes(len(weights))))
-    result = command(tmp_path / "damaged")
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith(f"error: {shard}: storage ")
-    assert "is damaged" in result.stderr
-    assert result.stderr.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["damaged"]
-
-
-def cut(folder: Path, pattern: str) -> None:
-    """Cuts off the half of the largest file of that name."""
-    file = max(folder.glob(pattern), key=lambda file: file.stat().st_size)
-    os.truncate(file, file.stat().st_size // 2)
-
-
-def change_config(**values: Any) -> Callable[[Path], None]:
-    def apply(folder: Path) -> None:
-        path = folder / "assets" / "config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
-    return apply
-
-
-def another_graph(folder: Path) -> None:
-    module = tf.Module()
-    module.double = tf.function(lambda x: 2 * x, input_signature=[tf.TensorSpec([], tf.float32)])
-    tf.saved_model.save(module, str(folder.parent / "other"), signatures={"double": module.double})
-    shutil.copy(folder.parent / "other" / "saved_model.pb", folder)
-
-
-BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "absent": (shutil.rmtree, "no such folder"),
-    "no graph": (lambda folder: (folder / "saved_model.pb").unlink(), "it has no saved_model.pb"),
-    "graph damaged": (lambda folder: cut(folder, "saved_model.pb"), "convert again"),
-    "another graph": (another_graph, "no signature logits"),
-    "no weights": (lambda folder: (folder / "variables/variables.index").unlink(), "variables.index"),
-    "weights cut off": (lambda folder: cut(folder, "variables/variables.data-*"), "cannot load it"),
-    "no config": (lambda folder: (folder / "assets/config.json").unlink(), "it has no assets/config.json"),
-    "config damaged": (lambda folder: (folder / "assets/config.json").write_text("{"), "sizes"),
-    "config no object": (lambda folder: (folder / "assets/config.json").write_text("[]"), "sizes"),
-    "dtype unknown": (change_config(dtype="int3"), "int3"),
-    "layers": (change_config(n_layer=4), "n_layer is 4, the checkpoint's 3"),
-    "heads and positions": (change_config(n_head=6, n_positions=20), "n_positions is 20, the checkpoint's 40; n_head"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", BAD)
-def test_bad_saved_models(
-    kind: str, roots: dict[int, Path], models: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    spoil, words = BAD[kind]
-    folder = Path(shutil.copytree(models["float32"], tmp_path / "model"))
-    spoil(folder)
-    capfd.readouterr()
-    assert_refused(run(roots[2], folder), words, capfd)
-
-
-def assert_refused(code: int, words: str, capture: pytest.CaptureFixture[str]) -> None:
-    out, err = capture.readouterr()
-    assert (code, out) == (2, "")
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert words in err
-
-
-def test_a_bad_checkpoint(tmp_path: Path, models: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert_refused(run(tmp_path / "absent", models["float32"]), "no such file or folder", capsys)
-
-
-def test_no_room_for_temporary_files(roots: dict[int, Path]) -> None:
-    files = open_checkpoint(roots[2]).files
-    with pytest.raises(ConvertError, match=r"/dev/full: 0.00 GB cannot be written: No space left .* TMPDIR"):
-        parallel_reference.spool(files, CONFIG.n_head, [[1, 2]] * 20, Path("/dev/full"))
-
-
-@pytest.fixture(scope="module")
-def spoken(tmp_path_factory: pytest.TempPathFactory, demo: Path) -> tuple[Path, Path]:
-    """A checkpoint as large as the demo's vocabulary, and its SavedModel with the tokenizer."""
-    folder = tmp_path_factory.mktemp("spoken")
-    tokenizer = CPMTokenizer(demo / "tokenizer")
-    config = GPT2Config(vocab_size=tokenizer.vocab_size, n_positions=16, n_embd=48, n_layer=2, n_head=12)
-    write_megatron(folder / "c", random_state(config, np.random.default_rng(0)), 2, extras=False)
-    tokenizer.save(convert(folder / "c", folder / "m") / "assets")
-    return folder / "c", folder / "m"
-
-
-class TestPrompts:
-    def test_a_file(self, spoken: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        file = tmp_path / "prompts.txt"
-        file.write_bytes("\ufeff明月几时有\r\n\n \t\n\u3000\n春风\n".encode() + ("把酒问青天，" * 9).encode())
-        assert run(*spoken, "--prompts", str(file), "--json") == 0
-        out, err = capsys.readouterr()
-        report = json.loads(out)
-        assert report["seed"] is None
-        assert len(report["prompts"]) == 3
-        assert report["prompts"][2]["tokens"] == 16
-        assert err.count("\n") == 1
-        assert err.startswith(f"note: {file}: line 6: ")
-        assert err.endswith("tokens, cut to the 16 that the model takes\n")
-
-    @pytest.mark.parametrize(
-        ("content", "words"),
-        [
-            (None, "cannot be read"),
-            (b"", "found none"),
-            (b"\n \n\t\r\n", "found none"),
-            ("明月".encode("gb18030"), "expected UTF-8 text, found another encoding at byte 0"),
-            (("春风\n" * 8193).encode(), "8192 at most"),
-        ],
-        ids=["absent", "empty", "blank", "gb18030", "too many"],
-    )  # fmt: skip
-    def test_bad_files(
-        self, spoken: tuple[Path, Path], content: bytes | None, words: str, tmp_path: Path,
-        capsys: pytest.CaptureFixture[str],
-    ) -> None:  # fmt: skip
-        file = tmp_path / "prompts.txt"
-        if content is not None:
-            file.write_bytes(content)
-        assert_refused(run(*spoken, "--prompts", str(file)), words, capsys)
-
-    def test_no_tokenizer(
-        self, roots: dict[int, Path], models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        (tmp_path / "prompts.txt").write_text("春风")
-        code = run(roots[2], models["float32"], "--prompts", str(tmp_path / "prompts.txt"))
-        assert_refused(code, "assets: no tokenizer", capsys)
-
-    @pytest.mark.parametrize("prompts", [[], [[]], [[1] * 41], [[96]], [[-1]]])
-    def test_bad_ids(self, prompts: list[list[int]], roots: dict[int, Path], models: dict[str, Path]) -> None:
-        with pytest.raises(ConvertError, match="prompts: expected"):
-            verify(open_checkpoint(roots[2]), models["float32"], prompts)
+@pytest.mark.parametrize("prompts", [[], [[]], [[1] * 41], [[96]], [[-1]]])
+def test_bad_ids(prompts: list[list[int]], roots: dict[int, Path], models: dict[str, Path]) -> None:
+    with pytest.raises(ConvertError, match="prompts: expected"):
+        verify(open_checkpoint(roots[2]), models["float32"], prompts)
