@@ -15,6 +15,7 @@ import torch
 from convert import parity
 from convert.__main__ import main
 from convert.parity import TOLERANCES
+from convert.texts import _decoded
 from demo.corpus import write_held_out
 from tests.checkpoints import fill_transformers, random_state, write_megatron
 from tests.conftest import shared
@@ -229,3 +230,9 @@ def test_what_the_demo_loses(
         figures = json.loads((demo / "training.json").read_text())
         assert len(report["prompts"]) == figures["held_out_poems"] == 297
         assert found["source"] == pytest.approx(figures["held_out_perplexity_per_token"], rel=0.001)
+
+
+def test_line_ends_of_windows(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes("明月\r\n\r\n几时\r\n".encode())
+    assert _decoded(tmp_path / "text", None) == ("明月\n\n几时\n", False)
+    assert _decoded(tmp_path / "text", 4) == ("明月\n", True)
