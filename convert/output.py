@@ -36,7 +36,7 @@ def new_folder(destination: Path, *, force: bool, size: int, inputs: Sequence[Pa
         ConvertError: the destination exists, cannot be written, is being written by another run; too little space.
     """
     destination = Path(os.path.abspath(destination))
-    _check_destination(destination, force, inputs)
+    check_destination(destination, force, inputs)
     with _translated(destination), _made(destination.parent):
         partial = destination.with_name(f".{destination.name}.partial")
         with _locked(partial, destination):
@@ -47,13 +47,17 @@ def new_folder(destination: Path, *, force: bool, size: int, inputs: Sequence[Pa
                 )
             yield partial / _NEW
             _flush(partial / _NEW)
-            _check_destination(destination, force, inputs)  # again: it may have appeared in the meantime
+            check_destination(destination, force, inputs)  # again: it may have appeared in the meantime
             _move(partial, destination)
         _flush_entry(destination.parent)
 
 
-def _check_destination(destination: Path, force: bool, inputs: Sequence[Path]) -> None:
-    """Checks that ``destination`` may become the new folder without a loss of anything but an older result."""
+def check_destination(destination: Path, force: bool, inputs: Sequence[Path]) -> None:
+    """Checks that ``destination`` may become the new folder without a loss of anything but an older result.
+
+    Raises:
+        ConvertError: it may not.
+    """
     if set(str(destination)) & set("*?[]"):
         raise ConvertError(
             f"{destination}: TensorFlow loads nothing from a path with * ? [ or ]; choose another --output"

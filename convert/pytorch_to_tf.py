@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from convert.arguments import add_source_options
+from convert.auto_dtype import AUTO, OTHERWISE, choose_dtype, wanted
 from convert.checkpoint import Checkpoint
 from convert.errors import ConvertError
 from convert.formats.megatron import open_megatron
-from convert.output import new_folder
+from convert.output import check_destination, new_folder
 from convert.progress import progress
 from convert.provenance import describe
 from convert.releases import may_be_known
@@ -53,7 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "merges.txt), to be stored in the SavedModel; without, it knows token ids only",
     )
     parser.add_argument(
-        "--dtype", choices=DTYPES, default=DTYPES[0], help="type of the weights written (default: %(default)s)"
+        "--dtype",
+        choices=(*DTYPES, AUTO),
+        default=DTYPES[0],
+        help=f"type of the weights written (default: %(default)s); {AUTO} is the one that this machine's CPU is made "
+        f"for: {wanted()}, else {OTHERWISE}",
     )
     add_source_options(parser)
     parser.add_argument(
@@ -67,31 +72,43 @@ def run(args: argparse.Namespace) -> None:
     started = time.monotonic()
     checkpoint = open_megatron(args.checkpoint, n_head=args.heads, iteration=args.iteration)
     tokenizer = None if args.tokenizer is None else _load_tokenizer(args.tokenizer, checkpoint.config.vocab_size)
-    size = stored_bytes(checkpoint.config, args.dtype)
     for file in [] if args.quiet else checkpoint.without_checksums:
         print(f"note: {file}: has no checksums, so damage to its weights cannot be noticed", file=sys.stderr)
     inputs = [path for path in (args.checkpoint, args.tokenizer) if path is not None]
+    dtype = _dtype(args, inputs)
+    size = stored_bytes(checkpoint.config, dtype)
     with new_folder(args.output, force=args.force, size=size + _GRAPH_BYTES, inputs=inputs) as folder:
         with Hasher() as hasher:
             known = may_be_known(checkpoint.config, len(checkpoint.files))
             for file in checkpoint.files:
                 hasher.add(file, ("sha256", "sha1") if known else ("sha256",))
-            _write(folder, checkpoint, args.dtype, tokenizer, hasher, args.quiet)
+            _write(folder, checkpoint, dtype, tokenizer, hasher, args.quiet)
             parity = None
             if args.verify:
                 heads = checkpoint.config.n_head
                 parity = verify_apart(args.checkpoint, folder, heads, args.iteration, quiet=args.quiet)
                 parity.check(args.output)
-            describe(folder, checkpoint, args.dtype, tokenizer, hasher, parity)
+            describe(folder, checkpoint, dtype, tokenizer, hasher, parity)
         written = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     if not args.quiet:
         if parity:
             print(parity)
         print(
-            f"{checkpoint.config.parameter_count:,} parameters as {args.dtype}, {written / 1e6:,.1f} MB, "
+            f"{checkpoint.config.parameter_count:,} parameters as {dtype}, {written / 1e6:,.1f} MB, "
             f"{time.monotonic() - started:.1f} s; load it with: "
             f"import tensorflow_hub as hub; model = hub.load({str(args.output.resolve())!r})"
         )
+
+
+def _dtype(args: argparse.Namespace, inputs: list[Path]) -> str:
+    """What ``--dtype`` says or, for ``auto``, what this machine is made for, told on stderr."""
+    if args.dtype != AUTO:
+        return str(args.dtype)
+    check_destination(args.output, args.force, inputs)  # the choice may need TensorFlow, which takes seconds
+    choice = choose_dtype()
+    if not args.quiet:
+        print(f"note: {choice}", file=sys.stderr)
+    return choice.dtype
 
 
 def _load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
