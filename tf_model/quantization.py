@@ -104,5 +104,6 @@ def _product(
         output_quant_mode="SCALED",
         leakyrelu_alpha=0.0,
     )
-    result = tf.ensure_shape(summed, [None, kernel.shape[0]]) * scale * (largest / float(_LEVELS))
+    summed.set_shape([None, kernel.shape[0]])  # what the op's shape function does not tell
+    result = summed * scale * (largest * (1.0 / _LEVELS))
     return result if bias is None else result + bias
