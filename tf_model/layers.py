@@ -14,12 +14,10 @@ import keras
 import tensorflow as tf
 
 from tf_model import quantization
+from tf_model.attention import attend
 from tf_model.cache import LayerCache
 from tf_model.config import GPT2Config
 from tf_model.storage import OFFSET, PRECISIONS, SCALE
-
-MASKED = -1e30
-"""The score of a position that must not be seen: finite (0 * inf is NaN), and exp(MASKED - max) is exactly 0."""
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "gelu_new": lambda x: tf.nn.gelu(x, approximate=True),
@@ -177,9 +175,7 @@ class Attention(keras.layers.Layer):
             cache = cache.write(frame.slots, key, value)
             key, value = cache.read(frame.batch, heads)
         # The query is scaled, not the product: in float16 a product of large activations is infinite sooner.
-        scores = tf.cast(tf.matmul(query * width**-0.5, key, transpose_b=True), tf.float32)
-        weights = tf.nn.softmax(tf.where(frame.visible, scores, MASKED))
-        mixed = tf.matmul(tf.cast(weights, value.dtype), value)
+        mixed = attend(query * width**-0.5, key, value, frame.visible)
         merged = tf.reshape(tf.transpose(mixed, [0, 2, 1, 3]), [-1, self.config.n_embd])
         return self.c_proj(merged), cache
 

@@ -140,7 +140,7 @@ def test_half_types_stay_finite_with_large_weights(dtype: str) -> None:
 def test_a_fully_visible_row_is_as_without_a_mask() -> None:
     """The last token sees everything: its scores must pass the mask unchanged, bit for bit."""
     scores = tf.constant(np.random.default_rng(3).normal(size=(1, 1, 5)), tf.float32)
-    from tf_model.layers import MASKED
+    from tf_model.attention import MASKED
 
     visible = tf.constant([[[True] * 5]])
     np.testing.assert_array_equal(tf.nn.softmax(tf.where(visible, scores, MASKED)), tf.nn.softmax(scores))
