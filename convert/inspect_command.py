@@ -266,8 +266,10 @@ def _lines(report: Report) -> Iterable[str]:
     ]
     yield from _table([head, *rows])
     yield f"loaded: the variables and {_bytes(_TENSORFLOW_BYTES)} for TensorFlow and the graph"
+    if any(dtype.startswith("int8") for dtype in report["outputs"]):
+        yield "int8: needs TensorFlow for x86-64 and a processor with VNNI instructions"
     if "int8" in report["outputs"]:
-        yield "int8: needs TensorFlow for x86-64, which keeps a copy of the matrices per signature that is called"
+        yield "int8 keeps a copy of the matrices for each signature that is called; int8-low-memory keeps none"
     if signatures := report.get("signatures"):
         yield ""
         for name, signature in signatures.items():

@@ -53,7 +53,8 @@ TOLERANCES = {
     "float32": Tolerance(absolute=1e-4, relative=1e-5, kl=1e-6, top1=1.0, perplexity=1e-4),
     "float16": Tolerance(absolute=1e-4, relative=0.02, kl=0.001, top1=0.99, perplexity=0.005),
     "bfloat16": Tolerance(absolute=1e-4, relative=0.02, kl=0.02, top1=0.99, perplexity=0.005),
-    "int8": Tolerance(absolute=1e-4, relative=0.05, kl=0.02, top1=0.95, perplexity=0.005),
+    "int8": (_INT8 := Tolerance(absolute=1e-4, relative=0.05, kl=0.02, top1=0.95, perplexity=0.005)),
+    "int8-low-memory": _INT8,
 }
 
 

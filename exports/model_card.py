@@ -45,9 +45,14 @@ input and output file; `python -m convert check` compares them.
 {parity}
 """
 
+_INT8 = (
+    " int8 needs TensorFlow\nfor x86-64, whose other builds do not have the kernel and refuse to load it, and a "
+    "processor with VNNI\ninstructions (Intel since 2019, AMD since Zen 4): on others every call refuses to compute."
+)
 _NOTES = {
     "float16": " float16 is meant for\nGPUs: most CPUs compute it several times more slowly than float32.",
-    "int8": " int8 needs TensorFlow\nfor x86-64: other builds do not have the kernel and refuse to load it.",
+    "int8": _INT8 + " Each\nsignature that is called keeps a copy of the matrices in the kernel's own order.",
+    "int8-low-memory": _INT8,
 }
 
 

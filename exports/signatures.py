@@ -19,12 +19,14 @@ from exports import requests
 from exports.assets import SpecialTokens
 from exports.options import BEAMS, MAX_NEW_TOKENS, SAMPLING, SHARED, Option
 from exports.requests import IDS, ROW, check, check_ids, checked, checked_prompt, per_row
+from tf_model import quantization
 from tf_model.beam import beam_search
 from tf_model.cache import LayerCache
 from tf_model.generation import Context, Request, begin, random_seeds, resume
 from tf_model.gpt2 import GPT2, last_rows
 from tf_model.processors import Constraints
 from tf_model.sampling import Sampling
+from tf_model.storage import PRECISIONS
 from tf_model.window import Window
 
 Tensors = dict[str, tf.Tensor]
@@ -101,14 +103,40 @@ class Signatures:
         shared = {**SHARED, "eos_token_id": end}
         sampled = {**shared, **SAMPLING}
         self.functions: dict[str, Any] = {
-            "serving_default": _function(self._serving_default, "serving_default", {"inp": IDS}, _PORT),
-            "generate": _function(self._generate, "generate", prompt, sampled),
-            "beam_search": _function(self._beam_search, "beam_search", prompt, {**shared, **BEAMS}),
-            "score": _function(self._score, "score", prompt, {}),
-            "logits": _function(self._logits, "logits", {"input_ids": IDS}, {}),
-            "prefill": _function(self._prefill, "prefill", prompt, {"capacity": _CAPACITY, **_WINDOW}),
-            "decode": _function(self._decode, "decode", {**prompt, **self._state_specs()}, sampled),
+            "serving_default": self._function(self._serving_default, "serving_default", {"inp": IDS}, _PORT),
+            "generate": self._function(self._generate, "generate", prompt, sampled),
+            "beam_search": self._function(self._beam_search, "beam_search", prompt, {**shared, **BEAMS}),
+            "score": self._function(self._score, "score", prompt, {}),
+            "logits": self._function(self._logits, "logits", {"input_ids": IDS}, {}),
+            "prefill": self._function(self._prefill, "prefill", prompt, {"capacity": _CAPACITY, **_WINDOW}),
+            "decode": self._function(self._decode, "decode", {**prompt, **self._state_specs()}, sampled),
         }
+
+    def _function(
+        self,
+        body: Callable[[Tensors], Tensors],
+        name: str,
+        inputs: Mapping[str, tf.TensorSpec],
+        options: Mapping[str, Option],
+    ) -> Any:
+        """A ``tf.function`` whose parameters are ``inputs`` and ``options``, those with their defaults."""
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        parameters = [inspect.Parameter(key, kind) for key in inputs]
+        parameters += [inspect.Parameter(key, kind, default=requests.default(o)) for key, o in options.items()]
+        names = [parameter.name for parameter in parameters]
+
+        def call(*args: tf.Tensor, **more: tf.Tensor) -> Tensors:
+            given = {**dict(zip(names, args, strict=False)), **more}
+            if PRECISIONS[self._model.weight_dtype].matrices == "int8":
+                ids = names[0]
+                given[ids] = checked(given[ids], check(quantization.is_exact(), _NO_VNNI))
+            return body(given)
+
+        call.__name__ = name
+        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        specs = {**inputs, **{key: requests.spec(option) for key, option in options.items()}}
+        named = [tf.TensorSpec(spec.shape, spec.dtype, name=key) for key, spec in specs.items()]
+        return tf.function(call, input_signature=named, autograph=False)
 
     def _step(
         self, tokens: tf.Tensor, start: tf.Tensor, count: tf.Tensor, cache: list[LayerCache], capacity: tf.Tensor
@@ -297,6 +325,10 @@ class Signatures:
         return checked(capacity, *checks), Context(cache, start, fed)
 
 
+_NO_VNNI = (
+    "this processor has no VNNI instructions, without which TensorFlow's int8 products are wrong: convert the "
+    "checkpoint with --dtype float32 or bfloat16"
+)
 _CAPACITY = Option(0, 0, 2**31 - 1, "")
 
 
@@ -307,22 +339,3 @@ def _cache_names(layer: int) -> tuple[str, str]:
 def _outputs(values: Mapping[str, tf.Tensor]) -> Tensors:
     """int32 is the model's own; what goes out is int64."""
     return {name: tf.cast(x, tf.int64) if x.dtype == tf.int32 else x for name, x in values.items()}
-
-
-def _function(
-    body: Callable[[Tensors], Tensors], name: str, inputs: Mapping[str, tf.TensorSpec], options: Mapping[str, Option]
-) -> Any:
-    """A ``tf.function`` whose parameters are ``inputs`` and ``options``, those with their defaults."""
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [inspect.Parameter(key, kind) for key in inputs]
-    parameters += [inspect.Parameter(key, kind, default=requests.default(o)) for key, o in options.items()]
-    names = [parameter.name for parameter in parameters]
-
-    def call(*args: tf.Tensor, **more: tf.Tensor) -> Tensors:
-        return body({**dict(zip(names, args, strict=False)), **more})
-
-    call.__name__ = name
-    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    specs = {**inputs, **{key: requests.spec(option) for key, option in options.items()}}
-    named = [tf.TensorSpec(spec.shape, spec.dtype, name=key) for key, spec in specs.items()]
-    return tf.function(call, input_signature=named, autograph=False)

@@ -45,11 +45,18 @@ def quantize(matrix: Array) -> tuple[Array, Array]:
 
 def offset(quantized: Array) -> Array:
     """-128 times the sum of each row of int8 ``[out, in]``: float32 ``[out]``, exact for up to 132,000 columns."""
-    return (-_ZERO * quantized.sum(axis=1, dtype=np.int64)).astype(np.float32)
+    sums: Array = quantized.sum(axis=1, dtype=np.int64)
+    return np.multiply(sums, -_ZERO, dtype=np.float32)
 
 
 def product(
-    x: tf.Tensor, kernel: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, bias: tf.Tensor | None = None
+    x: tf.Tensor,
+    kernel: tf.Tensor,
+    scale: tf.Tensor,
+    offset: tf.Tensor,
+    bias: tf.Tensor | None = None,
+    *,
+    packed: bool = True,
 ) -> tf.Tensor:
     """x W^T + b, float32 ``[N, out]``.
 
@@ -59,10 +66,20 @@ def product(
         scale: float32 ``[out]``.
         offset: float32 ``[out]``, ``offset(kernel)``.
         bias: float32 ``[out]``.
+        packed: whether a graph's kernel keeps a copy of the matrix, in its own order, after the first call.
     """
     if tf.executing_eagerly():  # the op can be made in a graph only
         return tf.function(_product, autograph=False)(x, kernel, scale, offset, bias, False)
-    return _product(x, kernel, scale, offset, bias, True)
+    return _product(x, kernel, scale, offset, bias, packed)
+
+
+def is_exact() -> tf.Tensor:
+    """bool scalar, false where the processor has no VNNI: oneDNN then adds pairs of products in 16 bits, too few."""
+    width, outputs = 64, 16
+    kernel = tf.fill([outputs, width], tf.constant(_LEVELS, tf.int8))
+    offsets = tf.fill([outputs], -float(_ZERO * _LEVELS * width))
+    found = product(tf.ones([1, width]), kernel, tf.ones([outputs]), offsets, packed=False)
+    return tf.reduce_all(tf.abs(found - float(_LEVELS * width)) < 1.0)
 
 
 def _product(
@@ -71,7 +88,7 @@ def _product(
     scale: tf.Tensor,
     offset: tf.Tensor,
     bias: tf.Tensor | None,
-    is_weight_const: bool,
+    packed: bool,
 ) -> tf.Tensor:
     largest = tf.reduce_max(tf.abs(x), axis=-1, keepdims=True)
     levels = x * tf.math.divide_no_nan(float(_LEVELS), largest)
@@ -97,7 +114,7 @@ def _product(
         Tout=tf.float32,
         transpose_a=False,
         transpose_b=True,
-        is_weight_const=is_weight_const,
+        is_weight_const=packed,
         is_bias_const=True,
         fused_ops=["BiasAdd", "Dequantize"],
         input_quant_mode="SCALED",

@@ -52,14 +52,15 @@ def test_a_checkpoint(p: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     files = write(tmp_path / "CPM", p)
     report = inspect(capsys, tmp_path / "CPM")
     tensors = {tensor["name"]: tensor for tensor in report.pop("tensors")}
-    rows = 48 + 2 * (72 + 24 + 40 + 24)  # of all matrices: each has a scale, and those of the layers a bias
+    rows = 48 + 2 * (72 + 24 + 40 + 24)  # of all matrices: each has scale and offset, and those of the layers a bias
     matrices = 48 * 24 + 2 * (72 * 24 + 24 * 24 + 40 * 24 + 24 * 40)
-    quantized = matrices + 4 * rows + 4 * (16 * 24 + rows - 48) + 4 * LAYER_NORMS
-    assert report["outputs"].pop("int8") == {
-        "bytes_on_disk": quantized,
-        "bytes_loaded": quantized + 700_000_000,
-        "cache_bytes_per_position": 2 * 2 * 24 * 4,
-    }
+    quantized = matrices + 8 * rows + 4 * (16 * 24 + rows - 48) + 4 * LAYER_NORMS
+    for dtype in ("int8", "int8-low-memory"):
+        assert report["outputs"].pop(dtype) == {
+            "bytes_on_disk": quantized,
+            "bytes_loaded": quantized + 700_000_000,
+            "cache_bytes_per_position": 2 * 2 * 24 * 4,
+        }
     assert report == {
         "path": str(tmp_path / "CPM"),
         "kind": "checkpoint",

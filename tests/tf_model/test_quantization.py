@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import subprocess
+import sys
+import textwrap
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -46,7 +52,9 @@ def test_the_product_is_that_of_integers(rows: int, width: int, outputs: int) ->
     sums = levels.astype(np.int64) @ quantized.T.astype(np.int64)
     expected = sums * (largest.astype(np.float64) / 127) * scale + bias
     weight = [tf.constant(part) for part in (quantized, scale, offset(quantized), bias)]
-    for found in (tf.function(lambda x: product(x, *weight))(tf.constant(x)), product(tf.constant(x), *weight)):
+    ways = [tf.function(functools.partial(product, packed=packed)) for packed in (True, False)]
+    for way in (product, *ways):
+        found = way(tf.constant(x), *weight)
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
@@ -80,6 +88,26 @@ def test_the_model_is_that_of_its_weights() -> None:
     span = expected.max() - expected.min()
     assert np.abs(found - expected).max() < 0.05 * span
     assert np.abs(found - expected).mean() < 0.005 * span
+
+
+def test_offsets_are_exact() -> None:
+    quantized = np.full((2, 60_000), 127, np.int8)
+    quantized[1, ::2] = -126
+    assert offset(quantized).astype(np.int64).tolist() == [-128 * 127 * 60_000, -128 * 30_000]
+
+
+def test_a_processor_that_cannot_is_found_out() -> None:
+    """oneDNN is told to do without VNNI; then its sums of pairs saturate, and a large product is wrong."""
+    program = """
+        import tensorflow as tf
+        from tf_model.quantization import is_exact
+        print(bool(tf.function(is_exact)()))
+    """
+    for isa, expected in ((None, "True"), ("AVX512_CORE", "False"), ("AVX2", "False")):
+        environment = {**os.environ, **({"ONEDNN_MAX_CPU_ISA": isa} if isa else {})}
+        command = [sys.executable, "-c", textwrap.dedent(program)]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert run.stdout.split() == [expected], isa
 
 
 def test_what_is_stored() -> None:
