@@ -122,10 +122,10 @@ def wanted(measure: Measure, contender: Contender, group: str, config: GPT2Confi
     ours = contender.engine == "ours"
     if measure.ragged and not ours:  # some have rows of one length only
         return False
+    if measure.busy and not (contender in (INT8, LLAMA, OPENVINO) and group in (ALL, "int8")):  # minutes, with some
+        return False
     if config.parameter_count <= LARGE:
         return True
-    if measure.busy:
-        return group in (ALL, "int8") and contender in (INT8, LLAMA)
     if measure.deep or measure.ragged:
         return group in (ALL, "int8") and contender in (INT8, LLAMA, OPENVINO)
     return True

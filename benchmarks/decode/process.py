@@ -51,6 +51,7 @@ class Process:
 
     Attributes:
         warm: what it was told to do before without being measured.
+        pid: the process.
     """
 
     def __init__(self, contender: Contender, pythons: Pythons, threads: int) -> None:
@@ -62,6 +63,10 @@ class Process:
             _command(contender, pythons), cwd=ROOT, env=environment,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
         )  # fmt: skip
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def call(self, do: str, **arguments: Any) -> dict[str, Any]:
         """Has a command done, and stops the process again.
@@ -96,7 +101,7 @@ class Process:
 
     def memory(self) -> tuple[int, int]:
         """Bytes that are resident now, and were at most."""
-        text = Path(f"/proc/{self._process.pid}/status").read_text()
+        text = Path(f"/proc/{self.pid}/status").read_text()
         now, most = (re.search(rf"{name}:\s+(\d+) kB", text) for name in ("VmRSS", "VmHWM"))
         return (1024 * int(now[1]), 1024 * int(most[1])) if now and most else (0, 0)
 
