@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,33 @@ class Process:
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
+
+
+class Standstills:
+    """Notices when nothing on this machine has run for seconds, as where a virtual machine is suspended.
+
+    The clocks go on meanwhile, so what was measured across a standstill says nothing.
+
+    Attributes:
+        count: how many there were.
+    """
+
+    def __init__(self, seconds: float = 2.0) -> None:
+        self.count = 0
+        self._most = seconds
+        self._before = time.perf_counter()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(0.1)
+            self.look()
+
+    def look(self) -> None:
+        """Compares the clock with what it was the last time."""
+        now = time.perf_counter()
+        self.count += now - self._before > self._most
+        self._before = now
 
 
 @contextlib.contextmanager

@@ -78,6 +78,8 @@ def engines(model: Model) -> str:
         most = len(model.tokens["ours/float32"])
         said = ", ".join(f"{name.split('/')[0]} {count}" for name, count in agreeing.items() if name != "ours/float32")
         notes.append(f"Of {most} greedy tokens in float32, as many are this project's until one is not: {said}.")
+    if model.standstills:
+        notes.append(f"Measured again, because the whole machine stood still meanwhile: {model.standstills}.")
     notes += [f"Left out: {name}: {reason}." for name, reason in model.left_out.items()]
     return "\n".join([*lines, *(f"\n{textwrap.fill(note, 120, break_on_hyphens=False)}" for note in notes)])
 

@@ -52,6 +52,7 @@ class Model:
         left_out: reasons.
         peaks_loaded, peaks: most resident memory after loading, after generating at batch 1.
         tokens: the first row's greedy tokens.
+        standstills: how often the machine stood still during a measurement, which was made again.
     """
 
     shape: str
@@ -63,6 +64,7 @@ class Model:
     peaks_loaded: dict[str, int] = dataclasses.field(default_factory=dict)
     peaks: dict[str, int] = dataclasses.field(default_factory=dict)
     tokens: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    standstills: int = 0
 
     def groups(self, contender: Contender, measure: str) -> list[str]:
         """The groups in which it was measured, in their order."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.convert import available_memory, files_in
 from benchmarks.decode import weights
 from benchmarks.decode.plan import LARGE, PROBE, Contender, Measure, groups, measures, wanted
-from benchmarks.decode.process import EngineError, Process, Pythons, busy_core, versions
+from benchmarks.decode.process import EngineError, Process, Pythons, Standstills, busy_core, versions
 from benchmarks.decode.results import Model, Sample
 from tf_model.config import GPT2Config
 
@@ -47,6 +47,7 @@ class Run:
         self._living: dict[Contender, Process] = {}
         self._known: dict[Contender, int] = {}
         self._budget = 0.0
+        self._standstills = Standstills()
         self.model = Model(shape, config)
 
     def run(self, chosen: Sequence[Contender]) -> Model:
@@ -162,7 +163,12 @@ class Run:
             self._close(next(reversed(self._living)))
         process = self._living[contender] = Process(contender, self._pythons, self._threads)
         folder = self._files(contender)
+        before = self._standstills.count
         answer = process.call("load", weights=str(self._folder), folder=str(folder), threads=self._threads)
+        if self._standstills.count > before:
+            self.model.standstills += 1
+            self._close(contender)
+            return self._start(contender, group)
         loaded = process.memory()[1]
         self.model.peaks_loaded[str(contender)] = max(loaded, self.model.peaks_loaded.get(str(contender), 0))
         if contender != PROBE:
@@ -194,8 +200,13 @@ class Run:
         if measure.name not in process.warm and not (measure.is_prefill and self._config.parameter_count > LARGE):
             process.warm.add(measure.name)
             process.call("decode", **options, steps=measure.steps)
-        with busy_core() if measure.busy else contextlib.nullcontext():
-            answer = process.call("decode", **options, steps=measure.steps)
+        while True:
+            before = self._standstills.count
+            with busy_core() if measure.busy else contextlib.nullcontext():
+                answer = process.call("decode", **options, steps=measure.steps)
+            if self._standstills.count == before:
+                break
+            self.model.standstills += 1
         if measure.name == "batch 1":
             self.model.tokens.setdefault(str(contender), answer["tokens"])
         if measure.name in ("batch 1", "busy"):  # other signatures and longer texts take more

@@ -17,7 +17,7 @@ from benchmarks.decode import __main__ as benchmark
 from benchmarks.decode import plan, ratios, report, weights
 from benchmarks.decode.engines import ENGINES
 from benchmarks.decode.plan import ALL, INT8, LLAMA, OPENVINO, PROBE, Contender
-from benchmarks.decode.process import EngineError, Process, versions
+from benchmarks.decode.process import EngineError, Process, Standstills, versions
 from benchmarks.decode.results import Model, Sample, Spread
 from benchmarks.decode.worker import prompts
 from benchmarks.random_checkpoint import SHAPES, parse_shape
@@ -202,3 +202,12 @@ def test_bad_shapes(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
             benchmark.main(["--shape", shape])
         assert said in capsys.readouterr().err
+
+
+def test_a_standstill_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Standstills(seconds=3600)
+    assert found.count == 0
+    later = time.perf_counter() + 5000
+    monkeypatch.setattr("benchmarks.decode.process.time.perf_counter", lambda: later)
+    found.look()
+    assert found.count == 1

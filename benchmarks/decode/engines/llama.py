@@ -36,6 +36,13 @@ def _name(name: str) -> str:
     return f"{_NAMES[stem]}.{end}"
 
 
+def _bfloat16(values: Array, kind: Any) -> Array:
+    """As ``gguf.quantize`` does, which takes minutes for 2.6 billion of them."""
+    bits = values.view(np.uint32)
+    bits += 0x7FFF + ((bits >> 16) & 1)
+    return (bits >> 16).astype(np.uint16)
+
+
 class Library(Base):
     def prepare(self, weights: Weights, folder: Path) -> None:
         import gguf
@@ -64,8 +71,9 @@ class Library(Base):
         writer.write_ti_data_to_file()
         for name, shape in config.tensor_shapes().items():
             value = weights.read(name)
+            quantize = _bfloat16 if kind(name, shape).name == "BF16" else gguf.quantize
             parts: list[Array] = [
-                gguf.quantize(value[at : at + _ROWS].astype(np.float32), kind(name, shape))
+                quantize(value[at : at + _ROWS].astype(np.float32), kind(name, shape))
                 for at in range(0, len(value), _ROWS)
             ]
             writer.write_tensor_data(np.concatenate(parts))
