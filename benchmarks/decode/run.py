@@ -20,6 +20,8 @@ from tf_model.config import GPT2Config
 _RESERVE = 1_500_000_000
 """Bytes of memory that are left to the rest of the machine."""
 _LOADS = 3
+_Place = tuple[Contender, bool]
+"""Whose process it is, and whether it is only for places far into a text."""
 
 
 class Run:
@@ -44,8 +46,8 @@ class Run:
         self._config, self._folder, self._pythons, self._threads = config, folder, pythons, threads
         self._repeat, self._keep = repeat, keep
         self._measures = [m for m in measures(config, steps) if not measured or m.name in measured]
-        self._living: dict[Contender, Process] = {}
-        self._known: dict[Contender, int] = {}
+        self._living: dict[_Place, Process] = {}
+        self._known: dict[_Place, int] = {}
         self._budget = 0.0
         self._standstills = Standstills()
         self.model = Model(shape, config)
@@ -67,8 +69,7 @@ class Run:
                 for member in set(members) - later:
                     self._remove(member)
         finally:
-            for contender in list(self._living):
-                self._close(contender)
+            self._close_all()
         return self.model
 
     def _say(self, text: str) -> None:
@@ -96,30 +97,27 @@ class Run:
     def _group(self, name: str, members: Sequence[Contender]) -> None:
         """Prepares all members, then measures them in turn."""
         prepared = [member for member in members if self._prepare(member)]
-        fits = sum(self._need(member) for member in prepared) < self._budget
+        fits = sum(self._need((member, False)) for member in prepared) < self._budget
         self._say(f"group {name}: {', '.join(map(str, prepared))}{'' if fits else '; not all fit into memory'}")
         if fits:
             loads = min(self._repeat, _LOADS)
             for member, i in itertools.product(prepared, range(loads)):
                 self._try(member, lambda: self._start(member, name))  # noqa: B023
                 if i < loads - 1:
-                    self._close(member)
+                    self._close((member, False))
         for number in range(self._repeat):
             turn = [*prepared[number % len(prepared) :], *prepared[: number % len(prepared)]]
             if fits:
                 cells = [(member, measure) for measure in self._measures for member in turn]
             else:
                 cells = [(member, measure) for member in turn for measure in self._measures]
-            probed: set[object] = set()
             for member, measure in cells:
-                if member == PROBE and (key := measure.name if fits else None) not in probed:
-                    probed.add(key)
+                if member == PROBE and measure is self._measures[0]:
                     self._try(member, lambda: self._probe(name, number))  # noqa: B023
                 elif member != PROBE and wanted(measure, member, name, self._config):
                     self._try(member, lambda: self._measure(member, measure, name, number))  # noqa: B023
             self._say(f"group {name}: round {number + 1} of {self._repeat}")
-        for member in list(self._living):
-            self._close(member)
+        self._close_all()
 
     def _try(self, contender: Contender, action: Callable[[], object]) -> None:
         """One engine's turn: where it fails it is left out, and the others go on."""
@@ -129,7 +127,8 @@ class Run:
             action()
         except EngineError as error:
             self._leave_out(contender, str(error))
-            self._close(contender)
+            for deep in (False, True):
+                self._close((contender, deep))
 
     def _prepare(self, contender: Contender) -> bool:
         folder = self._files(contender)
@@ -149,26 +148,30 @@ class Run:
         self.model.disk[str(contender)] = sum(file.stat().st_size for file in files_in(folder))
         return True
 
-    def _need(self, contender: Contender) -> float:
-        return self._known.get(contender, contender.memory(self._config))
+    def _need(self, place: _Place) -> float:
+        contender, deep = place
+        return self._known.get(
+            place, contender.memory(self._config) + deep * 1.5 * contender.weight_bytes(self._config)
+        )
 
-    def _start(self, contender: Contender, group: str) -> Process:
-        """Its worker, loaded and warm. Where there is no room, those used last go: the others' turn comes sooner."""
+    def _start(self, contender: Contender, group: str, deep: bool = False) -> Process:
+        """Its worker, loaded. Where there is no room, those used last go: the others' turn comes sooner."""
+        place = contender, deep
         if str(contender) in self.model.left_out:
             raise EngineError(self.model.left_out[str(contender)])
-        if contender in self._living:
-            self._living[contender] = self._living.pop(contender)
-            return self._living[contender]
-        while self._living and sum(map(self._need, self._living)) + self._need(contender) > self._budget:
+        if place in self._living:
+            self._living[place] = self._living.pop(place)
+            return self._living[place]
+        while self._living and sum(map(self._need, self._living)) + self._need(place) > self._budget:
             self._close(next(reversed(self._living)))
-        process = self._living[contender] = Process(contender, self._pythons, self._threads)
+        process = self._living[place] = Process(contender, self._pythons, self._threads)
         folder = self._files(contender)
         before = self._standstills.count
         answer = process.call("load", weights=str(self._folder), folder=str(folder), threads=self._threads)
         if self._standstills.count > before:
             self.model.standstills += 1
-            self._close(contender)
-            return self._start(contender, group)
+            self._close(place)
+            return self._start(contender, group, deep)
         loaded = process.memory()[1]
         self.model.peaks_loaded[str(contender)] = max(loaded, self.model.peaks_loaded.get(str(contender), 0))
         if contender != PROBE:
@@ -177,17 +180,21 @@ class Run:
             self.model.samples.append(sample)
         return process
 
-    def _close(self, contender: Contender) -> None:
-        process = self._living.pop(contender, None)
+    def _close(self, place: _Place) -> None:
+        process = self._living.pop(place, None)
         if process is not None:
             with contextlib.suppress(OSError):
-                self._peak(contender, process)
+                self._peak(place, process)
             process.close()
 
-    def _peak(self, contender: Contender, process: Process) -> int:
+    def _close_all(self) -> None:
+        for place in list(self._living):
+            self._close(place)
+
+    def _peak(self, place: _Place, process: Process) -> int:
         """Bytes that it has taken at most; how much room it needs follows from that."""
         most = process.memory()[1]
-        self._known[contender] = max(most, self._known.get(contender, 0))
+        self._known[place] = max(most, self._known.get(place, 0))
         return most
 
     def _probe(self, group: str, number: int) -> None:
@@ -195,7 +202,9 @@ class Run:
         self.model.samples.append(Sample(group, str(PROBE), "probe", number, rate, 0, 0, 0))
 
     def _measure(self, contender: Contender, measure: Measure, group: str, number: int) -> None:
-        process = self._start(contender, group)
+        # Our signatures may each keep a copy of the weights; those for this kind get a process of their own.
+        place = contender, measure.deep and contender.engine == "ours" and self._config.parameter_count > LARGE
+        process = self._start(contender, group, place[1])
         options = {"batch": measure.batch, "prompt": measure.prompt, "ragged": measure.ragged, "deep": measure.deep}
         if measure.name not in process.warm and not (measure.is_prefill and self._config.parameter_count > LARGE):
             process.warm.add(measure.name)
@@ -211,7 +220,7 @@ class Run:
             self.model.tokens.setdefault(str(contender), answer["tokens"])
         if measure.name in ("batch 1", "busy"):  # other signatures and longer texts take more
             peaks = self.model.peaks
-            peaks[str(contender)] = max(self._peak(contender, process), peaks.get(str(contender), 0))
+            peaks[str(contender)] = max(self._peak(place, process), peaks.get(str(contender), 0))
         sample = Sample(
             group, str(contender), measure.name, number, answer["rest"], answer["first"], measure.batch, measure.steps
         )

@@ -112,9 +112,10 @@ def test_groups() -> None:
     assert len(chosen) == sum(len(kind.dtypes) for name, kind in ENGINES.items() if name != "probe") - 1  # float16
     assert list(plan.groups(chosen, SHAPES["distill"], 20e9)) == [ALL]
     found = plan.groups(chosen, config, 20e9)
-    assert list(found) == ["int8", "bfloat16", "float32"]
+    assert list(found) == ["int8", "bfloat16", "float32", "int4"]
     assert all(members.count(INT8) == members.count(PROBE) == 1 for members in found.values())
     assert Contender("cpm-lm-tf2", "float32") in found["float32"]
+    assert sum(member.memory(config) for member in found["int8"]) < 20e9  # so that they take turns measure by measure
     assert INT8.weight_bytes(config) == pytest.approx(config.parameter_count, rel=0.01)
     assert plan.contenders(["ours"], ["int8", "float32"], ["int8"]) == [INT8]
     measures = {measure.name: measure for measure in plan.measures(config, 0)}

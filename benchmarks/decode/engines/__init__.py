@@ -65,7 +65,7 @@ class Kind:
     module: where its class ``Library`` is, within this package.
     packages: what it imports -> what that is called where packages come from.
     dtypes: the types of its weights, to bytes per weight in a matrix.
-    memory: bytes that a loaded model takes for one byte of weights, about; the coordinator measures it, too.
+    memory: bytes that a loaded model takes for one byte of weights, about; measured, too, once it is loaded.
     peer: it may live in the other Python.
     """
 
@@ -73,14 +73,14 @@ class Kind:
     module: str
     packages: Mapping[str, str]
     dtypes: Mapping[str, float]
-    memory: float = 1.1
+    memory: float = 1.05
     peer: bool = False
 
 
 _TENSORFLOW = {"tensorflow": "tensorflow"}
 ENGINES: Mapping[str, Kind] = {
     "ours": Kind(
-        "this project", "ours", _TENSORFLOW, {"int8": 1, "bfloat16": 2, "float32": 4, "float16": 2}, memory=2.2
+        "this project", "ours", _TENSORFLOW, {"int8": 1, "bfloat16": 2, "float32": 4, "float16": 2}, memory=1.15
     ),
     "cpm-lm-tf2": Kind("CPM-LM-TF2's design", "cpm_lm_tf2", _TENSORFLOW, {"float32": 4}),
     "transformers": Kind(
@@ -94,7 +94,7 @@ ENGINES: Mapping[str, Kind] = {
         "llama.cpp", "llama", {"llama_cpp": "llama-cpp-python", "gguf": "gguf"},
         {"Q8_0": 34 / 32, "Q4_0": 18 / 32, "BF16": 2, "F32": 4}, peer=True,
     ),
-    "openvino": Kind("OpenVINO", "open_vino", {"openvino": "openvino"}, {"int8": 1}, memory=2.2, peer=True),
+    "openvino": Kind("OpenVINO", "open_vino", {"openvino": "openvino"}, {"int8": 1}, memory=2.05, peer=True),
     "probe": Kind("reading memory", "probe", {"torch": "torch"}, {"float32": 4}, memory=0),
 }  # fmt: skip
 

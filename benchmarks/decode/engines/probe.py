@@ -25,8 +25,8 @@ class Library(Base):
     def load(self, folder: Path, config: GPT2Config) -> None:
         import torch
 
-        # Far more than any cache; 2 GB where the model is as large.
-        size = min(1 << 31, max(1 << 28, config.parameter_count))
+        # Far more than any cache holds.
+        size = min(1 << 30, max(1 << 28, config.parameter_count))
         self._values: Any = torch.ones(size // 4, dtype=torch.float32)
 
     def rate(self) -> float:
