@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format bench-convert clean
+.PHONY: help demo test test-slow lint format bench bench-convert clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,12 @@ lint: $(VENV)/ready ## ruff and mypy
 format: $(VENV)/ready ## let ruff mend what it can
 	@$(RUN) -m ruff check --fix .
 	@$(RUN) -m ruff format .
+
+# PEERS is a Python that has the engines of the extra `bench`; those that it does not have are left out.
+PEERS ?= $(RUN)
+bench: $(VENV)/ready ## time generation beside other engines (FULL=1: with 2.6 B parameters, too)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check matplotlib
+	@$(RUN) -m benchmarks.decode --shape distill $(if $(FULL),generate) --peers-python $(PEERS) --write docs/performance.md --plot docs/decode.png
 
 bench-convert: $(VENV)/ready ## time the conversion (FULL=1: with 2.6 B parameters, too)
 	@$(RUN) -m benchmarks.convert --shape distill $(if $(FULL),generate) --write docs/performance.md

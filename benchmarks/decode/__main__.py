@@ -1,0 +1,121 @@
+"""How fast texts are generated, beside other engines with the same weights.
+
+    python -m benchmarks.decode --shape distill --write docs/performance.md --plot docs/decode.png
+    python -m benchmarks.decode --shape distill generate --peers-python peers/bin/python --json decode.json
+    python -m benchmarks.decode --shape generate --only int8 --engines ours llama.cpp --repeat 2 --measure "batch 1"
+
+Each engine is a process of its own that is stopped while others are measured; in every round all of a group take turns.
+Where not all fit into memory, a group is those of one type of weights (and this project's int8, which all are compared
+with), and processes are started again in each round. An engine whose package is missing is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.convert import machine, write_between_markers
+from benchmarks.decode import plot, report
+from benchmarks.decode.engines import ENGINES
+from benchmarks.decode.plan import GROUPS, contenders, measures
+from benchmarks.decode.ratios import ratios
+from benchmarks.decode.results import Model
+from benchmarks.decode.run import Run
+from benchmarks.random_checkpoint import SHAPES, parse_shape
+
+_OURS = ("int8", "bfloat16", "float32")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.decode", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    engines = [name for name in ENGINES if name != "probe"]
+    known = [measure.name for measure in measures(SHAPES["distill"], 0)]
+    parser.add_argument("--shape", nargs="+", default=["distill"], metavar="distill|generate|LxHxN[xV[xS]]")
+    parser.add_argument(
+        "--engines", nargs="+", choices=engines, default=engines, metavar="NAME", help=", ".join(engines)
+    )
+    parser.add_argument("--dtype", nargs="+", choices=ENGINES["ours"].dtypes, default=_OURS, help="of this project")
+    parser.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS, help="weights of this type")
+    parser.add_argument("--measure", nargs="+", choices=known, default=[], help="only these (default: all)")
+    parser.add_argument("--repeat", type=int, default=5, metavar="N", help="rounds (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=0, metavar="N", help="tokens after the first (default: by size)")
+    parser.add_argument("--threads", type=int, default=2, metavar="N", help="of each engine (default: %(default)s)")
+    parser.add_argument("--peers-python", default=sys.executable, metavar="PATH", help="Python that has the peers")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="where files are made (default: a temporary folder)")
+    parser.add_argument("--keep", action="store_true", help="leave the files there, and use those that are there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="every single measurement")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put the tables into this document")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="a picture (PNG)")
+    return parser
+
+
+def _save(args: Any, models: Sequence[Model], command: str, load: float) -> None:
+    """What there is so far: a long run that is stopped is not lost."""
+    if args.json:
+        found = [
+            {"shape": r.shape, "what": r.rule.what, "against": r.other, "must": r.rule.must, "aim": r.rule.aim,
+             "more": r.rule.more, "measured": None if r.spread is None else r.spread.median, "reached": r.reached}
+            for r in ratios(models)
+        ]  # fmt: skip
+        result = {
+            "machine": machine(), "command": command, "threads": args.threads, "repeat": args.repeat, "load": load,
+            "models": [model.to_dict() for model in models], "ratios": found,
+        }  # fmt: skip
+        args.json.write_text(json.dumps(result, ensure_ascii=False, indent=1), "utf-8")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = _parser()
+    args: Any = parser.parse_args(argv)
+    shapes = {}
+    for shape in args.shape:
+        try:
+            shapes[shape] = parse_shape(shape)
+        except argparse.ArgumentTypeError as error:
+            parser.error(str(error))
+        if shapes[shape].n_positions < 1024:
+            parser.error(f"{shape}: 1,024 positions are needed")
+    chosen = contenders(args.engines, args.dtype, args.only)
+    # Paths of this machine are nobody else's business.
+    shown = [*(argv if argv is not None else sys.argv[1:])]
+    places = ("--peers-python", "--work", "--json", "--write", "--plot")
+    hidden = {i for i, word in enumerate(shown) if word in places} | {
+        i + 1 for i, word in enumerate(shown) if word in places
+    }
+    command = shlex.join(["python", "-m", "benchmarks.decode", *(w for i, w in enumerate(shown) if i not in hidden)])
+    work = args.work or Path(tempfile.mkdtemp(prefix="gpt2-savedmodel-decode-"))
+    load, models = os.getloadavg()[0], []
+    pythons = {False: sys.executable, True: args.peers_python}
+    try:
+        for shape, config in shapes.items():
+            folder = work / shape
+            one = Run(shape, config, folder, pythons, args.threads, args.repeat, args.steps, args.measure, args.keep)
+            models.append(one.model)
+            one.run(chosen)
+            _save(args, models, command, load)
+            if not args.keep:
+                shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        _save(args, models, command, load)
+        if not args.keep and args.work is None:
+            shutil.rmtree(work, ignore_errors=True)
+    text = report.text(models, command, args.threads, args.repeat, load)
+    print(text)
+    if args.write:
+        write_between_markers(args.write, text, report.MARKERS)
+    if args.plot:
+        plot.write(args.plot, models)
+
+
+if __name__ == "__main__":
+    main()
