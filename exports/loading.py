@@ -18,6 +18,7 @@ from exports.assets import CONFIG
 from exports.interruptible import interruptible
 from exports.options import BEAMS, SAMPLING, SHARED
 from exports.quiet import quiet_stderr
+from exports.threads import set_threads
 from tf_model.config import ConfigError, GPT2Config
 from tf_model.storage import KERNEL
 from tokenization import Tokenizer, load_tokenizer
@@ -171,6 +172,7 @@ def load(folder: Path) -> tuple[Loaded, Tokenizer]:
     with quiet_stderr(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tensorflow_hub 0.16.1 imports pkg_resources, which says that it is old
         import tensorflow_hub as hub
+    set_threads(folder)
     try:
         model = hub.load(str(folder))
     except Exception as error:  # TensorFlow raises whatever a broken file makes it stumble over

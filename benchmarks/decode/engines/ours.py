@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.decode.engines import Base, Rows, Timed
 from benchmarks.decode.weights import Weights
+from exports.threads import set_threads
 from tf_model.config import GPT2Config
 
 
@@ -36,8 +37,11 @@ class Library(Base):
 
     def start(self, threads: int) -> None:
         self._tf = start_tensorflow(threads)
+        if threads == os.cpu_count():  # else what was asked for holds, not what suits the model
+            self._tf.config.threading.set_intra_op_parallelism_threads(0)
 
     def load(self, folder: Path, config: GPT2Config) -> None:
+        set_threads(folder / "model")
         self._model = self._tf.saved_model.load(str(folder / "model"))
         self._states: dict[tuple[int, int], Any] = {}
 
