@@ -27,7 +27,7 @@ class LayerCache(NamedTuple):
     values: tf.Tensor
 
     def write(self, slots: tf.Tensor, key: tf.Tensor, value: tf.Tensor) -> LayerCache:
-        """Puts key and value ``[B, heads, s, head_dim]`` into the rows ``slots`` ``[B * heads * s]``, in place."""
+        """Puts key and value ``[B, s, heads, head_dim]`` into the rows ``slots`` ``[B * s * heads]``, in place."""
         width = self.keys.shape[-1]
         return LayerCache(
             tf.raw_ops.InplaceUpdate(x=self.keys, i=slots, v=tf.reshape(key, [-1, width])),
@@ -59,9 +59,9 @@ def slots(position: tf.Tensor, valid: tf.Tensor, heads: int, capacity: tf.Tensor
     Everything is int32.
 
     Returns:
-        ``[B * heads * s]``, in the order of a tensor ``[B, heads, s]``.
+        ``[B * s * heads]``, in the order of a tensor ``[B, s, heads]``: that in which a product gives them.
     """
     place = tf.where(valid & (position < capacity), position, capacity)
     head = tf.range(tf.shape(position)[0] * heads) * (capacity + 1)
-    rows = tf.reshape(head, [-1, heads, 1]) + place[:, tf.newaxis, :]
+    rows = tf.reshape(head, [-1, 1, heads]) + place[:, :, tf.newaxis]
     return tf.reshape(rows, [-1])

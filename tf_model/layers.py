@@ -54,7 +54,7 @@ class Frame(NamedTuple):
         batch: B, int32.
         size: s, the tokens fed per row, int32.
         visible: bool ``[B, 1, s, K]``: which of the K keys each token attends to.
-        slots: int32 ``[B * n_head * s]``, the cache rows that the new keys and values go to; None without a cache.
+        slots: int32 ``[B * s * n_head]``, the cache rows that the new keys and values go to; None without a cache.
     """
 
     batch: tf.Tensor
@@ -172,9 +172,12 @@ class Attention(keras.layers.Layer):
 
     def call(self, x: tf.Tensor, frame: Frame, cache: LayerCache | None) -> tuple[tf.Tensor, LayerCache | None]:
         heads, width = self.config.n_head, self.config.head_dim
-        qkv = tf.reshape(self.c_attn(x), [frame.batch, frame.size, 3, heads, width])
-        query, key, value = tf.unstack(tf.transpose(qkv, [2, 0, 3, 1, 4]))  # each [B, heads, s, head_dim]
-        if cache is not None:
+        shape = [frame.batch, frame.size, heads, width]
+        query, key, value = (tf.reshape(part, shape) for part in tf.split(self.c_attn(x), 3, axis=-1))
+        query = tf.transpose(query, [0, 2, 1, 3])
+        if cache is None:
+            key, value = (tf.transpose(part, [0, 2, 1, 3]) for part in (key, value))
+        else:
             cache = cache.write(frame.slots, key, value)
             key, value = cache.read(frame.batch, heads)
         # The query is scaled, not the product: in float16 a product of large activations is infinite sooner.

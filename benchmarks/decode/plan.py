@@ -114,10 +114,10 @@ def measures(config: GPT2Config, steps: int) -> list[Measure]:
         Measure("batch 1", 1, 32, steps),
         Measure("batch 8", 8, 32, steps),
         Measure("16 ragged", 16, 32, steps, ragged=True),
-        Measure("at 100", 1, 100 - half, steps, deep=True),
-        Measure("at 900", 1, 900 - half, steps, deep=True),
         Measure("prefill 512", 1, 512, 0),
         Measure("busy", 1, 32, max(1, steps // 4), busy=True),  # one that spins takes a second per token
+        Measure("at 100", 1, 100 - half, steps, deep=True),
+        Measure("at 900", 1, 900 - half, steps, deep=True),
     ]
 
 
