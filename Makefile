@@ -38,7 +38,7 @@ format: $(VENV)/ready ## let ruff mend what it can
 PEERS ?= $(RUN)
 bench: $(VENV)/ready ## time generation beside other engines (FULL=1: with 2.6 B parameters, too)
 	@$(RUN) -m pip install --quiet --disable-pip-version-check matplotlib
-	@$(RUN) -m benchmarks.decode --shape distill $(if $(FULL),generate) --peers-python $(PEERS) --write docs/performance.md --plot docs/decode.png
+	@$(RUN) -m benchmarks.decode --shape distill $(if $(FULL),generate) --peers-python $(PEERS) --write docs/performance.md --plot docs
 
 bench-convert: $(VENV)/ready ## time the conversion (FULL=1: with 2.6 B parameters, too)
 	@$(RUN) -m benchmarks.convert --shape distill $(if $(FULL),generate) --write docs/performance.md

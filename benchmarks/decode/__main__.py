@@ -1,6 +1,6 @@
 """How fast texts are generated, beside other engines with the same weights.
 
-    python -m benchmarks.decode --shape distill --write docs/performance.md --plot docs/decode.png
+    python -m benchmarks.decode --shape distill --write docs/performance.md --plot docs
     python -m benchmarks.decode --shape distill generate --peers-python peers/bin/python --json decode.json
     python -m benchmarks.decode --shape generate --only int8 --engines ours llama.cpp --repeat 2 --measure "batch 1"
 
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--keep", action="store_true", help="leave the files there, and use those that are there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every single measurement")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the tables into this document")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="a picture (PNG)")
+    parser.add_argument("--plot", type=Path, metavar="DIR", help="put a picture of each shape there: decode-SHAPE.png")
     return parser
 
 
@@ -103,18 +103,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             models.append(one.model)
             one.run(chosen)
             _save(args, models, command, load)
+            text = report.text(one.model, command, args.threads, args.repeat, load)
+            print(text, flush=True)
+            if args.write:
+                write_between_markers(args.write, text, report.markers(shape))
+            if args.plot:
+                plot.write(args.plot / f"decode-{shape}.png", one.model)
             if not args.keep:
                 shutil.rmtree(folder, ignore_errors=True)
     finally:
         _save(args, models, command, load)
         if not args.keep and args.work is None:
             shutil.rmtree(work, ignore_errors=True)
-    text = report.text(models, command, args.threads, args.repeat, load)
-    print(text)
-    if args.write:
-        write_between_markers(args.write, text, report.MARKERS)
-    if args.plot:
-        plot.write(args.plot, models)
 
 
 if __name__ == "__main__":

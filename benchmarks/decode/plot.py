@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.decode.plan import PROBE
@@ -12,7 +11,7 @@ from benchmarks.decode.results import Model
 _OURS, _OTHERS = "#c0392b", "#7f8c8d"
 
 
-def write(path: Path, models: Sequence[Model]) -> None:
+def write(path: Path, model: Model) -> None:
     """A row of bars for each engine and type of weights, fastest first; a small PNG.
 
     Raises:
@@ -23,21 +22,17 @@ def write(path: Path, models: Sequence[Model]) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    rows = []
-    for model in models:
-        found = [(c, model.values(c, "batch 1", lambda s: 1e3 * s.step)) for c in model.contenders() if c != PROBE]
-        rows.append(sorted((statistics.median(times), c.title) for c, times in found if times))
-    height = 0.6 + 0.22 * max(map(len, rows))
-    figure, axes = plt.subplots(1, len(models), figsize=(5 * len(models), height), squeeze=False)
-    for model, bars, axis in zip(models, rows, axes[0], strict=True):
-        times, names = [time for time, _ in bars], [name for _, name in bars]
-        colors = [_OURS if name.startswith("this project") else _OTHERS for name in names]
-        axis.bar_label(axis.barh(names, times, color=colors), fmt="%.1f", fontsize=7, padding=2)
-        axis.invert_yaxis()
-        axis.set_title(f"{model.shape}, {model.config.parameter_count / 1e6:,.0f} M: ms per token", fontsize=9)
-        axis.tick_params(labelsize=7)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.margins(x=0.12)
+    found = [(c, model.values(c, "batch 1", lambda s: 1e3 * s.step)) for c in model.contenders() if c != PROBE]
+    bars = sorted((statistics.median(times), c.title) for c, times in found if times)
+    times, names = [time for time, _ in bars], [name for _, name in bars]
+    colors = [_OURS if name.startswith("this project") else _OTHERS for name in names]
+    figure, axis = plt.subplots(figsize=(6, 0.6 + 0.22 * len(bars)))
+    axis.bar_label(axis.barh(names, times, color=colors), fmt="%.1f", fontsize=7, padding=2)
+    axis.invert_yaxis()
+    axis.set_title(f"{model.shape}, {model.config.parameter_count / 1e6:,.0f} M: ms per token", fontsize=9)
+    axis.tick_params(labelsize=7)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.margins(x=0.12)
     figure.tight_layout()
     figure.savefig(path, dpi=100)
     plt.close(figure)

@@ -11,7 +11,11 @@ from benchmarks.decode.plan import PROBE, Contender
 from benchmarks.decode.ratios import ratios
 from benchmarks.decode.results import Model, Sample, Spread, Value
 
-MARKERS = "<!-- decode:begin -->", "<!-- decode:end -->"
+
+def markers(shape: str) -> tuple[str, str]:
+    """Around the tables of one shape in a document."""
+    return f"<!-- decode {shape}:begin -->", f"<!-- decode {shape}:end -->"
+
 
 _HEAD = (
     "engine, weights", "ms per token", "weights read", "tokens/s, 8 rows", "tokens/s, 16 ragged rows", "ms at 100",
@@ -95,12 +99,12 @@ def wanted(models: Sequence[Model]) -> str:
     return "\n".join(_table(rows))
 
 
-def text(models: Sequence[Model], command: str, threads: int, repeat: int, load: float) -> str:
+def text(model: Model, command: str, threads: int, repeat: int, load: float) -> str:
     """Everything that goes between the markers."""
     names = {"tensorflow": "", "torch": ""}  # machine() has them
-    versions = {name: number for model in models for name, number in model.versions.items() if name not in names}
+    versions = {name: number for name, number in model.versions.items() if name not in names}
     said = "".join(f", {name} {number}" for name, number in versions.items())
-    steps = {s.steps for model in models for s in model.samples if s.measure == "batch 1"}
+    steps = {s.steps for s in model.samples if s.measure == "batch 1"}
     conditions = (
         f"{machine()}{said}; load average when it began: {load:.1f}. {threads} threads for each engine; medians (least "
         f"and most) of {repeat} rounds, in each of which all engines of a group take turns, each in a process of its "
@@ -112,4 +116,4 @@ def text(models: Sequence[Model], command: str, threads: int, repeat: int, load:
         f"peers are CTranslate2, llama.cpp (not with 4 bits), OpenVINO and transformers. `{command}`."
     )
     filled = textwrap.fill(conditions, 120, break_on_hyphens=False, break_long_words=False)
-    return "\n\n".join([*map(engines, models), wanted(models), filled])
+    return "\n\n".join([engines(model), wanted([model]), filled])

@@ -87,7 +87,7 @@ def test_tables() -> None:
     found = model()
     found.left_out[str(CTRANSLATE2)] = "ctranslate2 cannot be imported"
     found.disk[str(INT8)] = 2_620_000_000
-    text = report.text([found], "a command", 2, 2, 0.5)
+    text = report.text(found, "a command", 2, 2, 0.5)
     row = next(line for line in text.splitlines() if line.startswith("| this project int8"))
     cells = row.strip("| ").split(" | ")
     assert cells[1:4] == ["15.0 (10.0-20.0)", "195 (130-259) GB/s", "400 (267-533)"]
@@ -168,13 +168,14 @@ def _is_there(contender: Contender) -> bool:
 def test_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every measure with one type of weights; engines that are not there are named with a reason."""
     document, raw, work = tmp_path / "performance.md", tmp_path / "raw.json", tmp_path / "work"
-    document.write_text("# Performance\n\n<!-- decode:begin -->\nold\n<!-- decode:end -->\n\nafter\n")
+    begin, end = report.markers(TINY)
+    document.write_text(f"# Performance\n\n{begin}\nold\n{end}\n\nafter\n")
     arguments = ["--shape", TINY, "--only", "float32", "--dtype", "float32", "--repeat", "1", "--steps", "2"]
     outputs = ["--json", str(raw), "--write", str(document), "--work", str(work)]
     benchmark.main([*arguments, "--threads", "1", *outputs])
     out = capsys.readouterr().out
     assert document.read_text() == (
-        f"# Performance\n\n<!-- decode:begin -->\n{out.rstrip()}\n<!-- decode:end -->\n\nafter\n"
+        f"# Performance\n\n{begin}\n{out.rstrip()}\n{end}\n\nafter\n"
     )
     assert str(tmp_path) not in out
     assert not list(work.iterdir())
