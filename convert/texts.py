@@ -127,6 +127,10 @@ def _json_texts(path: Path) -> Iterator[tuple[str, str]]:
         yield f" line {number}:", text
 
 
+_MOST = 1 << 30
+"""Bytes of a text that are read at most, whatever is asked for."""
+
+
 def _decoded(path: Path, characters: int | None) -> tuple[str, bool]:
     """What a UTF-8 file begins with, and whether there is more.
 
@@ -136,9 +140,9 @@ def _decoded(path: Path, characters: int | None) -> tuple[str, bool]:
     Raises:
         ConvertError: it cannot be read, or is in another encoding.
     """
-    size = -1 if characters is None else 4 * characters
     try:
         with path.open("rb") as file:
+            size = -1 if characters is None else min(4 * characters, _MOST)
             content, more = file.read(size), characters is not None and bool(file.read(1))
     except OSError as error:
         raise ConvertError(f"{path}: cannot be read: {error.strerror}") from error

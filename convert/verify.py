@@ -30,7 +30,7 @@ from convert.progress import progress
 from convert.texts import MAX_TOKENS, read_prompts, read_text
 from exports.assets import CONFIG
 from exports.pruning import prune
-from exports.quiet import quiet_stderr
+from exports.quiet import quiet_stderr, tensorflow_says
 from tf_model.config import GPT2Config
 from tf_model.storage import DTYPES
 
@@ -348,21 +348,18 @@ def _signature(tf: Any, folder: Path, temporary: Path) -> Callable[[list[int]], 
     Gives a function from a prompt to its logits, of which blocks of positions can be had.
     """
 
-    def one_line(error: Exception) -> str:
-        return (str(getattr(error, "message", "") or error) or type(error).__name__).splitlines()[0][:300]
-
     try:
         (pruned := temporary / "model").mkdir()
         prune(folder, pruned, "logits")
         model = tf.saved_model.load(str(pruned))
     except Exception as error:  # besides tf.errors.OpError: what a damaged object graph leads to
-        raise ConvertError(f"{folder}: TensorFlow cannot load it: {one_line(error)}") from error
+        raise ConvertError(f"{folder}: TensorFlow cannot load it: {tensorflow_says(error)}") from error
 
     def logits(prompt: list[int]) -> Callable[[int, int], Array]:
         try:
             values = model.signatures["logits"](input_ids=tf.constant([prompt], tf.int64))["logits"]
         except tf.errors.OpError as error:
-            raise ConvertError(f"{folder}: fails on {len(prompt)} tokens: {one_line(error)}") from error
+            raise ConvertError(f"{folder}: fails on {len(prompt)} tokens: {tensorflow_says(error)}") from error
 
         def block(start: int, stop: int) -> Array:
             part: Array = values[0, start:stop].numpy()

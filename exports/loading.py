@@ -17,7 +17,7 @@ import numpy as np
 from exports.assets import CONFIG
 from exports.interruptible import interruptible
 from exports.options import BEAMS, SAMPLING, SHARED
-from exports.quiet import quiet_stderr
+from exports.quiet import quiet_stderr, tensorflow_says
 from exports.threads import set_threads
 from tf_model.config import ConfigError, GPT2Config
 from tf_model.storage import KERNEL
@@ -139,13 +139,7 @@ def _one_line() -> Iterator[None]:
     try:
         yield
     except tf.errors.OpError as error:
-        lines = [line.strip() for line in str(error.message).splitlines()]
-        told = next((line for line in lines if line and not line.startswith(_FRAMES)), type(error).__name__)
-        raise ModelError(f"the model cannot do that: {told[:300]}") from error
-
-
-_FRAMES = ("Graph execution error", "Detected at node", "<stack traces")
-"""How lines of TensorFlow's messages begin that say where and not what."""
+        raise ModelError(f"the model cannot do that: {tensorflow_says(error)}") from error
 
 
 def _tensor(name: str, value: Any) -> Any:

@@ -47,7 +47,7 @@ input and output file; `python -m convert check` compares them.
 
 _INT8 = (
     " int8 needs TensorFlow\nfor x86-64, whose other builds do not have the kernel and refuse to load it, and a "
-    "processor with VNNI\ninstructions (Intel since 2019, AMD since Zen 4): on others every call refuses to compute."
+    "processor with VNNI\ninstructions (Intel since Ice Lake, AMD since Zen 4): on others every call refuses."
 )
 _NOTES = {
     "float16": " float16 is meant for\nGPUs: most CPUs compute it several times more slowly than float32.",

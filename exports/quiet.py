@@ -37,3 +37,13 @@ def quiet_stderr() -> Iterator[None]:
         finally:
             os.dup2(terminal, 2)
             os.close(terminal)
+
+
+_FRAMES = ("Graph execution error", "Detected at node", "<stack traces")
+"""How lines of TensorFlow's messages begin that say where and not what."""
+
+
+def tensorflow_says(error: Exception) -> str:
+    """What an error is about, in one line."""
+    lines = [line.strip() for line in str(getattr(error, "message", "") or error).splitlines()]
+    return next((line for line in lines if line and not line.startswith(_FRAMES)), type(error).__name__)[:300]

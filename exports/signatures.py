@@ -326,7 +326,7 @@ class Signatures:
 
 
 _NO_VNNI = (
-    "this processor has no VNNI instructions, without which TensorFlow's int8 products are wrong: convert the "
+    "this processor has no VNNI instructions, without which the int8 products of TensorFlow are wrong: convert the "
     "checkpoint with --dtype float32 or bfloat16"
 )
 _CAPACITY = Option(0, 0, 2**31 - 1, "")

@@ -21,6 +21,10 @@ Step = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, list[LayerCache], tf.Tensor], 
 """``GPT2.step``, or a function that does the same: (tokens, start, count, cache, capacity) -> (logits, cache)."""
 
 
+_BLOCK = 64
+"""Positions that a cache is a multiple of, where the model has so many."""
+
+
 class Request(NamedTuple):
     """What is to be generated, for a batch of rows.
 
@@ -112,9 +116,14 @@ def generate(
 def begin(
     allocate: Callable[[tf.Tensor, tf.Tensor], list[LayerCache]], capacity: tf.Tensor | int, request: Request
 ) -> tuple[tf.Tensor, Context]:
-    """A context in which nothing has been read, for ``resume``, and its capacity: no more than the request needs."""
+    """A context in which nothing has been read, for ``resume``, and its capacity: little more than the request needs.
+
+    It is rounded up, so that attention over it, with the spare position, is in full blocks for short and long rows:
+    else a row's last bits would depend on how long the longest one of its batch is.
+    """
     batch, size = tf.unstack(tf.shape(request.input_ids))
-    enough = tf.minimum(size + tf.reduce_max(request.max_new_tokens), capacity)
+    needed = size + tf.reduce_max(request.max_new_tokens) + 1
+    enough = tf.minimum(-(-needed // _BLOCK) * _BLOCK - 1, capacity)
     zeros = tf.zeros([batch], tf.int32)
     return enough, Context(allocate(batch, enough), zeros, zeros)
 

@@ -79,7 +79,10 @@ class LayerNorm(keras.layers.Layer):
     def call(self, x: tf.Tensor) -> tf.Tensor:
         centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)
         variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
-        return centred * tf.math.rsqrt(variance + self.epsilon) * self.gamma.value + self.beta.value
+        # Of whole rows: of [N, 1] Eigen computes full vectors and the rest in two ways, and so a row's last bits would
+        # depend on how many there are, which the rounding of int8 activations makes large.
+        whole = tf.broadcast_to(variance + self.epsilon, tf.shape(x))
+        return centred * tf.math.rsqrt(whole) * self.gamma.value + self.beta.value
 
 
 class Matrix:

@@ -30,13 +30,17 @@ from benchmarks.decode.ratios import ratios
 from benchmarks.decode.results import Model
 from benchmarks.decode.run import Run
 from benchmarks.random_checkpoint import SHAPES, parse_shape
+from tf_model.config import ConfigError
 
 _OURS = ("int8", "bfloat16", "float32")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.decode", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.decode",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     engines = [name for name in ENGINES if name != "probe"]
     known = [measure.name for measure in measures(SHAPES["distill"], 0)]
@@ -81,13 +85,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     for shape in args.shape:
         try:
             shapes[shape] = parse_shape(shape)
-        except argparse.ArgumentTypeError as error:
-            parser.error(str(error))
+        except (argparse.ArgumentTypeError, ConfigError) as error:
+            parser.error(f"--shape {shape}: {error}")
         if shapes[shape].n_positions < 1024:
             parser.error(f"{shape}: 1,024 positions are needed")
+        if args.work and not args.keep and (args.work / shape).exists():
+            parser.error(f"{args.work / shape}: is there already, and would be removed: --keep uses what is in it")
     chosen = contenders(args.engines, args.dtype, args.only)
     # Paths of this machine are nobody else's business.
-    shown = [*(argv if argv is not None else sys.argv[1:])]
+    shown = [part for word in (sys.argv[1:] if argv is None else argv) for part in word.split("=", 1)]
     places = ("--peers-python", "--work", "--json", "--write", "--plot")
     hidden = {i for i, word in enumerate(shown) if word in places} | {
         i + 1 for i, word in enumerate(shown) if word in places

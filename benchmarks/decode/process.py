@@ -39,9 +39,11 @@ def versions(contender: Contender, pythons: Pythons) -> dict[str, str]:
     Raises:
         EngineError: one of them is not there.
     """
-    done = subprocess.run(
-        [*_command(contender, pythons), "--version"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    command = [*_command(contender, pythons), "--version"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise EngineError(f"its Python cannot be run: {error.strerror}") from error
     if done.returncode:
         raise EngineError((done.stderr.strip().splitlines() or ["no answer"])[-1])
     found: dict[str, str] = json.loads(done.stdout)

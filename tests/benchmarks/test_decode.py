@@ -174,9 +174,7 @@ def test_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     outputs = ["--json", str(raw), "--write", str(document), "--work", str(work)]
     benchmark.main([*arguments, "--threads", "1", *outputs])
     out = capsys.readouterr().out
-    assert document.read_text() == (
-        f"# Performance\n\n{begin}\n{out.rstrip()}\n{end}\n\nafter\n"
-    )
+    assert document.read_text() == (f"# Performance\n\n{begin}\n{out.rstrip()}\n{end}\n\nafter\n")
     assert str(tmp_path) not in out
     assert not list(work.iterdir())
     result = json.loads(raw.read_text())
