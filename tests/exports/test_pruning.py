@@ -28,7 +28,7 @@ def test_one_signature(name: str, loaded: Loaded, tmp_path: Path) -> None:
             .graph_def.library.function)
         for folder in (loaded.folder, tmp_path)
     )  # fmt: skip
-    assert after < before / 5
+    assert after < before / 3
     assert not hasattr(model, "generate")
 
 
