@@ -384,6 +384,11 @@ def test_nothing_but_an_older_copy_is_replaced(root: Path, tmp_path: Path, capsy
     assert reshard(copy, copy, 1, "--force") == 2
     assert "has " in capsys.readouterr().err
     assert content_of(tmp_path) == before
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / TRACKER).write_text("80000")
+    (tmp_path / "linked" / "80000").symlink_to(copy / "80000")
+    assert reshard(tmp_path / "linked", copy, 1, "--force") == 2
+    assert f"has {shard(copy, 0)} in it" in capsys.readouterr().err
     assert reshard(root, copy, 1, "--force") == 0
     assert_holds(copy, make_state("float16"), 1)
     for added in ("80500/mp_rank_00_model_states.pt", "notes.txt"):
