@@ -1,3 +1,3 @@
-"""Checkpoints in, SavedModels out: the formats and the command line."""
+"""Checkpoints in, SavedModels and checkpoints out: the formats and the command line."""
 
 __version__ = "0.1.0"

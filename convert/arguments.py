@@ -3,6 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+
+
+def add_checkpoint_option(parser: argparse.ArgumentParser) -> None:
+    """Where the source of a conversion is."""
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="folder with latest_checkpointed_iteration.txt, or one iteration's folder, or a single .pt file",
+    )
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""``check``: whether a SavedModel is still, byte for byte, what was written."""
+"""``check``: whether a SavedModel or a checkpoint is still, byte for byte, what was written."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from pathlib import Path
 from convert.errors import ConvertError
 from exports.manifest import ManifestError, differences
 
-HELP = "compare every file of a SavedModel with the SHA-256 in its manifest"
+HELP = "compare every file of a SavedModel or checkpoint of this program with the SHA-256 in its manifest"
 DESCRIPTION = """\
-Reads every file of a SavedModel that this program wrote and compares its SHA-256 with assets.extra/manifest.json:
-after a download, a copy, or years on a disk. Files that were added later are named and do no harm.
+Reads every file of what this program wrote and compares its SHA-256 with the manifest (assets.extra/manifest.json of
+a SavedModel, manifest.json of a checkpoint): after a download, a copy, or years on a disk. Files that were added later
+are named and do no harm.
 """
 EXAMPLE = "python -m convert check out/song-ci"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the SavedModel's folder")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the folder that this program wrote")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 

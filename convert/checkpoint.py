@@ -38,6 +38,7 @@ class Checkpoint(Protocol):
         files: the files that hold the weights.
         nbytes: bytes of weights in them, all shards together.
         without_checksums: those of the files in which a damaged weight cannot be noticed.
+        left_out: what else of use the files hold, by name: optimizer, random states. No reader gives it.
     """
 
     format: str
@@ -47,6 +48,7 @@ class Checkpoint(Protocol):
     files: list[Path]
     nbytes: int
     without_checksums: list[Path]
+    left_out: list[str]
 
     def read(self, name: str, dtype: DType, buffer: Array | None = None) -> Array:
         """The whole tensor ``name`` in ``dtype``, C-contiguous.

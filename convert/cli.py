@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convert import check, inspect_command, pytorch_to_tf, verify
+from convert import check, inspect_command, pytorch_to_tf, reshard, to_megatron, verify
 from convert.errors import ConvertError
 from exports.command_line import Program
 from tf_model.config import ConfigError
@@ -18,8 +18,16 @@ exit codes:
 
 PROGRAM = Program(
     prog="python -m convert",
-    description="Converts GPT-2 checkpoints to a TensorFlow SavedModel that samples inside its own graph.",
-    commands={"pytorch-to-tf": pytorch_to_tf, "check": check, "verify": verify, "inspect": inspect_command},
+    description="Converts GPT-2 checkpoints: to a TensorFlow SavedModel that samples inside its own graph, or to\n"
+    "Megatron's shards for any number of model-parallel ranks.",
+    commands={
+        "pytorch-to-tf": pytorch_to_tf,
+        "to-megatron": to_megatron,
+        "reshard": reshard,
+        "check": check,
+        "verify": verify,
+        "inspect": inspect_command,
+    },
     exit_codes=EXIT_CODES,
     errors=(ConvertError, ConfigError, TokenizerError),
     terminated="terminated; nothing was left behind",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from convert.errors import ConvertError
@@ -17,8 +18,34 @@ _NEW, _OLD = "new", "old"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h>, <linux/fs.h>
 
 
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What a folder is to become.
+
+    Attributes:
+        others: what all else is called, as in "has files in it ...".
+        is_older: whether a folder is an older result of this kind, which may be replaced.
+        forbidden: characters that its path must not have, and ``because`` of what.
+    """
+
+    others: str
+    is_older: Callable[[Path], bool]
+    forbidden: str = ""
+    because: str = ""
+
+
+SAVED_MODEL = Kind(
+    others="that are not a SavedModel",
+    is_older=lambda folder: (folder / "saved_model.pb").is_file(),
+    forbidden="*?[]",
+    because="TensorFlow loads nothing from a path with * ? [ or ]",
+)
+
+
 @contextlib.contextmanager
-def new_folder(destination: Path, *, force: bool, size: int, inputs: Sequence[Path] = ()) -> Iterator[Path]:
+def new_folder(
+    destination: Path, *, force: bool, size: int, inputs: Sequence[Path] = (), kind: Kind = SAVED_MODEL
+) -> Iterator[Path]:
     """Gives an empty folder beside ``destination`` to write into; it takes the destination's name when the block ends.
 
     The folder is ``.<name>.partial/new``; ``.<name>.partial`` is locked while it is in use, and what a killed run left
@@ -28,15 +55,16 @@ def new_folder(destination: Path, *, force: bool, size: int, inputs: Sequence[Pa
 
     Args:
         destination: the folder to make; its parents are made too.
-        force: replace a SavedModel that is there. Anything else that is not empty is left alone, whatever ``force``.
+        force: replace an older result that is there. All else that is not empty is left alone, whatever ``force``.
         size: bytes that will be written; free space is checked before the first of them.
         inputs: what the destination must not be, nor contain.
+        kind: what is written, and may be replaced.
 
     Raises:
         ConvertError: the destination exists, cannot be written, is being written by another run; too little space.
     """
     destination = Path(os.path.abspath(destination))
-    check_destination(destination, force, inputs)
+    check_destination(destination, force, inputs, kind)
     with _translated(destination), _made(destination.parent):
         partial = destination.with_name(f".{destination.name}.partial")
         with _locked(partial, destination):
@@ -47,21 +75,19 @@ def new_folder(destination: Path, *, force: bool, size: int, inputs: Sequence[Pa
                 )
             yield partial / _NEW
             _flush(partial / _NEW)
-            check_destination(destination, force, inputs)  # again: it may have appeared in the meantime
+            check_destination(destination, force, inputs, kind)  # again: it may have appeared in the meantime
             _move(partial, destination)
         _flush_entry(destination.parent)
 
 
-def check_destination(destination: Path, force: bool, inputs: Sequence[Path]) -> None:
+def check_destination(destination: Path, force: bool, inputs: Sequence[Path], kind: Kind = SAVED_MODEL) -> None:
     """Checks that ``destination`` may become the new folder without a loss of anything but an older result.
 
     Raises:
         ConvertError: it may not.
     """
-    if set(str(destination)) & set("*?[]"):
-        raise ConvertError(
-            f"{destination}: TensorFlow loads nothing from a path with * ? [ or ]; choose another --output"
-        )
+    if set(str(destination)) & set(kind.forbidden):
+        raise ConvertError(f"{destination}: {kind.because}; choose another --output")
     if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
         raise ConvertError(f"{destination}: is not a folder; choose another --output")
     for path in (Path.cwd(), *inputs):
@@ -72,8 +98,8 @@ def check_destination(destination: Path, force: bool, inputs: Sequence[Path]) ->
             return
     except OSError as error:
         raise ConvertError(f"{destination}: cannot be read: {error.strerror}") from error
-    if not (destination / "saved_model.pb").is_file():
-        raise ConvertError(f"{destination}: has files in it that are not a SavedModel; choose another --output")
+    if not kind.is_older(destination):
+        raise ConvertError(f"{destination}: has files in it {kind.others}; choose another --output")
     if not force:
         raise ConvertError(f"{destination}: exists already; choose another --output, or --force to replace it")
 

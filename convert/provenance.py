@@ -1,11 +1,13 @@
-"""The manifest and the model card of a SavedModel that was made from a checkpoint."""
+"""The manifest of what was made from a checkpoint, and the model card of a SavedModel."""
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from convert import __version__
 from convert.checkpoint import Checkpoint
@@ -13,10 +15,11 @@ from convert.parity import ParityReport
 from convert.releases import release_name
 from exports.assets import special_tokens
 from exports.hashing import Hasher
-from exports.manifest import MODEL_CARD, describe_file, write_manifest
+from exports.manifest import MODEL_CARD, ROOT_MANIFEST, describe_file, write_manifest
 from exports.model_card import model_card
 from tokenization import Tokenizer
 
+_PROGRAM = f"gpt2-savedmodel {__version__}"
 _LIBRARIES = ("tensorflow", "keras", "torch", "numpy", "sentencepiece", "jieba", "tokenizers")
 
 
@@ -32,36 +35,52 @@ def describe(
     import tensorflow as tf
 
     report = parity.to_dict() if parity else None
-
-    sources = {str(file.relative_to(_root(checkpoint.files))): describe_file(file, hasher) for file in checkpoint.files}
-    release = release_name([entry.get("sha1", "") for entry in sources.values()])
+    source = _source(checkpoint, hasher)
     (folder / MODEL_CARD).parent.mkdir()
     card = model_card(
         checkpoint.config,
         dtype,
-        source=release or f"a {checkpoint.format} checkpoint of {len(sources)} files",
-        program=f"gpt2-savedmodel {__version__}",
+        source=source["release"] or f"a {checkpoint.format} checkpoint of {len(checkpoint.files)} files",
+        program=_PROGRAM,
         eos_token_id=special_tokens(tokenizer).eos_token_id,
         has_tokenizer=tokenizer is not None,
         parity=report,
     )
     (folder / MODEL_CARD).write_text(card, "utf-8")
     content = {
-        "program": f"gpt2-savedmodel {__version__}",
-        "source": {"format": checkpoint.format, "release": release, **checkpoint.details, "files": sources},
+        "program": _PROGRAM,
+        "source": source,
         "config": checkpoint.config.to_dict(),
         "options": {"dtype": dtype, "tokenizer": tokenizer is not None, "verify": parity is not None},
-        "versions": {
-            "python": platform.python_version(),
-            **{
-                name: version(name)
-                for name in ("tensorflow", "keras", "torch", "numpy", "sentencepiece", "jieba", "tokenizers")
-            },
-        },
+        "versions": _versions(*_LIBRARIES),
         "fingerprint": tf.saved_model.experimental.read_fingerprint(str(folder)).singleprint(),
         "parity": report,
     }
     write_manifest(folder, content, hasher)
+
+
+def describe_copy(folder: Path, checkpoint: Checkpoint, options: Mapping[str, Any], hasher: Hasher) -> None:
+    """Writes the manifest of a checkpoint that was written from another one, last of all."""
+    content = {
+        "program": _PROGRAM,
+        "source": _source(checkpoint, hasher),
+        "config": checkpoint.config.to_dict(),
+        "options": dict(options),
+        "versions": _versions("numpy"),
+    }
+    write_manifest(folder, content, hasher, ROOT_MANIFEST)
+
+
+def _source(checkpoint: Checkpoint, hasher: Hasher) -> dict[str, Any]:
+    """What a manifest says about the source; waits for the hashes of its files."""
+    root = _root(checkpoint.files)
+    files = {str(file.relative_to(root)): describe_file(file, hasher) for file in checkpoint.files}
+    release = release_name([entry.get("sha1", "") for entry in files.values()])
+    return {"format": checkpoint.format, "release": release, **checkpoint.details, "files": files}
+
+
+def _versions(*libraries: str) -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in libraries}}
 
 
 def _root(files: list[Path]) -> Path:

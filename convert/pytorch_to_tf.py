@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
-
-from convert.arguments import add_source_options
+from convert.arguments import add_checkpoint_option, add_source_options
 from convert.auto_dtype import AUTO, OTHERWISE, choose_dtype, wanted
 from convert.checkpoint import Checkpoint
 from convert.errors import ConvertError
 from convert.formats.megatron import open_megatron
 from convert.output import check_destination, new_folder
-from convert.progress import progress
 from convert.provenance import describe
-from convert.releases import may_be_known
+from convert.source import hash_files, print_notes, reading
 from convert.verify import verify_apart
 from exports.assets import special_tokens, write_assets
 from exports.hashing import Hasher
@@ -38,13 +34,7 @@ _GRAPH_BYTES = 1 << 24
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        required=True,
-        metavar="PATH",
-        help="folder with latest_checkpointed_iteration.txt, or one iteration's folder, or a single .pt file",
-    )
+    add_checkpoint_option(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the SavedModel's folder, to be made")
     parser.add_argument(
         "--tokenizer",
@@ -72,16 +62,13 @@ def run(args: argparse.Namespace) -> None:
     started = time.monotonic()
     checkpoint = open_megatron(args.checkpoint, n_head=args.heads, iteration=args.iteration)
     tokenizer = None if args.tokenizer is None else _load_tokenizer(args.tokenizer, checkpoint.config.vocab_size)
-    for file in [] if args.quiet else checkpoint.without_checksums:
-        print(f"note: {file}: has no checksums, so damage to its weights cannot be noticed", file=sys.stderr)
+    print_notes(checkpoint, quiet=args.quiet)
     inputs = [path for path in (args.checkpoint, args.tokenizer) if path is not None]
     dtype = _dtype(args, inputs)
     size = stored_bytes(checkpoint.config, dtype)
     with new_folder(args.output, force=args.force, size=size + _GRAPH_BYTES, inputs=inputs) as folder:
         with Hasher() as hasher:
-            known = may_be_known(checkpoint.config, len(checkpoint.files))
-            for file in checkpoint.files:
-                hasher.add(file, ("sha256", "sha1") if known else ("sha256",))
+            hash_files(checkpoint, hasher)
             _write(folder, checkpoint, dtype, tokenizer, hasher, args.quiet)
             parity = None
             if args.verify:
@@ -129,15 +116,7 @@ def _write(
 
         from exports.saved_model import write_saved_model
 
-    with progress("convert", checkpoint.nbytes, quiet=quiet) as done:
-        largest = max(math.prod(shape) for shape in checkpoint.config.tensor_shapes().values())
-        buffer = np.empty(4 * largest, np.uint8)  # for one tensor after the other
-
-        def read(name: str, kind: np.dtype) -> np.ndarray:
-            value = checkpoint.read(name, kind, buffer)
-            done(value.size * checkpoint.dtypes[name].itemsize)
-            return value
-
+    with reading(checkpoint, "convert", quiet=quiet) as read:
         try:
             data, sha256 = write_saved_model(folder, checkpoint.config, dtype, special_tokens(tokenizer), read)
         except tf.errors.OpError as error:  # the file system, as TensorFlow's writer of the graph sees it

@@ -29,6 +29,9 @@ import numpy as np
 from convert.checkpoint import Array, DType, row_blocks
 from convert.torch_tensors import KNOWN, StorageType
 
+Values = Array | Iterable[Array]
+"""Of a tensor: one array of its shape, or arrays whose elements, one after the other in C order, are its own."""
+
 _VERSION = b"3\n"
 _ALIGNMENT = 64
 """Bytes; the first byte of every entry is at a multiple of it, so that a mapped tensor is aligned."""
@@ -48,8 +51,7 @@ class Pending:
 
     Attributes:
         shape, dtype: of the tensor; its storage has exactly this size.
-        produce: called once; gives the values as one array of ``shape``, or as arrays of any shape whose elements,
-            one array after the other in C order, are the tensor's.
+        produce: called once; gives the values. None where a ``Writer`` is given them instead.
 
     Raises:
         ValueError: PyTorch has no storages of this type.
@@ -57,7 +59,7 @@ class Pending:
 
     shape: tuple[int, ...]
     dtype: DType
-    produce: Callable[[], Array | Iterable[Array]]
+    produce: Callable[[], Values] | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in _STORAGES:
@@ -83,19 +85,65 @@ def save(path: Path, value: Any) -> None:
         ValueError: a ``Pending`` gives values of another type or number than it said.
         OSError: the file cannot be written.
     """
+    with writing(path, value) as writer:
+        for tensor in writer.tensors:
+            if tensor.produce is None:
+                raise TypeError(f"a tensor of {tensor.dtype} cannot be saved: it has nothing that produces its values")
+            writer.write(tensor.produce())
+
+
+class Writer:
+    """A file whose tensors are being written, in the order in which the object mentions them.
+
+    Attributes:
+        tensors: all of them.
+    """
+
+    def __init__(self, archive: zipfile.ZipFile, prefix: str, tensors: list[Pending]) -> None:
+        self.tensors = tensors
+        self._archive, self._prefix = archive, prefix
+        self._written = 0
+
+    def write(self, values: Values) -> None:
+        """Writes the next tensor; ``values`` may be changed as soon as this returns.
+
+        Raises:
+            ValueError: they are of another type or number than was said, or every tensor is there already.
+            OSError: they cannot be written.
+        """
+        if self._written == len(self.tensors):
+            raise ValueError(f"{len(self.tensors)} tensors were announced, one more came")
+        tensor = self.tensors[self._written]
+        size = tensor.count * tensor.dtype.itemsize
+        with _entry(self._archive, f"{self._prefix}/data/{self._written}", size) as file:
+            _write_values(file, tensor, values)
+        self._written += 1
+
+    def finish(self) -> None:
+        """Raises ``ValueError`` when tensors are missing; ends the file otherwise."""
+        if missing := len(self.tensors) - self._written:
+            raise ValueError(f"{len(self.tensors)} tensors were announced, {missing} fewer came")
+        with _entry(self._archive, f"{self._prefix}/version", len(_VERSION)) as file:
+            file.write(_VERSION)
+
+
+@contextlib.contextmanager
+def writing(path: Path, value: Any) -> Iterator[Writer]:
+    """``save``, with the tensors given one by one: so several files can be written side by side.
+
+    The file appears when the block ends, and not at all when it raises. Errors and arguments are those of ``save``.
+    """
     pickled = _Pickle()
     pickled.write(value)
+    prefix = path.stem if path.stem.isascii() else "archive"  # the file's name, as PyTorch does it
     with _appearing(path) as partial, zipfile.ZipFile(partial, "w") as archive:
-        prefix = path.stem if path.stem.isascii() else "archive"  # the file's name, as PyTorch does it
         with _entry(archive, f"{prefix}/data.pkl", len(pickled.bytes) + 1) as file:
             file.write(pickled.bytes + pickle.STOP)
         with _entry(archive, f"{prefix}/byteorder", len(sys.byteorder)) as file:
             file.write(sys.byteorder.encode())
-        for key, tensor in enumerate(pickled.tensors):
-            with _entry(archive, f"{prefix}/data/{key}", tensor.count * tensor.dtype.itemsize) as file:
-                _write_values(file, tensor)
-        with _entry(archive, f"{prefix}/version", len(_VERSION)) as file:
-            file.write(_VERSION)
+        writer = Writer(archive, prefix, pickled.tensors)
+        yield writer
+        writer.finish()
 
 
 @contextlib.contextmanager
@@ -123,9 +171,8 @@ def _entry(archive: zipfile.ZipFile, name: str, size: int) -> Iterator[IO[bytes]
     info.extra = b""  # the directory does without
 
 
-def _write_values(file: IO[bytes], tensor: Pending) -> None:
-    """Writes what ``tensor`` produces; strided arrays are copied in blocks of a few MB."""
-    values = tensor.produce()
+def _write_values(file: IO[bytes], tensor: Pending, values: Values) -> None:
+    """Writes the values of ``tensor``; strided arrays are copied in blocks of a few MB."""
     if isinstance(values, np.ndarray) and values.shape != tensor.shape:
         raise ValueError(f"a tensor of shape {list(tensor.shape)} was announced, {list(values.shape)} came")
     missing = tensor.count

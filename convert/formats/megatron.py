@@ -46,6 +46,23 @@ TENSORS: dict[str, tuple[str, Split]] = {
 }
 """Canonical name -> (Megatron's name, split); ``{}`` is the layer."""
 
+BOOKKEEPING: Mapping[str, int | list[str] | None] = {
+    "optimizer": None,
+    "lr_scheduler": None,
+    "csr_tensor_module_names": [],
+    "skipped_steps": 0,
+    "global_steps": 0,
+    "global_samples": 0,
+    "dp_world_size": 1,
+}
+"""What DeepSpeed's loader asks for beside ``module`` and ``mp_world_size``, as it is before a training has begun.
+
+Source: ``_load_checkpoint`` in ``deepspeed/runtime/engine.py`` of DeepSpeed 0.3. The names are a set there, of which
+only ``in`` is asked.
+"""
+
+_COUNTS = frozenset(key for key, neutral in BOOKKEEPING.items() if neutral is not None)
+
 _LAYER = re.compile(r"transformer\.layers\.(0|[1-9]\d{0,3})\.")
 
 
@@ -58,21 +75,23 @@ def source_name(name: str) -> tuple[str, Split]:
 
 @dataclasses.dataclass(frozen=True)
 class _Shard:
-    """One rank's file: its tensors under Megatron's names, and two numbers that it may hold."""
+    """One rank's file: its tensors under Megatron's names, two numbers that it may hold, and what else is in it."""
 
     file: Path
     tensors: Mapping[str, TensorRef]
     iteration: int | None
     world_size: int | None
+    left_out: list[str]
 
 
 def _load_shard(file: Path) -> _Shard:
     top = load(file)
     if not isinstance(top, dict):
         raise CheckpointError(f"{file}: expected a dict with the weights under 'module' or 'model', found {shown(top)}")
-    state = next((top[key] for key in ("module", "model") if isinstance(top.get(key), dict)), None)
-    if state is None:
+    key = next((key for key in ("module", "model") if isinstance(top.get(key), dict)), None)
+    if key is None:
         raise CheckpointError(f"{file}: expected a dict under 'module' or 'model', found the keys {some(top, 9)}")
+    state = top[key]
     prefixes = (re.match(r"(?:module\.)*", name) if isinstance(name, str) else None for name in state)
     if shared := min((prefix.end() if prefix else 0 for prefix in prefixes), default=0):
         state = {name[shared:]: value for name, value in state.items()}
@@ -84,7 +103,11 @@ def _load_shard(file: Path) -> _Shard:
         if value.dtype not in FLOATS:
             raise CheckpointError(f"{file}: {some([name])}: expected {some(FLOATS, 4)}, found {value.dtype.name}")
     numbers = {key: top[key] for key in ("iteration", "mp_world_size") if type(top.get(key)) is int}
-    return _Shard(file, state, numbers.get("iteration"), numbers.get("mp_world_size"))
+    names = {name if isinstance(name, str) else shown(name): value for name, value in top.items()}
+    # Upstream's change_mp.py leaves None where something was. Counts of steps, samples and ranks are no loss.
+    known = {key, *numbers, *_COUNTS}
+    left_out = [name for name, value in names.items() if value is not None and name not in known]
+    return _Shard(file, state, numbers.get("iteration"), numbers.get("mp_world_size"), left_out)
 
 
 def _check_names(shards: list[_Shard]) -> int:
@@ -218,6 +241,7 @@ class MegatronCheckpoint:
         self.nbytes = sum(ref.nbytes for refs in self._refs.values() for ref in refs)
         storages = [ref.storage for refs in self._refs.values() for ref in refs]
         self.without_checksums = sorted({storage.file for storage in storages if storage.crc is None})
+        self.left_out = list(dict.fromkeys(name for shard in shards for name in shard.left_out))
         self._shapes = config.tensor_shapes()
         self._checked: set[tuple[Path, str]] = set()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from convert.torch_file import CheckpointError, saved_name
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
+DEEPSPEED_NAME = "mp_rank_{:02d}_model_states.pt"
+"""Of the file of a rank, in DeepSpeed's layout and CPM's releases."""
 _DEEPSPEED_FILE = re.compile(r"mp_rank_([0-9]+)_model_states\.pt")
 _MEGATRON_FOLDER, _MEGATRON_FILE = re.compile(r"mp_rank_([0-9]+)"), "model_optim_rng.pt"
 _ITERATION_FOLDER = re.compile(r"(?:iter_)?\d+|release")
@@ -28,7 +31,7 @@ class RankFile:
 def _rank_file(path: Path) -> RankFile | None:
     """The rank that the name of ``path`` says: of a shard, or of the folder that plain Megatron puts a shard in."""
     if (match := _DEEPSPEED_FILE.fullmatch(path.name)) and path.is_file():
-        return RankFile(int(match[1]), path, "mp_rank_{:02d}_model_states.pt")
+        return RankFile(int(match[1]), path, DEEPSPEED_NAME)
     if (match := _MEGATRON_FOLDER.fullmatch(path.name)) and (path / _MEGATRON_FILE).is_file():
         return RankFile(int(match[1]), path / _MEGATRON_FILE, f"mp_rank_{{:02d}}/{_MEGATRON_FILE}")
     return None
@@ -123,6 +126,20 @@ def find(path: Path, iteration: str | None) -> list[RankFile]:
     if wanted is None:
         return _rank_files(path) or _iteration_files(path, _tracked_iteration(path))
     return _iteration_files(path, wanted)
+
+
+def iteration_of(file: Path) -> int | str | None:
+    """The iteration that the folder of a rank's file is named after, a number or ``release``; None for other names.
+
+    It is what the tracker file has to say for upstream to find that folder; an ``iteration`` inside may differ.
+    """
+    file = Path(os.path.abspath(file))
+    folder = file.parent
+    if file.name == _MEGATRON_FILE and _MEGATRON_FOLDER.fullmatch(folder.name):
+        folder = folder.parent
+    elif not _DEEPSPEED_FILE.fullmatch(file.name):
+        return None
+    return _parse_iteration(folder.name.removeprefix("iter_"))
 
 
 def check_saved_ranks(files: list[RankFile]) -> None:

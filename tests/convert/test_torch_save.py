@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from convert.torch_file import TensorRef, load
-from convert.torch_save import Pending, save
+from convert.torch_save import Pending, save, writing
 
 READERS: dict[str, Callable[[Path], Any]] = {
     "weights_only": lambda path: torch.load(path, weights_only=True),
@@ -229,4 +229,43 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
     for dtype in ("uint16", ">f4", "U3", "O"):
         with pytest.raises(ValueError, match="cannot be saved"):
             Pending((1,), np.dtype(dtype), list)
+    assert not list(tmp_path.iterdir())
+
+
+def test_several_files_side_by_side(tmp_path: Path) -> None:
+    """What is written in turns is what ``save`` writes; the arrays may be used again at once."""
+    arrays = {name: [random_bits((300, 7), name, seed) for seed in range(3)] for name in ("float16", "bfloat16")}
+    announced = {name: {str(i): Pending((300, 7), dtype_of(name)) for i in range(3)} for name in arrays}
+    scratch = np.empty(300 * 7 * 2, np.uint8)
+    with (
+        writing(tmp_path / "float16.pt", announced["float16"]) as first,
+        writing(tmp_path / "bfloat16.pt", announced["bfloat16"]) as second,
+    ):
+        for number in range(3):
+            for name, writer in (("float16", first), ("bfloat16", second)):
+                values = scratch.view(dtype_of(name)).reshape(300, 7)
+                values[...] = arrays[name][number]
+                writer.write(values)
+        assert not (tmp_path / "float16.pt").exists()
+    (tmp_path / "saved").mkdir()
+    for name, values in arrays.items():
+        save(tmp_path / "saved" / f"{name}.pt", {str(i): pending(array) for i, array in enumerate(values)})
+        assert (tmp_path / f"{name}.pt").read_bytes() == (tmp_path / "saved" / f"{name}.pt").read_bytes()
+
+
+@pytest.mark.parametrize(("number", "words"), [(0, "2 fewer came"), (1, "1 fewer came"), (3, "one more came")])
+def test_another_number_of_tensors_than_announced(number: int, words: str, tmp_path: Path) -> None:
+    def write() -> None:
+        with writing(tmp_path / "x.pt", [Pending((3,), FLOAT32), Pending((3,), FLOAT32)]) as writer:
+            for _ in range(number):
+                writer.write(np.ones(3, np.float32))
+
+    with pytest.raises(ValueError, match=f"2 tensors were announced, {words}"):
+        write()
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_to_save(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="nothing that produces its values"):
+        save(tmp_path / "x.pt", [Pending((3,), FLOAT32)])
     assert not list(tmp_path.iterdir())
