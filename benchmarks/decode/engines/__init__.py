@@ -5,6 +5,7 @@ This module is imported by the coordinator and by every worker, so it imports no
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import importlib
 from collections.abc import Mapping
@@ -41,8 +42,8 @@ class Engine(Protocol):
         """Bytes per second; only of the probe."""
 
 
-class Base:
-    """What most engines have in common."""
+class Base(abc.ABC):
+    """What all engines have in common but the probe."""
 
     def __init__(self, dtype: str) -> None:
         self.dtype = dtype
@@ -50,11 +51,9 @@ class Base:
     def deep(self, rows: Rows, steps: int) -> Timed:
         return self.decode(rows, steps)
 
+    @abc.abstractmethod
     def decode(self, rows: Rows, steps: int) -> Timed:
-        raise NotImplementedError
-
-    def rate(self) -> float:
-        raise NotImplementedError
+        """See ``Engine``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Kind:
     """Attributes:
 
     title: what the tables call it.
-    module: where its class ``Library`` is, within this package.
+    module: where its class ``Adapter`` is, within this package.
     packages: what it imports -> what that is called where packages come from.
     dtypes: the types of its weights, to bytes per weight in a matrix.
     memory: bytes that a loaded model takes for one byte of weights, about; measured, too, once it is loaded.
@@ -101,4 +100,4 @@ ENGINES: Mapping[str, Kind] = {
 
 def create(name: str, dtype: str) -> Any:
     """The engine ``name`` for weights of type ``dtype``."""
-    return importlib.import_module(f"benchmarks.decode.engines.{ENGINES[name].module}").Library(dtype)
+    return importlib.import_module(f"benchmarks.decode.engines.{ENGINES[name].module}").Adapter(dtype)

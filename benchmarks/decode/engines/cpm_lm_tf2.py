@@ -19,7 +19,7 @@ from benchmarks.decode.weights import Weights
 from tf_model.config import GPT2Config
 
 
-class Library(Base):
+class Adapter(Base):
     def prepare(self, weights: Weights, folder: Path) -> None:
         tf = start_tensorflow(0)
         model = _Model(tf, weights)

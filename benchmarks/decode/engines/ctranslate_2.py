@@ -13,7 +13,7 @@ from benchmarks.decode.weights import Weights
 from tf_model.config import GPT2Config
 
 
-class Library(Base):
+class Adapter(Base):
     def prepare(self, weights: Weights, folder: Path) -> None:
         """As its ``OpenAIGPT2Converter`` does."""
         from ctranslate2.specs import common_spec, transformer_spec

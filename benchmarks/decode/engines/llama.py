@@ -43,7 +43,7 @@ def _bfloat16(values: Array, kind: Any) -> Array:
     return (bits >> 16).astype(np.uint16)
 
 
-class Library(Base):
+class Adapter(Base):
     def prepare(self, weights: Weights, folder: Path) -> None:
         import gguf
 

@@ -27,7 +27,7 @@ def _quantized(value: Array) -> tuple[Array, Array]:
     return levels, scales
 
 
-class Library(Base):
+class Adapter(Base):
     def prepare(self, weights: Weights, folder: Path) -> None:
         import openvino as ov
 

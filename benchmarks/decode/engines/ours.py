@@ -25,7 +25,7 @@ def start_tensorflow(threads: int) -> Any:
     return tf
 
 
-class Library(Base):
+class Adapter(Base):
     """The graph has no step of its own, so the steps are what more tokens take longer than one."""
 
     def prepare(self, weights: Weights, folder: Path) -> None:

@@ -18,7 +18,7 @@ from tf_model.config import GPT2Config
 _MATRIX = re.compile(r"\bc_\w+\.weight$")
 
 
-class Library(Base):
+class Adapter(Base):
     def prepare(self, weights: Weights, folder: Path) -> None:
         """Tensor by tensor: eight bytes of the header's length, the header, the values."""
         config = {**weights.config.to_dict(), "dtype": self.dtype}
