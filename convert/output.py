@@ -91,6 +91,9 @@ def check_destination(destination: Path, force: bool, inputs: Sequence[Path], ki
     if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
         raise ConvertError(f"{destination}: is not a folder; choose another --output")
     for path in (Path.cwd(), *inputs):
+        if path.resolve() == destination.resolve():
+            what = "the current folder" if path == Path.cwd() else "the input"
+            raise ConvertError(f"{destination}: is {what}; choose another --output")
         if path.resolve().is_relative_to(destination.resolve()):
             raise ConvertError(f"{destination}: has {path.resolve()} in it; choose another --output")
     try:

@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
             print(parity)
         print(
             f"{checkpoint.config.parameter_count:,} parameters as {dtype}, {written / 1e6:,.1f} MB, "
-            f"{time.monotonic() - started:.1f} s; load it with: "
+            f"{time.monotonic() - started:.1f} s{'' if tokenizer else ', no tokenizer: token ids only'}; load it with: "
             f"import tensorflow_hub as hub; model = hub.load({str(args.output.resolve())!r})"
         )
 

@@ -39,7 +39,8 @@ DESCRIPTION = """\
 Runs the checkpoint as Megatron would, every shard on its own, in float32, and the SavedModel in TensorFlow, on the
 same prompts, and compares the logits. Fails where they differ by more than the SavedModel's dtype explains. With a
 text (--text, --prompts) the perplexity of both models on it is told, and has to be the same within 0.5 % (float32:
-0.01 %) where 1,000 tokens or more were predicted.
+0.01 %) where 1,000 tokens or more were predicted. Both sides take the same number of heads: whether --heads is the
+one of the training, only the perplexity tells.
 """
 EXAMPLE = "python -m convert verify CPM-Generate cpm-savedmodel"
 

@@ -66,6 +66,7 @@ class Program:
         if sys.stderr is None:
             sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         parser = self.parser()
+        self._check_spelling(parser, sys.argv[1:] if argv is None else argv)
         args, unknown = parser.parse_known_args(argv)
         words = getattr(self.commands[args.command], "WORDS", None)
         if words and not any(word.startswith("-") for word in unknown):
@@ -82,35 +83,48 @@ class Program:
         for stream in (sys.stdout, sys.stderr):  # a path may have letters that the terminal has not
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
-        signal.signal(signal.SIGTERM, self._terminate)
+        signal.signal(signal.SIGTERM, _terminate)
         try:
             for path in vars(args).values():  # TensorFlow cannot be given such a one
                 if isinstance(path, Path) and any("\ud800" <= letter <= "\udfff" for letter in str(path)):
                     return _fail(f"{str(path)!a}: not UTF-8: rename it")
             self.commands[args.command].run(args)
             sys.stdout.flush()
-        except BrokenPipeError:  # `| head` has seen enough
-            _drop_stdout()
-            return 128 + signal.SIGPIPE
-        except self.errors as error:
-            return _fail(str(error), getattr(error, "exit_code", 2))
-        except OSError as error:
-            if error.filename is not None or error.errno not in _STDOUT:  # one that nobody foresaw
-                raise
-            _drop_stdout()
-            return _fail(f"stdout cannot be written: {error.strerror}")
+        except BaseException as error:
+            if (signalled := _signalled(error)) is None:
+                return self._failed(error)
+            if isinstance(signalled, _Terminated):
+                return _fail(self.terminated, 128 + signal.SIGTERM)
+            raise signalled from None
         return 0
 
+    def _failed(self, error: BaseException) -> int:
+        """The exit code for an exception; one that nobody foresaw is raised again."""
+        if isinstance(error, BrokenPipeError):  # `| head` has seen enough
+            _drop_stdout()
+            return 128 + signal.SIGPIPE
+        if isinstance(error, self.errors):
+            return _fail(str(error), getattr(error, "exit_code", 2))
+        if isinstance(error, OSError) and error.filename is None and error.errno in _STDOUT:
+            _drop_stdout()
+            return _fail(f"stdout cannot be written: {error.strerror}")
+        raise error
+
+    def _check_spelling(self, parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+        """Names a misspelt option by itself: argparse would name the required one that is missing because of it."""
+        if not argv or (command := argv[0]) not in self.commands:
+            return
+        known = _options(parser, command)
+        for word in argv[1 : argv.index("--") if "--" in argv else None]:
+            name = word.split("=")[0]
+            if name.startswith("--") and name not in known and difflib.get_close_matches(name, known, 1):
+                parser.error(self._unknown(parser, command, [word]))
+
     def _unknown(self, parser: argparse.ArgumentParser, command: str, unknown: Sequence[str]) -> str:
-        choices = next(a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-        known = choices[command]._option_string_actions
+        known = _options(parser, command)
         close = [difflib.get_close_matches(word.split("=")[0], known, 1) for word in unknown if word.startswith("-")]
         hint = "".join(f"; did you mean {match[0]}?" for match in close[:1] if match)
         return f"{command}: unrecognized arguments: {' '.join(unknown)}{hint}"
-
-    def _terminate(self, signum: int, frame: FrameType | None) -> NoReturn:
-        """Leaves through the same clean-up as an exception."""
-        sys.exit(_fail(self.terminated, 128 + signum))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -118,6 +132,29 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {self.prog}: {message}; --help shows what there is\n")
+
+
+class _Terminated(SystemExit):
+    """SIGTERM; what is said of it comes when all is cleared, and nothing holds stderr back any more."""
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    """Leaves through the same clean-up as an exception."""
+    raise _Terminated(128 + signum)
+
+
+def _signalled(error: BaseException | None) -> BaseException | None:
+    """The signal that ``error`` is, or that it came up in: TensorFlow's contexts raise errors of their own then."""
+    while error is not None and not isinstance(error, (KeyboardInterrupt, _Terminated)):
+        error = error.__context__
+    return error
+
+
+def _options(parser: argparse.ArgumentParser, command: str) -> Mapping[str, argparse.Action]:
+    """The options of a command, by their spelling."""
+    choices = next(a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    options: Mapping[str, argparse.Action] = choices[command]._option_string_actions
+    return options
 
 
 _STDOUT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)

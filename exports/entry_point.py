@@ -6,6 +6,8 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 
+_OWN = ("convert", "demo", "exports", "tf_model", "tokenization")
+
 Main = Callable[[Sequence[str] | None], int]
 
 
@@ -19,5 +21,14 @@ def entry_point(module: str, interrupted: str) -> Main:
         except KeyboardInterrupt:
             print("error:", interrupted, file=sys.stderr)
             return 130
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] in _OWN:
+                raise
+            print(
+                f"error: {error.name} is not installed for {sys.executable}: use .venv/bin/python, "
+                "which `make demo` sets up",
+                file=sys.stderr,
+            )
+            return 2
 
     return main

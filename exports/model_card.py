@@ -23,6 +23,8 @@ tokens = model.signatures["serving_default"](
     inp=tf.constant([[...]], tf.int64), length=100, top_p=0.9, temperature=0.9)["output_0"]
 ```
 
+It needs `pip install tensorflow tensorflow_hub "setuptools<82"`, and nothing of the program that wrote it.
+
 | signature | inputs -> outputs |
 |---|---|
 | `serving_default` | `inp` int64 [B, S], `length`, `top_p`, `temperature` -> `output_0` int64 [B, S + length] |

@@ -66,7 +66,7 @@ def test_commands_then_python(folder: Path) -> None:
         assert result.returncode == 0, result.stderr
         outputs.append(result.stdout)
     texts, sampled, served = outputs
-    assert served.splitlines()[-1] == "[10, 16] (2, 6000)"
+    assert served.splitlines()[-1] == "[15, 21] (2, 6000)"
     assert texts.count("浣溪沙\n") == 2
     assert texts.rstrip().endswith("如梦令")
     assert len(list(filter(None, blocks[1].splitlines()))) == 6

@@ -218,7 +218,7 @@ def _heads(file: Path, hidden: int, p: int, given: int | None, any_heads: bool) 
     hint = f"likely {some(likely, 20)} (32 to 128 wide), " if likely else ""
     problem = "the number of heads is not in the file" if given is None else f"{given} heads do not fit"
     problem += f" (hidden size {hidden}, {plural(p, 'rank')})"
-    raise CheckpointError(f"{file}: {problem}: give n_head (--heads), {hint}possible {some(possible, 40)}")
+    raise CheckpointError(f"{file}: {problem}: give --heads, {hint}possible {some(possible, 40)}")
 
 
 class MegatronCheckpoint:
