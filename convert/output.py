@@ -63,7 +63,10 @@ def new_folder(
     Raises:
         ConvertError: the destination exists, cannot be written, is being written by another run; too little space.
     """
-    destination = Path(os.path.abspath(destination))
+    try:
+        destination = Path(os.path.abspath(destination))
+    except OSError as error:
+        raise ConvertError(f"{destination}: the current folder is gone; change to one that is there") from error
     check_destination(destination, force, inputs, kind)
     with _translated(destination), _made(destination.parent):
         partial = destination.with_name(f".{destination.name}.partial")
@@ -90,12 +93,17 @@ def check_destination(destination: Path, force: bool, inputs: Sequence[Path], ki
         raise ConvertError(f"{destination}: {kind.because}; choose another --output")
     if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
         raise ConvertError(f"{destination}: is not a folder; choose another --output")
-    for path in (Path.cwd(), *inputs):
-        if path.resolve() == destination.resolve():
-            what = "the current folder" if path == Path.cwd() else "the input"
+    try:
+        used = [path.resolve() for path in (Path.cwd(), *inputs)]
+        resolved = destination.resolve()
+    except (OSError, RuntimeError) as error:  # the current folder was deleted; a link that leads to itself
+        raise ConvertError(f"{destination}: cannot be looked up: {error}; choose another --output") from error
+    for path in used:
+        if path == resolved:
+            what = "the current folder" if path == used[0] else "the input"
             raise ConvertError(f"{destination}: is {what}; choose another --output")
-        if path.resolve().is_relative_to(destination.resolve()):
-            raise ConvertError(f"{destination}: has {path.resolve()} in it; choose another --output")
+        if path.is_relative_to(resolved):
+            raise ConvertError(f"{destination}: has {path} in it; choose another --output")
     try:
         if not destination.exists() or not any(destination.iterdir()):
             return

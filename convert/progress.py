@@ -30,15 +30,18 @@ class _Lines:
 
     def __init__(self, what: str, total: int) -> None:
         self.what, self.total, self.done = what, total, 0
-        self.started = self.printed = time.monotonic()
+        self.started: float | None = None
 
     def __call__(self, count: int) -> None:
         self.done += count
         now = time.monotonic()
-        if now - self.printed < INTERVAL or not self.done:
+        if self.started is None:  # not before: TensorFlow may have traced a graph for many seconds
+            self.started = self.printed = now
+            self.before = self.done
+        if now - self.printed < INTERVAL or self.done == self.before:
             return
         self.printed = now
-        rate = self.done / (now - self.started)
+        rate = (self.done - self.before) / (now - self.started)
         left = tqdm.format_interval(max(0, self.total - self.done) / rate)
         done, total, per_second = (tqdm.format_sizeof(value) for value in (self.done, self.total, rate))
         print(f"{self.what}: {done} of {total}B, {per_second}B/s, {left} left", file=sys.stderr, flush=True)

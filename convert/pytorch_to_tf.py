@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
         print(
             f"{checkpoint.config.parameter_count:,} parameters as {dtype}, {written / 1e6:,.1f} MB, "
             f"{time.monotonic() - started:.1f} s{'' if tokenizer else ', no tokenizer: token ids only'}; load it with: "
-            f"import tensorflow_hub as hub; model = hub.load({str(args.output.resolve())!r})"
+            f"import tensorflow_hub as hub; model = hub.load({os.path.abspath(args.output)!r})"
         )
 
 

@@ -38,9 +38,10 @@ def reading(
         what: the word in front of the progress.
         itemsize: bytes of the widest type that will be asked for.
     """
-    largest = max(math.prod(shape) for shape in checkpoint.config.tensor_shapes().values())
-    buffer = np.empty(itemsize * largest, np.uint8)
-    with progress(what, checkpoint.nbytes, quiet=quiet) as done:
+    counts = {name: math.prod(shape) for name, shape in checkpoint.config.tensor_shapes().items()}
+    buffer = np.empty(itemsize * max(counts.values()), np.uint8)
+    total = sum(count * checkpoint.dtypes[name].itemsize for name, count in counts.items())
+    with progress(what, total, quiet=quiet) as done:
 
         def read(name: str, dtype: DType) -> Array:
             value = checkpoint.read(name, dtype, buffer)

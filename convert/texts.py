@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import functools
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -72,21 +73,22 @@ def read_text(path: Path, assets: Path, n_positions: int, max_tokens: int) -> li
         ConvertError: the file cannot be used, has nothing to be predicted, or there is no tokenizer.
     """
     if path.suffix in _JSON_SUFFIXES:
-        documents, cut = list(_json_texts(path)), False
+        documents, cut = _json_texts(path), False
     else:
         text, cut = _decoded(path, _CHARACTERS * max_tokens)
-        documents = [("", text)] if text.strip() else []
-    if not documents:
+        documents = iter([("", text)] if text.strip() else [])
+    if (first := next(documents, None)) is None:
         raise ConvertError(f"{path}: expected a text, found none")
     tokenizer = _tokenizer(assets)
     windows: list[list[int]] = []
     left = max_tokens
-    for where, text in documents:
+    for where, text in itertools.chain([first], documents):
         try:
-            ids = [*tokenizer.start_token_ids, *tokenizer.encode(text, append_eod=bool(where))]
+            encoded = tokenizer.encode(text, append_eod=bool(where)) if left else []
         except TokenizerError as error:
             raise ConvertError(f"{path}:{where} {error}") from error
-        cut = cut or len(ids) > left
+        ids = [*tokenizer.start_token_ids, *encoded]
+        cut = cut or not left or len(ids) > left
         ids = ids[:left]
         left -= len(ids)
         windows += _windows(ids, n_positions)
@@ -109,12 +111,12 @@ def _windows(ids: list[int], size: int) -> list[list[int]]:
 
 
 def _json_texts(path: Path) -> Iterator[tuple[str, str]]:
-    """Each line's place, for messages, and its text.
+    """Each line's place, for messages, and its text; no more of the file is read than is asked for.
 
     Raises:
         ConvertError: a line has no text, or is not JSON.
     """
-    for number, line in enumerate(_decoded(path, None)[0].split("\n"), 1):
+    for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
         try:
@@ -128,7 +130,39 @@ def _json_texts(path: Path) -> Iterator[tuple[str, str]]:
 
 
 _MOST = 1 << 30
-"""Bytes of a text that are read at most, whatever is asked for."""
+"""Bytes of a text that are read at most, whatever is asked for; of a file in lines, those of a line."""
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file, as they are asked for.
+
+    Raises:
+        ConvertError: it cannot be read, or is not a text.
+    """
+    at = 0
+    try:
+        with path.open("rb") as file:
+            while line := file.readline(_MOST):
+                yield _checked(path, line, at)
+                at += len(line)
+    except OSError as error:
+        raise ConvertError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _checked(path: Path, content: bytes, at: int = 0, *, final: bool = True) -> str:
+    """The text of bytes that a file has from ``at`` on; ``final`` is False where they may end within a character.
+
+    Raises:
+        ConvertError: it is in another encoding, or not a text.
+    """
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(content, final=final)
+    except UnicodeDecodeError as error:
+        found = f"another encoding at byte {at + error.start}"
+        raise ConvertError(f"{path}: expected UTF-8 text, found {found}") from error
+    if (zero := content.find(0)) >= 0:
+        raise ConvertError(f"{path}: expected UTF-8 text, found a NUL at byte {at + zero}: not a text file")
+    return text if at else text.removeprefix("\ufeff")
 
 
 def _decoded(path: Path, characters: int | None) -> tuple[str, bool]:
@@ -146,10 +180,7 @@ def _decoded(path: Path, characters: int | None) -> tuple[str, bool]:
             content, more = file.read(size), characters is not None and bool(file.read(1))
     except OSError as error:
         raise ConvertError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(content, final=not more).removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise ConvertError(f"{path}: expected UTF-8 text, found another encoding at byte {error.start}") from error
+    text = _checked(path, content, final=not more)
     cut = more or (characters is not None and len(text) > characters)
     return text[:characters].replace("\r\n", "\n"), cut
 

@@ -12,14 +12,15 @@ from convert.progress import progress
 
 
 def test_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 1.0, 5.5, 6.0, 11.0])
+    """What was done before the clock started, with the first call, is no part of the rate."""
+    clock = iter([100.0, 101.0, 105.5, 106.0, 111.0])
     monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
     with progress("convert", 10_000_000_000) as done:
-        for count in (1_000_000_000, 1_750_000_000, 250_000_000, 2_500_000_000):
+        for count in (500_000_000, 1_000_000_000, 1_750_000_000, 250_000_000, 2_500_000_000):
             done(count)
     assert capsys.readouterr().err.splitlines() == [
-        "convert: 2.75G of 10.0GB, 500MB/s, 00:14 left",
-        "convert: 5.50G of 10.0GB, 500MB/s, 00:09 left",
+        "convert: 3.25G of 10.0GB, 500MB/s, 00:13 left",
+        "convert: 6.00G of 10.0GB, 500MB/s, 00:08 left",
     ]
 
 

@@ -149,9 +149,23 @@ class TestText:
         assert err == f"note: {file}: its first 20 tokens are used; --max-tokens takes more\n"
         assert [prompt["tokens"] for prompt in json.loads(out)["prompts"]] == [16, 5]
 
+    def test_of_many_documents_no_more_are_read_than_are_used(
+        self, spoken: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A second line would be refused; a file of a hundred gigabytes would not fit into memory."""
+        file = tmp_path / "text.jsonl"
+        file.write_bytes(json.dumps(self.TEXT).encode() + b"\n{\xff\n" * 3)
+        assert run(*spoken, "--text", str(file), "--max-tokens", "10", "--json") == 0
+        out, err = capsys.readouterr()
+        assert err == f"note: {file}: its first 10 tokens are used; --max-tokens takes more\n"
+        assert sum(prompt["tokens"] for prompt in json.loads(out)["prompts"]) == 10
+
     @pytest.mark.parametrize(
         ("name", "content", "words"),
         [
+            ("text.txt", "明月\0".encode(), "text.txt: expected UTF-8 text, found a NUL at byte 6"),
+            ("text.jsonl", b'"a"\n"b\0"', "text.jsonl: expected UTF-8 text, found a NUL at byte 6"),
+            ("text.jsonl", b'"a"\n"\xff"', "text.jsonl: expected UTF-8 text, found another encoding at byte 5"),
             ("text.txt", None, "text.txt: cannot be read: No such file"),
             ("text.txt", b"", "text.txt: expected a text, found none"),
             ("text.txt", b"\xef\xbb\xbf \r\n", "text.txt: expected a text, found none"),

@@ -29,6 +29,7 @@ KNOWN = {
     "你好<eod>": [6756, 8, 2100, 8, 993, 9347, 8, 989],
     "👍": [8, 0],
     "": [],
+    "杭研大厦": [14494, 3686, 6619],  # in no dictionary: jieba's hidden Markov model finds the word 杭研
 }
 VANISHING = ["\t", "\u3000", "\u00a0", "\u200b", "\ufeff", "\u2028"]
 NORMALISED = {
