@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from convert.errors import ConvertError
+from exports.manifest import MANIFEST, has_only_its_own
 
 _NEW, _OLD = "new", "old"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h>, <linux/fs.h>
@@ -35,8 +36,10 @@ class Kind:
 
 
 SAVED_MODEL = Kind(
-    others="that are not a SavedModel",
-    is_older=lambda folder: (folder / "saved_model.pb").is_file(),
+    others="that are not of a SavedModel",
+    is_older=lambda folder: (
+        (folder / "saved_model.pb").is_file() and (not (folder / MANIFEST).exists() or has_only_its_own(folder))
+    ),
     forbidden="*?[]",
     because="TensorFlow loads nothing from a path with * ? [ or ]",
 )

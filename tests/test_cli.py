@@ -144,6 +144,12 @@ def test_output_exists(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["assets", "assets.extra", "fingerprint.pb", "saved_model.pb", "variables"]
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
+    (folder / "finetuned").mkdir()
+    (folder / "finetuned" / "notes.txt").write_text("mine")
+    capsys.readouterr()
+    assert convert(root, "--force") == 2
+    assert "has files in it that are not of a SavedModel" in capsys.readouterr().err
+    assert (folder / "finetuned" / "notes.txt").read_text() == "mine"
 
 
 def test_force_replaces_nothing_but_a_saved_model(
