@@ -332,7 +332,13 @@ def test_closing_line_and_silence(root: Path, tmp_path: Path, capsys: pytest.Cap
     assert main(arguments) == 0
     out, err = capsys.readouterr()
     assert out.count("\n") == 1
-    for words in (f"{CONFIG.parameter_count:,} parameters", "float32", "MB", " s, no tokenizer: token ids only;", f"hub.load({str(output)!r})"):
+    for words in (
+        f"{CONFIG.parameter_count:,} parameters",
+        "float32",
+        "MB",
+        " s, no tokenizer: token ids only;",
+        f"hub.load({str(output)!r})",
+    ):
         assert words in out
     assert "%|" not in err  # no progress bar where nobody looks; a line now and then, if the machine is slow
     assert main([*arguments, "--force", "--quiet"]) == 0
