@@ -221,6 +221,24 @@ def _heads(file: Path, hidden: int, p: int, given: int | None, any_heads: bool) 
     raise CheckpointError(f"{file}: {problem}: give --heads, {hint}possible {some(possible, 40)}")
 
 
+def _check_parts(name: str, sources: list[tuple[Path, Array]]) -> None:
+    """Checks that no rank's part of a split tensor is a copy of another's; what is constant (new biases) may repeat.
+
+    A file copied over another rank's fits as well as the right one. Two that changed places would, too, where the
+    format does not keep the name a file was saved under: those nothing tells apart.
+
+    Raises:
+        CheckpointError: two parts are the same.
+    """
+    first_seen: dict[bytes, tuple[Path, Array]] = {}
+    for file, part in sources:
+        other = first_seen.setdefault(part[:1].tobytes(), (file, part))
+        if other[0] is not file and same_values(other[1], part) and (part != part.flat[0]).any():
+            raise CheckpointError(
+                f"{file}: {name}: the same as in {other[0]}, but each rank has a part of its own: a copy of that file"
+            )
+
+
 class MegatronCheckpoint:
     """A ``Checkpoint`` of p shards, opened by ``open_megatron``; nothing but headers has been read so far."""
 
@@ -269,6 +287,8 @@ class MegatronCheckpoint:
                         f"files is of another model or iteration"
                     )
             del sources[1:]
+        else:
+            _check_parts(source, sources)
         check_finite(source, whole, self.files[0].parent, sources)
         return whole
 

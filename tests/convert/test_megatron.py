@@ -24,6 +24,8 @@ from tf_model.config import GPT2Config
 CONFIG = GPT2Config(vocab_size=96, n_positions=40, n_embd=48, n_layer=2, n_head=24)
 FLOAT32 = np.dtype(np.float32)
 TRACKER = "latest_checkpointed_iteration.txt"
+RANK = "80000/mp_rank_{:02d}_model_states.pt"
+HAS = "it has the iterations 80000"
 QKV = "transformer.layers.{}.attention.query_key_value.{}"
 NUMPY = {torch.float16: np.float16, torch.bfloat16: ml_dtypes.bfloat16, torch.float32: np.float32}
 MEGATRON = {
@@ -372,102 +374,6 @@ def test_values_that_a_type_cannot_hold(tmp_path: Path, state: State) -> None:
     write_megatron(tmp_path / "f64", wide, 1)
     assert error_of(lambda: read_all(tmp_path / "f64")).endswith("no supported type can")
     assert_reads(tmp_path / "f64", wide)
-
-
-def rename(old: str, new: str) -> Callable[[Path], object]:
-    return lambda root: (root / old).rename(root / new)
-
-
-def remove(name: str) -> Callable[[Path], object]:
-    return lambda root: (root / name).unlink()
-
-
-def track(data: bytes) -> Callable[[Path], object]:
-    return lambda root: (root / TRACKER).write_bytes(data)
-
-
-def tracker_folder(root: Path) -> None:
-    (root / TRACKER).unlink()
-    (root / TRACKER).mkdir()
-
-
-RANK = "80000/mp_rank_{:02d}_model_states.pt"
-HAS = "it has the iterations 80000"
-BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
-    "no tracker": (
-        remove(TRACKER),
-        ["{root}: neither mp_rank_* files nor latest_checkpointed_iteration.txt here", HAS],
-    ),
-    "empty tracker": (track(b""), ["{tracker}: expected a number above 0 or release, found an empty file", HAS]),
-    "blank tracker": (track(b" \n"), ["{tracker}: ", "found an empty file", HAS]),
-    "iteration 0": (track(b"0"), ["{tracker}: expected a number above 0 or release, found '0'", HAS]),
-    "negative": (track(b"-5\n"), ["{tracker}: ", "found '-5'", HAS]),
-    "garbage": (track(b"80000\n80001"), ["{tracker}: ", "found '80000\\n80001'", HAS]),
-    "long garbage": (track(b"9" * 5000), ["{tracker}: ", "found '" + "9" * 37 + "...'", HAS]),
-    "Release": (track(b"Release"), ["{tracker}: ", "found 'Release'", HAS]),
-    "other digits": (track("８００００".encode()), ["{tracker}: ", "found '\\uff18", HAS]),
-    "not UTF-8": (track(b"\xff\xfe8\0"), ["{tracker}: not a text file", HAS]),
-    "tracker folder": (tracker_folder, ["{tracker}: expected a text file", HAS]),
-    "iteration without a folder": (
-        track(b"5"),
-        ["{root}: mp_rank_* files of iteration 5 are not there, in 5 or iter_0000005: it has the iterations 80000"],
-    ),
-    "release without a folder": (track(b"release"), ["of iteration release are not there, in release: ", HAS]),
-    "empty folder": (
-        lambda root: [file.unlink() for file in (root / "80000").iterdir()],
-        ["{root}: mp_rank_* files of iteration 80000 are not there", "it has no iteration folder"],
-    ),
-    "iteration in both layouts": (
-        lambda root: shutil.copytree(root / "80000", root / "iter_0080000"),
-        ["{root}: mp_rank_* files of iteration 80000 are there twice, in 80000 and iter_0080000: give one as the path"],
-    ),
-    "rank 0 is missing": (
-        remove(RANK.format(0)),
-        ["{root}/80000: mp_rank_00_model_states.pt is missing: the ranks found are 1, 2, 3"],
-    ),
-    "rank 2 is missing": (remove(RANK.format(2)), ["{root}/80000: mp_rank_02_model_states.pt is missing"]),
-    "the last rank is missing": (
-        remove(RANK.format(3)),
-        ["{rank0}: from a model split over 4 ranks, but 3 files found: mp_rank_03_model_states.pt is missing"],
-    ),
-    "a rank too many": (
-        lambda root: shutil.copy(root / RANK.format(3), root / RANK.format(4)),
-        ["{rank0}: from a model split over 4 ranks, but 5 files found"],
-    ),
-    "far too high a rank": (
-        rename(RANK.format(1), RANK.format(10**9)),
-        ["{root}/80000: mp_rank_01_model_states.pt is missing"],
-    ),
-    "two files of a rank": (
-        lambda root: shutil.copy(root / RANK.format(1), root / "80000/mp_rank_1_model_states.pt"),
-        ["{root}/80000: two files of rank 1: mp_rank_01_model_states.pt and mp_rank_1_model_states.pt"],
-    ),
-    "both layouts in one folder": (
-        lambda root: (
-            (root / "80000/mp_rank_01").mkdir(),
-            shutil.copy(root / RANK.format(1), root / "80000/mp_rank_01/model_optim_rng.pt"),
-        ),
-        ["{root}/80000: two files of rank 1: mp_rank_01/model_optim_rng.pt and mp_rank_01_model_states.pt"],
-    ),
-    "not a checkpoint": (
-        lambda root: (root / RANK.format(2)).write_bytes(b"<html>"),
-        ["{root}/80000/mp_rank_02_model_states.pt: "],
-    ),
-    "a list": (
-        lambda root: torch.save([1], root / RANK.format(0)),
-        ["{rank0}: expected a dict with the weights under 'module' or 'model', found a list"],
-    ),
-}
-
-
-@pytest.mark.parametrize("case", sorted(BAD_FOLDERS))
-def test_bad_folders(tmp_path: Path, state: State, case: str) -> None:
-    spoil, words = BAD_FOLDERS[case]
-    files = write_megatron(tmp_path, state, 4)
-    spoil(tmp_path)
-    message = error_of(lambda: open_megatron(tmp_path, n_head=24))
-    for word in words:
-        assert word.format(root=tmp_path, tracker=tmp_path / TRACKER, rank0=files[0]) in message
 
 
 @pytest.mark.parametrize(

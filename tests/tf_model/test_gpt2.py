@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tf_model.attention import attend
 from tf_model.config import ConfigError, GPT2Config
 from tf_model.generation import Request, generate
 from tf_model.gpt2 import GPT2
-from tf_model.layers import LayerNorm
+from tf_model.layers import Frame, LayerNorm
 from tf_model.processors import Constraints
 from tf_model.sampling import Sampling
 from tf_model.window import Window
@@ -160,3 +161,60 @@ def test_a_layer_norm_of_a_row_does_not_depend_on_how_many_there_are(width: int)
     norm = tf.function(lambda x: layer(x), input_signature=[tf.TensorSpec([None, width])])
     for rows in (1, 2, 5, 8, 23):
         np.testing.assert_array_equal(norm(x[:rows]), norm(x)[:rows])
+
+
+HALF = ["float16", "bfloat16"]
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("size", [1, 3])
+def test_softmax_of_half_types_is_in_float32(dtype: str, size: int) -> None:
+    """A sum that float16 cannot hold and at which bfloat16 stagnates: of the exponentials of 70,000 equal scores."""
+    keys = 70_000
+    query = tf.zeros([1, 1, size, 1], dtype)
+    value = tf.constant(np.arange(keys) % 2 * 2.0, dtype)[tf.newaxis, tf.newaxis, :, tf.newaxis]
+    everything = tf.ones([1, 1, size, keys], tf.bool)
+    found = attend(query, tf.zeros([1, 1, keys, 1], dtype), value, everything)
+    np.testing.assert_allclose(tf.cast(found, tf.float64), np.ones([1, 1, size, 1]), rtol=0.02)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_hidden_key_never_counts_however_low_the_visible_scores(dtype: str, size: int) -> None:
+    """The lowest score that float16 can hold is seen alone: a mask of -6e4 would prefer the hidden key."""
+    query, key = tf.fill([1, 1, size, 1], tf.cast(-248, dtype)), tf.constant([[[[252.0], [0.0]]]])
+    visible = tf.constant([[[[True, False]] * size]])
+    found = attend(query, tf.cast(key, dtype), tf.cast([[[[3.0], [7.0]]]], dtype), visible)
+    np.testing.assert_array_equal(tf.cast(found, tf.float32), np.full([1, 1, size, 1], 3.0))
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_rows_and_layer_norms_of_half_types_are_in_float32(dtype: str) -> None:
+    """Rows around 1000 that differ by hundredths: in float16 their steps are 0.5, in bfloat16 4."""
+    rng = np.random.default_rng(4)
+    rows = (1000 + 0.05 * rng.normal(size=(5, 24))).astype(np.float32)
+    model = random_model(dtype=dtype)
+    gamma, beta = (variable.numpy().astype(np.float64) for variable in (model.ln_f.gamma, model.ln_f.beta))
+    exact = rows.astype(np.float64)
+    centred = exact - exact.mean(axis=-1, keepdims=True)
+    expected = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5) * gamma + beta
+    np.testing.assert_allclose(model.ln_f(tf.constant(rows)), expected, atol=0.02)
+
+    block = model.h[0]
+    for variable in block.variables:
+        variable.assign(tf.zeros_like(variable))  # adds nothing: what comes out is what went in
+    frame = Frame(tf.constant(1), tf.constant(5), tf.ones([1, 1, 5, 5], tf.bool), None)
+    np.testing.assert_array_equal(block(tf.constant(rows), frame, None)[0], rows)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_layer_norms_of_half_types_read_float32_rows(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What every layer norm of the model is given has not been through the half type."""
+    seen = []
+    call = LayerNorm.call
+    monkeypatch.setattr(LayerNorm, "call", lambda self, x: (seen.append(x), call(self, x))[1])
+    random_model(dtype=dtype)(tf.constant([[1, 2, 3]]))
+    assert len(seen) == 2 * CONFIG.n_layer + 1
+    for x in seen:
+        assert x.dtype == tf.float32
+        assert (tf.cast(tf.cast(x, dtype), tf.float32).numpy() != x.numpy()).any()
