@@ -83,7 +83,9 @@ class Program:
         for stream in (sys.stdout, sys.stderr):  # a path may have letters that the terminal has not
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
-        signal.signal(signal.SIGTERM, _terminate)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                signal.signal(number, _terminate)
         try:
             for path in vars(args).values():  # TensorFlow cannot be given such a one
                 if isinstance(path, Path) and any("\ud800" <= letter <= "\udfff" for letter in str(path)):
@@ -94,7 +96,7 @@ class Program:
             if (signalled := _signalled(error)) is None:
                 return self._failed(error)
             if isinstance(signalled, _Terminated):
-                return _fail(self.terminated, 128 + signal.SIGTERM)
+                return _fail(self.terminated, int(str(signalled.code)))
             raise signalled from None
         return 0
 
@@ -135,7 +137,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Terminated(SystemExit):
-    """SIGTERM; what is said of it comes when all is cleared, and nothing holds stderr back any more."""
+    """SIGTERM, or SIGHUP of a terminal that closes; what is said of it comes when all is cleared, and nothing holds stderr back any more."""
 
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:

@@ -304,7 +304,7 @@ def test_a_file_size_limit_while_writing(root: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted(root: Path, tmp_path: Path, number: signal.Signals) -> None:
     """Stopped while it writes: nothing is left. A run that was too fast for the signal is repeated."""
     output = tmp_path / "out" / "model"

@@ -20,9 +20,10 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def handler() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, action in before.items():
+        signal.signal(number, action)
 
 
 def program(run: Callable[[argparse.Namespace], None]) -> Program:
@@ -48,9 +49,17 @@ def nested(number: int) -> Callable[[argparse.Namespace], None]:
     return run
 
 
-def test_sigterm_that_a_context_replaces_by_an_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert program(nested(signal.SIGTERM)).run(["go", "--output", "x"]) == 143
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_a_context_replaces_by_an_error_is_one_line(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert program(nested(number)).run(["go", "--output", "x"]) == 128 + number
     assert capsys.readouterr().err == "error: terminated; nothing was left behind\n"
+
+
+def test_what_nohup_started_outlives_its_terminal() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert program(lambda args: os.kill(os.getpid(), signal.SIGHUP)).run(["go", "--output", "x"]) == 0
 
 
 def test_ctrl_c_that_a_context_replaces_by_an_error_is_ctrl_c() -> None:
