@@ -22,7 +22,7 @@ from exports.assets import CONFIG, GENERATION_CONFIG
 from exports.manifest import MANIFEST, ManifestError, read_manifest
 from exports.quiet import quiet_stderr
 from tf_model.config import ConfigError, GPT2Config
-from tf_model.storage import BYTES, DTYPES, PRECISIONS, stored_bytes, stored_tensors
+from tf_model.storage import BYTES, DTYPES, PRECISIONS, packed_bytes, stored_bytes, stored_tensors
 
 HELP = "say what a checkpoint or a SavedModel is: sizes, types, tensors, memory, and what is wrong with it"
 DESCRIPTION = """\
@@ -31,7 +31,8 @@ with what it would become as float32, float16 and bfloat16. What cannot be read 
 would end with, and with exit code 2; damaged weights are found by the conversion, and by check.
 
 The memory of a loaded model is estimated: its variables, once, and 0.7 GB for TensorFlow and the graph (measured with
-TensorFlow 2.21 on Linux). Each row that is generated adds a cache, whose size for one position is given.
+TensorFlow 2.21 on Linux); while it generates, the packed copy of int8 matrices, too. Each row that is generated adds a
+cache, whose size for one position is given.
 """
 EXAMPLE = "python -m convert inspect CPM-Generate --json"
 
@@ -45,6 +46,14 @@ _WIDTH = 100
 """Columns that a text is wrapped at."""
 
 _LAYER = re.compile(r"(?<=^cache_)\d+")
+
+_MEMORY = {
+    "bytes_on_disk": "on disk",
+    "bytes_loaded": "loaded, about",
+    "bytes_generating": "generating, about",
+    "cache_bytes_per_position": "cache per position and row",
+}
+"""The columns of the table of memory, by their key in the report."""
 
 _NUMPY_TYPES: dict[str, DType] = {"bfloat16": BFLOAT16}
 
@@ -112,6 +121,7 @@ def _memory(config: GPT2Config, dtype: str) -> dict[str, int]:
     return {
         "bytes_on_disk": weights,
         "bytes_loaded": weights + _TENSORFLOW_BYTES,
+        "bytes_generating": weights + packed_bytes(config, dtype) + _TENSORFLOW_BYTES,
         "cache_bytes_per_position": 2 * config.n_layer * config.n_embd * BYTES[PRECISIONS[dtype].compute],
     }
 
@@ -259,17 +269,17 @@ def _lines(report: Report) -> Iterable[str]:
     yield f"{report['path']}: {report['format'].replace('_', ' ')}{' checkpoint' * (report['kind'] == 'checkpoint')}"
     yield from _table([(f"  {name}", value) for name, value in _facts(report).items() if value is not None])
     yield ""
-    head = ("written as", "on disk", "loaded, about", "cache per position and row")
-    rows = [
-        (dtype, *(_bytes(sizes[key]) for key in ("bytes_on_disk", "bytes_loaded", "cache_bytes_per_position")))
-        for dtype, sizes in report["outputs"].items()
-    ]
-    yield from _table([head, *rows])
+    yield from _table(
+        [
+            ("written as", *_MEMORY.values()),
+            *((dtype, *(_bytes(sizes[key]) for key in _MEMORY)) for dtype, sizes in report["outputs"].items()),
+        ]
+    )
     yield f"loaded: the variables and {_bytes(_TENSORFLOW_BYTES)} for TensorFlow and the graph"
     if any(dtype.startswith("int8") for dtype in report["outputs"]):
         yield "int8: needs TensorFlow for x86-64 and a processor with VNNI instructions"
     if "int8" in report["outputs"]:
-        yield "int8 keeps a copy of the matrices for each signature that is called; int8-low-memory keeps none"
+        yield "int8 keeps a copy of the matrices for each signature that is called (here one); int8-low-memory none"
     if signatures := report.get("signatures"):
         yield ""
         for name, signature in signatures.items():

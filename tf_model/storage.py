@@ -78,3 +78,11 @@ def stored_tensors(config: GPT2Config, dtype: str) -> dict[str, Stored]:
 def stored_bytes(config: GPT2Config, dtype: str) -> int:
     """Bytes of all tensors of a SavedModel."""
     return sum(math.prod(shape) * BYTES[kind] for shape, kind in stored_tensors(config, dtype).values())
+
+
+def packed_bytes(config: GPT2Config, dtype: str) -> int:
+    """Bytes of the copy of the int8 matrices that the kernels of one signature keep from its first call on."""
+    precision = PRECISIONS[dtype]
+    if precision.matrices != "int8" or not precision.packed:
+        return 0
+    return sum(math.prod(shape) for shape, kind in stored_tensors(config, dtype).values() if kind == "int8")

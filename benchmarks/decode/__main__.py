@@ -16,6 +16,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -35,6 +36,19 @@ from tf_model.config import ConfigError
 _OURS = ("int8", "bfloat16", "float32")
 
 
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number}: expected 1 or more")
+    return number
+
+
+def _steps(text: str) -> int:
+    """The longest measurement begins at 900 positions and goes on to the last of 1,024; a time needs two steps."""
+    if (number := int(text)) and not 2 <= number <= 120:
+        raise argparse.ArgumentTypeError(f"{number}: expected 2 to 120, or 0 for a number by size")
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.decode",
@@ -51,9 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", nargs="+", choices=ENGINES["ours"].dtypes, default=_OURS, help="of this project")
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS, help="weights of this type")
     parser.add_argument("--measure", nargs="+", choices=known, default=[], help="only these (default: all)")
-    parser.add_argument("--repeat", type=int, default=5, metavar="N", help="rounds (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=0, metavar="N", help="tokens after the first (default: by size)")
-    parser.add_argument("--threads", type=int, default=2, metavar="N", help="of each engine (default: %(default)s)")
+    parser.add_argument("--repeat", type=_positive, default=5, metavar="N", help="rounds (default: %(default)s)")
+    parser.add_argument("--steps", type=_steps, default=0, metavar="N", help="tokens after the first (0: by size)")
+    parser.add_argument("--threads", type=_positive, default=2, metavar="N", help="of each engine (%(default)s)")
     parser.add_argument("--peers-python", default=sys.executable, metavar="PATH", help="Python that has the peers")
     parser.add_argument("--work", type=Path, metavar="DIR", help="where files are made (default: a temporary folder)")
     parser.add_argument("--keep", action="store_true", help="leave the files there, and use those that are there")
@@ -100,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     command = shlex.join(["python", "-m", "benchmarks.decode", *(w for i, w in enumerate(shown) if i not in hidden)])
     work = args.work or Path(tempfile.mkdtemp(prefix="gpt2-savedmodel-decode-"))
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # clears up as Ctrl-C does
     load, models = os.getloadavg()[0], []
     pythons = {False: sys.executable, True: args.peers_python}
     try:

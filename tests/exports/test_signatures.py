@@ -317,6 +317,17 @@ def test_other_types_run_every_signature(dtype: str, tmp_path: Path) -> None:
         assert np.abs(row - expected).max() < (0.2 if dtype == "int8" else 0.05) * (expected.max() - expected.min())
 
 
+def test_a_row_of_int8_does_not_depend_on_its_neighbours(tmp_path: Path) -> None:
+    """Drawn by chance, ragged, each with its own scale of activations: the same tokens alone as among others."""
+    int8, rng = Loaded(tmp_path, "int8"), np.random.default_rng(5)
+    prompts = random_prompts(rng, 12, 12)
+    options = {"max_new_tokens": 18, "temperature": 1.0}
+    together = texts(int8("generate", prompts, seed=list(range(12)), **options))
+    for row, prompt in enumerate(prompts):
+        assert texts(int8("generate", [prompt], seed=[row], **options)) == [together[row]]
+    assert len({tuple(text) for text in together}) == 12
+
+
 def test_threads_do_not_meet(loaded: Loaded) -> None:
     requests = [{"seed": SEEDS, "max_new_tokens": 60}, {"seed": [5, 6, 7], "temperature": 0.9, "max_new_tokens": 60}]
     alone = [texts(loaded("generate", PROMPTS, **request)) for request in requests]
