@@ -137,7 +137,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Terminated(SystemExit):
-    """SIGTERM, or SIGHUP of a terminal that closes; what is said of it comes when all is cleared, and nothing holds stderr back any more."""
+    """SIGTERM, or SIGHUP of a terminal that closes.
+
+    What is said of it comes when all is cleared, and nothing holds stderr back any more.
+    """
 
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:

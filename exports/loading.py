@@ -151,8 +151,8 @@ def _tensor(name: str, value: Any) -> Any:
     return tf.constant(value, tf.float32 if option.is_real else tf.int64)
 
 
-def load(folder: Path) -> tuple[Loaded, Tokenizer]:
-    """The model and the tokenizer in ``folder``.
+def load(folder: Path, rows: int) -> tuple[Loaded, Tokenizer]:
+    """The model and the tokenizer in ``folder``, to generate up to ``rows`` texts at once.
 
     Raises:
         ModelError: there is no SavedModel of this project, or none with a tokenizer.
@@ -166,7 +166,7 @@ def load(folder: Path) -> tuple[Loaded, Tokenizer]:
     with quiet_stderr(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tensorflow_hub 0.16.1 imports pkg_resources, which says that it is old
         import tensorflow_hub as hub
-    set_threads(folder)
+    set_threads(folder, rows)
     try:
         model = hub.load(str(folder))
     except Exception as error:  # TensorFlow raises whatever a broken file makes it stumble over

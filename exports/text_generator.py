@@ -76,15 +76,20 @@ class TextGenerator:
         self._no_text = tuple(range(tokenizer.vocab_size, model.config.vocab_size))
 
     @classmethod
-    def load(cls, folder: str | Path) -> TextGenerator:
+    def load(cls, folder: str | Path, *, rows: int = 8) -> TextGenerator:
         """Loads a SavedModel of this project.
+
+        Args:
+            folder: the SavedModel.
+            rows: how many texts will be generated at once at most. With 1, TensorFlow is told to use one thread per
+                operation where the model is so small that this is faster.
 
         Raises:
             ModelError: the folder is not one, or has no tokenizer.
             TokenizerError: its tokenizer cannot be used.
             OptionError: its ``generation_config.json`` cannot be used.
         """
-        model, tokenizer = load(Path(folder))
+        model, tokenizer = load(Path(folder), rows)
         return cls(model, tokenizer, read_defaults(Path(folder) / "assets" / GENERATION_CONFIG))
 
     def resolve(self, **options: Any) -> GenerationConfig:

@@ -20,8 +20,11 @@ from tf_model.config import GPT2Config
 _RESERVE = 1_500_000_000
 """Bytes of memory that are left to the rest of the machine."""
 _LOADS = 3
-_Place = tuple[Contender, bool]
-"""Whose process it is, and whether it is only for places far into a text."""
+_ANY, _ROWS, _DEEP = "any", "rows", "deep"
+"""Processes of one engine. Our small models have another number of threads for several rows; of our large ones each
+signature may keep a copy of the weights, so that those that go on from a state get a process of their own."""
+_Place = tuple[Contender, str]
+"""Whose process it is, and which one."""
 
 
 class Run:
@@ -97,14 +100,14 @@ class Run:
     def _group(self, name: str, members: Sequence[Contender]) -> None:
         """Prepares all members, then measures them in turn."""
         prepared = [member for member in members if self._prepare(member)]
-        fits = sum(self._need((member, False)) for member in prepared) < self._budget
+        fits = sum(self._need((member, _ANY)) for member in prepared) < self._budget
         self._say(f"group {name}: {', '.join(map(str, prepared))}{'' if fits else '; not all fit into memory'}")
         if fits:
             loads = min(self._repeat, _LOADS)
             for member, i in itertools.product(prepared, range(loads)):
                 self._try(member, lambda: self._start(member, name))  # noqa: B023
                 if i < loads - 1:
-                    self._close((member, False))
+                    self._close((member, _ANY))
         for number in range(self._repeat):
             turn = [*prepared[number % len(prepared) :], *prepared[: number % len(prepared)]]
             if fits:
@@ -127,8 +130,8 @@ class Run:
             action()
         except EngineError as error:
             self._leave_out(contender, str(error))
-            for deep in (False, True):
-                self._close((contender, deep))
+            for kind in (_ANY, _ROWS, _DEEP):
+                self._close((contender, kind))
 
     def _prepare(self, contender: Contender) -> bool:
         folder = self._files(contender)
@@ -149,14 +152,13 @@ class Run:
         return True
 
     def _need(self, place: _Place) -> float:
-        contender, deep = place
-        return self._known.get(
-            place, contender.memory(self._config) + deep * 1.5 * contender.weight_bytes(self._config)
-        )
+        contender, kind = place
+        copies = 1.5 * contender.weight_bytes(self._config) if kind == _DEEP else 0
+        return self._known.get(place, contender.memory(self._config) + copies)
 
-    def _start(self, contender: Contender, group: str, deep: bool = False) -> Process:
+    def _start(self, contender: Contender, group: str, kind: str = _ANY) -> Process:
         """Its worker, loaded. Where there is no room, those used last go: the others' turn comes sooner."""
-        place = contender, deep
+        place = contender, kind
         if str(contender) in self.model.left_out:
             raise EngineError(self.model.left_out[str(contender)])
         if place in self._living:
@@ -167,11 +169,13 @@ class Run:
         process = self._living[place] = Process(contender, self._pythons, self._threads)
         folder = self._files(contender)
         before = self._standstills.count
-        answer = process.call("load", weights=str(self._folder), folder=str(folder), threads=self._threads)
+        answer = process.call(
+            "load", weights=str(self._folder), folder=str(folder), threads=self._threads, several=kind == _ROWS
+        )
         if self._standstills.count > before:
             self.model.standstills += 1
             self._close(place)
-            return self._start(contender, group, deep)
+            return self._start(contender, group, kind)
         loaded = process.memory()[1]
         self.model.peaks_loaded[str(contender)] = max(loaded, self.model.peaks_loaded.get(str(contender), 0))
         if contender != PROBE:
@@ -201,9 +205,13 @@ class Run:
         rate = self._start(PROBE, group).call("probe")["rate"]
         self.model.samples.append(Sample(group, str(PROBE), "probe", number, rate, 0, 0, 0))
 
+    def _kind(self, contender: Contender, measure: Measure) -> str:
+        if contender.engine == "ours" and self._config.parameter_count > LARGE:
+            return _DEEP if measure.deep else _ANY
+        return _ROWS if contender.engine == "ours" and measure.batch > 1 else _ANY
+
     def _measure(self, contender: Contender, measure: Measure, group: str, number: int) -> None:
-        # Our signatures may each keep a copy of the weights; those for this kind get a process of their own.
-        place = contender, measure.deep and contender.engine == "ours" and self._config.parameter_count > LARGE
+        place = contender, self._kind(contender, measure)
         process = self._start(contender, group, place[1])
         options = {"batch": measure.batch, "prompt": measure.prompt, "ragged": measure.ragged, "deep": measure.deep}
         if measure.is_prefill and self._config.parameter_count > LARGE:  # takes long: anything short makes it warm

@@ -61,7 +61,7 @@ class Worker:
         self._engine.prepare(Weights(Path(weights)), Path(folder))
         return {}
 
-    def load(self, weights: str, folder: str, threads: int) -> dict[str, Any]:
+    def load(self, weights: str, folder: str, threads: int, several: bool) -> dict[str, Any]:
         """Loads those files; seconds of that, and of reading them once. Importing the library is not counted."""
         config = Weights(Path(weights)).config
         self._vocabulary = config.vocab_size
@@ -69,6 +69,7 @@ class Worker:
         read_files(Path(folder))
         read = read_files(Path(folder))
         started = time.perf_counter()
+        self._engine.several = several
         self._engine.load(Path(folder), config)
         return {"read": read, "load": time.perf_counter() - started}
 

@@ -19,9 +19,11 @@ def _folder(path: Path, size: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("size", "threads"), [(1, 1), (SMALL - 1, 1), (SMALL, 0), (10 * SMALL, 0)])
-def test_small_models_have_one_thread(size: int, threads: int, tmp_path: Path) -> None:
-    assert intra_op_threads(_folder(tmp_path / "model", size)) == threads
+@pytest.mark.parametrize(
+    ("size", "rows", "threads"), [(1, 1, 1), (SMALL - 1, 1, 1), (SMALL, 1, 0), (10 * SMALL, 1, 0), (1, 2, 0)]
+)
+def test_small_models_have_one_thread_for_one_text(size: int, rows: int, threads: int, tmp_path: Path) -> None:
+    assert intra_op_threads(_folder(tmp_path / "model", size), rows) == threads
 
 
 @pytest.mark.parametrize(("before", "expected"), [("pass", 1), ("set_(3)", 3), ("tf.constant(1)", 0)])
@@ -32,7 +34,7 @@ def test_what_was_set_or_has_begun_stays(before: str, expected: int, tmp_path: P
         from exports.threads import set_threads
         set_ = tf.config.threading.set_intra_op_parallelism_threads
         {before}
-        set_threads(pathlib.Path(sys.argv[1]))
+        set_threads(pathlib.Path(sys.argv[1]), 1)
         print(tf.config.threading.get_intra_op_parallelism_threads())
     """
     command = [sys.executable, "-c", textwrap.dedent(program), str(_folder(tmp_path / "model", 1))]

@@ -21,7 +21,13 @@ Timed = tuple[float, float, list[int]]
 
 
 class Engine(Protocol):
-    """One library with one type of weights; greedy, no end of text."""
+    """One library with one type of weights; greedy, no end of text.
+
+    Attributes:
+        several: whether it will be asked for several rows at once; set before ``load``.
+    """
+
+    several: bool
 
     def prepare(self, weights: Weights, folder: Path) -> None:
         """Writes the library's own files into ``folder``; at 2.6 billion parameters most must go tensor by tensor."""
@@ -47,6 +53,7 @@ class Base(abc.ABC):
 
     def __init__(self, dtype: str) -> None:
         self.dtype = dtype
+        self.several = False
 
     def deep(self, rows: Rows, steps: int) -> Timed:
         return self.decode(rows, steps)

@@ -41,7 +41,7 @@ class Adapter(Base):
             self._tf.config.threading.set_intra_op_parallelism_threads(0)
 
     def load(self, folder: Path, config: GPT2Config) -> None:
-        set_threads(folder / "model")
+        set_threads(folder / "model", rows=16 if self.several else 1)
         self._model = self._tf.saved_model.load(str(folder / "model"))
         self._states: dict[tuple[int, int], Any] = {}
 

@@ -17,6 +17,7 @@ class Adapter:
 
     def __init__(self, dtype: str) -> None:
         self.dtype = dtype
+        self.several = False
 
     def prepare(self, weights: Weights, folder: Path) -> None:
         pass
