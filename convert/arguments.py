@@ -5,25 +5,33 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from convert.formats.registry import NAMES
+
+CHECKPOINT_HELP = (
+    "a checkpoint of any format: a Hugging Face folder; of Megatron the folder with "
+    "latest_checkpointed_iteration.txt, one iteration's folder, or a single .pt file"
+)
+
 
 def add_checkpoint_option(parser: argparse.ArgumentParser) -> None:
     """Where the source of a conversion is."""
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        required=True,
-        metavar="PATH",
-        help="folder with latest_checkpointed_iteration.txt, or one iteration's folder, or a single .pt file",
-    )
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help=CHECKPOINT_HELP)
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
-    """What a Megatron checkpoint's files do not say: the number of heads, and which iteration is meant."""
+    """What the files of a checkpoint may not say: its format, the number of heads, and which iteration is meant."""
+    parser.add_argument(
+        "--from",
+        dest="from_format",
+        choices=NAMES,
+        metavar="FORMAT",
+        help=f"format of the checkpoint, where it is not recognised: {', '.join(NAMES)}",
+    )
     parser.add_argument(
         "--heads",
         type=int,
         metavar="N",
-        help="number of attention heads, which the files do not hold; known for hidden sizes 768, 1024 and 2560",
+        help="number of attention heads, where the files do not hold it; known for hidden sizes 768, 1024 and 2560",
     )
     parser.add_argument(
         "--iteration", metavar="N|release", help="which iteration, instead of the one that the tracker file names"

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from convert.torch_file import CheckpointError
+from exports.assets import SpecialTokens
 from tf_model.config import GPT2Config
 
 Array = np.ndarray[Any, Any]
@@ -39,6 +40,8 @@ class Checkpoint(Protocol):
         nbytes: bytes of weights in them, all shards together.
         without_checksums: those of the files in which a damaged weight cannot be noticed.
         left_out: what else of use the files hold, by name: optimizer, random states. No reader gives it.
+        tokens: the end of a text and the padding that the source itself names; None where it names none.
+        tokenizer: the folder with the tokenizer's files, where the format keeps them beside the weights; else None.
     """
 
     format: str
@@ -49,6 +52,8 @@ class Checkpoint(Protocol):
     nbytes: int
     without_checksums: list[Path]
     left_out: list[str]
+    tokens: SpecialTokens | None
+    tokenizer: Path | None
 
     def read(self, name: str, dtype: DType, buffer: Array | None = None) -> Array:
         """The whole tensor ``name`` in ``dtype``, C-contiguous.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convert import check, inspect_command, pytorch_to_tf, reshard, to_megatron, verify
+from convert import check, inspect_command, pytorch_to_tf, reshard, to_huggingface, to_megatron, to_tf, verify
 from convert.errors import ConvertError
 from exports.command_line import Program
 from tf_model.config import ConfigError
@@ -22,6 +22,8 @@ PROGRAM = Program(
     "Megatron's shards for any number of model-parallel ranks.",
     commands={
         "pytorch-to-tf": pytorch_to_tf,
+        "to-tf": to_tf,
+        "to-huggingface": to_huggingface,
         "to-megatron": to_megatron,
         "reshard": reshard,
         "check": check,

@@ -17,7 +17,7 @@ import numpy as np
 from convert.checkpoint import BFLOAT16, DType
 from convert.errors import ConvertError
 from convert.formats.heads import HEADS, possible_heads
-from convert.formats.megatron import open_megatron
+from convert.formats.registry import open_checkpoint
 from exports.assets import CONFIG, GENERATION_CONFIG
 from exports.manifest import MANIFEST, ManifestError, read_manifest
 from exports.quiet import quiet_stderr
@@ -132,7 +132,7 @@ def _describe_checkpoint(path: Path, heads: int | None, iteration: str | None) -
     Raises:
         ConvertError: it cannot be converted.
     """
-    checkpoint = open_megatron(path, n_head=heads, iteration=iteration, any_heads=True)
+    checkpoint = open_checkpoint(path, n_head=heads, iteration=iteration, any_heads=True)
     config, ranks = checkpoint.config, len(checkpoint.files)
     known = heads is not None or HEADS.get(config.n_embd) == config.n_head
     files = {str(file): file.stat().st_size for file in checkpoint.files}

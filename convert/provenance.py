@@ -13,11 +13,10 @@ from convert import __version__
 from convert.checkpoint import Checkpoint
 from convert.parity import ParityReport
 from convert.releases import release_name
-from exports.assets import special_tokens
+from exports.assets import SpecialTokens
 from exports.hashing import Hasher
 from exports.manifest import MODEL_CARD, ROOT_MANIFEST, describe_file, write_manifest
 from exports.model_card import model_card
-from tokenization import Tokenizer
 
 _PROGRAM = f"gpt2-savedmodel {__version__}"
 _LIBRARIES = ("tensorflow", "keras", "torch", "numpy", "sentencepiece", "jieba", "tokenizers")
@@ -27,7 +26,8 @@ def describe(
     folder: Path,
     checkpoint: Checkpoint,
     dtype: str,
-    tokenizer: Tokenizer | None,
+    tokens: SpecialTokens,
+    has_tokenizer: bool,
     hasher: Hasher,
     parity: ParityReport | None,
 ) -> None:
@@ -42,8 +42,8 @@ def describe(
         dtype,
         source=source["release"] or f"a {checkpoint.format} checkpoint of {len(checkpoint.files)} files",
         program=_PROGRAM,
-        eos_token_id=special_tokens(tokenizer).eos_token_id,
-        has_tokenizer=tokenizer is not None,
+        eos_token_id=tokens.eos_token_id,
+        has_tokenizer=has_tokenizer,
         parity=report,
     )
     (folder / MODEL_CARD).write_text(card, "utf-8")
@@ -51,7 +51,7 @@ def describe(
         "program": _PROGRAM,
         "source": source,
         "config": checkpoint.config.to_dict(),
-        "options": {"dtype": dtype, "tokenizer": tokenizer is not None, "verify": parity is not None},
+        "options": {"dtype": dtype, "tokenizer": has_tokenizer, "verify": parity is not None},
         "versions": _versions(*_LIBRARIES),
         "fingerprint": tf.saved_model.experimental.read_fingerprint(str(folder)).singleprint(),
         "parity": report,

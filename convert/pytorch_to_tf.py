@@ -12,16 +12,16 @@ from convert.arguments import add_checkpoint_option, add_source_options
 from convert.auto_dtype import AUTO, OTHERWISE, choose_dtype, wanted
 from convert.checkpoint import Checkpoint
 from convert.errors import ConvertError
-from convert.formats.megatron import open_megatron
 from convert.output import check_destination, new_folder
 from convert.provenance import describe
-from convert.source import hash_files, print_notes, reading
+from convert.source import hash_files, open_source, print_notes, reading
+from convert.tokenizers import add_tokenizer_option, tokenizer_for
 from convert.verify import verify_apart
-from exports.assets import special_tokens, write_assets
+from exports.assets import SpecialTokens, special_tokens, write_assets
 from exports.hashing import Hasher
 from exports.quiet import quiet_stderr
 from tf_model.storage import DTYPES, stored_bytes
-from tokenization import Tokenizer, TokenizerError, load_tokenizer
+from tokenization import Tokenizer
 
 HELP = "Megatron or DeepSpeed shards of a GPT-2 (CPM) -> a TensorFlow SavedModel"
 DESCRIPTION = """\
@@ -37,13 +37,7 @@ _GRAPH_BYTES = 1 << 24
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint_option(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the SavedModel's folder, to be made")
-    parser.add_argument(
-        "--tokenizer",
-        type=Path,
-        metavar="DIR",
-        help="folder with the tokenizer's own files (CPM: chinese_vocab.model; BERT: vocab.txt; GPT-2: vocab.json and "
-        "merges.txt), to be stored in the SavedModel; without, it knows token ids only",
-    )
+    add_tokenizer_option(parser, "to be stored in the SavedModel; without, it knows token ids only")
     parser.add_argument(
         "--dtype",
         choices=(*DTYPES, AUTO),
@@ -61,8 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     started = time.monotonic()
-    checkpoint = open_megatron(args.checkpoint, n_head=args.heads, iteration=args.iteration)
-    tokenizer = None if args.tokenizer is None else _load_tokenizer(args.tokenizer, checkpoint.config.vocab_size)
+    checkpoint = open_source(args)
+    tokenizer = tokenizer_for(args.tokenizer, checkpoint)
+    tokens = checkpoint.tokens if tokenizer is None and checkpoint.tokens else special_tokens(tokenizer)
     print_notes(checkpoint, quiet=args.quiet)
     inputs = [path for path in (args.checkpoint, args.tokenizer) if path is not None]
     dtype = _dtype(args, inputs)
@@ -70,13 +65,13 @@ def run(args: argparse.Namespace) -> None:
     with new_folder(args.output, force=args.force, size=size + _GRAPH_BYTES, inputs=inputs) as folder:
         with Hasher() as hasher:
             hash_files(checkpoint, hasher)
-            _write(folder, checkpoint, dtype, tokenizer, hasher, args.quiet)
+            _write(folder, checkpoint, dtype, tokens, tokenizer, hasher, args.quiet)
             parity = None
             if args.verify:
                 heads = checkpoint.config.n_head
                 parity = verify_apart(args.checkpoint, folder, heads, args.iteration, quiet=args.quiet)
                 parity.check(args.output)
-            describe(folder, checkpoint, dtype, tokenizer, hasher, parity)
+            describe(folder, checkpoint, dtype, tokens, tokenizer is not None, hasher, parity)
         written = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     if not args.quiet:
         if parity:
@@ -99,18 +94,10 @@ def _dtype(args: argparse.Namespace, inputs: list[Path]) -> str:
     return choice.dtype
 
 
-def _load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
-    tokenizer = load_tokenizer(path)
-    if tokenizer.vocab_size > vocab_size:
-        raise TokenizerError(
-            f"{path}: a vocabulary of {tokenizer.vocab_size} pieces, but the model has {vocab_size}: not its tokenizer"
-        )
-    return tokenizer
-
-
 def _write(
-    folder: Path, checkpoint: Checkpoint, dtype: str, tokenizer: Tokenizer | None, hasher: Hasher, quiet: bool
-) -> None:
+    folder: Path, checkpoint: Checkpoint, dtype: str, tokens: SpecialTokens, tokenizer: Tokenizer | None,
+    hasher: Hasher, quiet: bool,
+) -> None:  # fmt: skip
     """Fills ``folder`` with the SavedModel and its assets."""
     with quiet_stderr():  # takes seconds: only once the input is known to be good
         import tensorflow as tf
@@ -119,9 +106,9 @@ def _write(
 
     with reading(checkpoint, "convert", quiet=quiet) as read:
         try:
-            data, sha256 = write_saved_model(folder, checkpoint.config, dtype, special_tokens(tokenizer), read)
+            data, sha256 = write_saved_model(folder, checkpoint.config, dtype, tokens, read)
         except tf.errors.OpError as error:  # the file system, as TensorFlow's writer of the graph sees it
             reason = error.message.splitlines()[0].split("; ")[-1].split(" [Op:")[0]
             raise ConvertError(f"{folder}: cannot be written: {reason}; nothing was left behind") from error
     hasher.record(data, {"sha256": sha256})
-    write_assets(folder / "assets", checkpoint.config, dtype, special_tokens(tokenizer), tokenizer)
+    write_assets(folder / "assets", checkpoint.config, dtype, tokens, tokenizer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import math
 import sys
@@ -10,9 +11,15 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from convert.checkpoint import Array, Checkpoint, DType
+from convert.formats.registry import open_checkpoint
 from convert.progress import progress
 from convert.releases import may_be_known
 from exports.hashing import Hasher
+
+
+def open_source(args: argparse.Namespace) -> Checkpoint:
+    """The checkpoint that ``arguments.add_checkpoint_option`` and ``add_source_options`` have read of."""
+    return open_checkpoint(args.checkpoint, n_head=args.heads, iteration=args.iteration, from_format=args.from_format)
 
 
 def print_notes(checkpoint: Checkpoint, *, quiet: bool) -> None:

@@ -6,12 +6,19 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-ACTIVATIONS = ("gelu_new", "gelu", "relu")
-"""``gelu_new`` is the tanh form (CPM, UER, OpenAI); ``gelu`` the exact one with erf."""
+ACTIVATIONS = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu", "relu", "silu", "tanh")
+"""transformers' names. The first three are the tanh form (CPM, UER, OpenAI); ``gelu`` is the exact one with erf."""
 
+STANDARD, UER = "standard", "uer"
+LAYER_NORMS = (STANDARD, UER)
+"""``standard``: (x - mean) / sqrt(variance + epsilon), with the biased variance, as everywhere. ``uer``: (x - mean) /
+(deviation + epsilon), with the unbiased deviation, as UER-py (``uer/layers/layer_norm.py``)."""
 
 MAX_SIZE, MAX_LAYERS = 2**31 - 1, 10_000
 """What a config may say: more is a damaged file."""
+
+
+_UNUSUAL = ("layer_norm", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings")
 
 
 class ConfigError(ValueError):
@@ -20,7 +27,7 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class GPT2Config:
-    """The sizes of a GPT-2 and the two constants of its maths.
+    """The sizes of a GPT-2 and the choices of its maths.
 
     Attributes:
         vocab_size: rows of the token embedding, V.
@@ -30,7 +37,10 @@ class GPT2Config:
         n_head: attention heads; they divide ``n_embd``.
         n_inner: width of the feed-forward layer; 4 * n_embd when 0.
         activation_function: one of ``ACTIVATIONS``.
-        layer_norm_epsilon: added to the variance, inside the root.
+        layer_norm_epsilon: added to the variance, inside the root; to the deviation in UER's.
+        layer_norm: one of ``LAYER_NORMS``.
+        scale_attn_by_inverse_layer_idx: whether block i divides its attention scores by i + 1, too.
+        tie_word_embeddings: whether the output matrix is the token embedding; else it is ``lm_head.weight``.
 
     Raises:
         ConfigError: a size that is not positive, heads that do not divide the hidden size, an unknown activation.
@@ -44,6 +54,9 @@ class GPT2Config:
     n_inner: int = 0
     activation_function: str = "gelu_new"
     layer_norm_epsilon: float = 1e-5
+    layer_norm: str = STANDARD
+    scale_attn_by_inverse_layer_idx: bool = False
+    tie_word_embeddings: bool = True
 
     def __post_init__(self) -> None:
         if not self.n_inner:
@@ -60,6 +73,11 @@ class GPT2Config:
             raise ConfigError(f"{self.n_head} heads do not divide the hidden size {self.n_embd}")
         if self.activation_function not in ACTIVATIONS:
             raise ConfigError(f"activation_function {self.activation_function!r}: known are {', '.join(ACTIVATIONS)}")
+        if self.layer_norm not in LAYER_NORMS:
+            raise ConfigError(f"layer_norm {self.layer_norm!r}: known are {', '.join(LAYER_NORMS)}")
+        for field in ("scale_attn_by_inverse_layer_idx", "tie_word_embeddings"):
+            if type(getattr(self, field)) is not bool:
+                raise ConfigError(f"{field} is {getattr(self, field)!r}: expected true or false")
 
     @property
     def head_dim(self) -> int:
@@ -69,7 +87,8 @@ class GPT2Config:
         """Name and shape of every weight, in the order of the forward pass.
 
         These are the project's *canonical* tensors: the names are Hugging Face's, a matrix is ``[out, in]`` as PyTorch
-        holds it, ``c_attn`` is all of Q, then all of K, then all of V. The output matrix is ``wte.weight``.
+        holds it, ``c_attn`` is all of Q, then all of K, then all of V. The output matrix is ``wte.weight`` where that
+        is tied, else ``lm_head.weight``.
         """
         h, inner = self.n_embd, self.n_inner
         shapes: dict[str, tuple[int, ...]] = {"wte.weight": (self.vocab_size, h), "wpe.weight": (self.n_positions, h)}
@@ -90,17 +109,25 @@ class GPT2Config:
         for layer in range(self.n_layer):
             shapes.update({f"h.{layer}.{name}": shape for name, shape in block.items()})
         shapes.update({"ln_f.weight": (h,), "ln_f.bias": (h,)})
+        if not self.tie_word_embeddings:
+            shapes["lm_head.weight"] = (self.vocab_size, h)
         return shapes
 
     @property
     def parameter_count(self) -> int:
         """Weights in all, the tied output matrix counted once: 2,597,073,920 for CPM-Generate."""
         v, s, h, inner = self.vocab_size, self.n_positions, self.n_embd, self.n_inner
+        v = v if self.tie_word_embeddings else 2 * v
         return (v + s) * h + self.n_layer * (4 * h * h + 4 * h + 2 * h * inner + inner + h + 4 * h) + 2 * h
 
     def to_dict(self) -> dict[str, Any]:
-        """``config.json`` as transformers writes it, without what has no meaning here."""
-        return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **dataclasses.asdict(self)}
+        """``config.json`` as transformers writes it, without what has no meaning here or is as it mostly is."""
+        values = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in _UNUSUAL or getattr(self, field.name) != field.default
+        }
+        return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **values}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GPT2Config:

@@ -1,7 +1,8 @@
 """GPT-2 as a Keras model: one forward pass for training, scoring, prefill and decoding.
 
 The maths is that of Megatron's CPM (CPM-1-Generate, ``mpu/transformer.py`` and ``model/gpt2_modeling.py``): token plus
-position embedding, pre-LN blocks, final layer norm, and the token embedding again as the output matrix.
+position embedding, pre-LN blocks, final layer norm, and the token embedding again as the output matrix, or one of its
+own.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _KERAS_NAMES = {
 
 
 class Embedding(keras.layers.Layer):
-    """A table ``weight`` [rows, h], read by row; the token table is read whole as the output matrix."""
+    """A table ``weight`` [rows, h], read by row; the output matrix is one that is read whole."""
 
     def __init__(self, rows: int, width: int, name: str, dtype: str, initializer: Any) -> None:
         super().__init__(name=name, dtype=PRECISIONS[dtype].compute, autocast=False)
@@ -63,7 +64,9 @@ class GPT2(keras.Model):
         self.wte = Embedding(config.vocab_size, config.n_embd, "wte", dtype, normal)
         self.wpe = Embedding(config.n_positions, config.n_embd, "wpe", PRECISIONS[dtype].compute, normal)
         self.h = [Block(config, i, dtype, normal, output) for i in range(config.n_layer)]
-        self.ln_f = LayerNorm(config.layer_norm_epsilon, "ln_f", unwritten)
+        self.ln_f = LayerNorm(config.layer_norm_epsilon, "ln_f", unwritten, config.layer_norm)
+        tied = config.tie_word_embeddings
+        self.lm_head = self.wte if tied else Embedding(config.vocab_size, config.n_embd, "lm_head", dtype, normal)
         layers: list[Any] = [*self.h, self.ln_f]
         for layer in layers:
             layer.build((None, config.n_embd))
@@ -128,7 +131,7 @@ class GPT2(keras.Model):
 
     def logits(self, rows: tf.Tensor) -> tf.Tensor:
         """Final layer norm and output matrix: logits float32 ``[N, V]`` of rows ``[N, h]``."""
-        return tf.cast(self.wte.table.product(self.ln_f(rows)), tf.float32)
+        return tf.cast(self.lm_head.table.product(self.ln_f(rows)), tf.float32)
 
     def canonical_variables(self) -> dict[str, tf.Variable]:
         """The weights as TensorFlow variables under their canonical names (``storage.stored_tensors``)."""

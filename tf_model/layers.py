@@ -16,13 +16,17 @@ import tensorflow as tf
 from tf_model import quantization
 from tf_model.attention import attend
 from tf_model.cache import LayerCache
-from tf_model.config import GPT2Config
+from tf_model.config import STANDARD, UER, GPT2Config
 from tf_model.storage import OFFSET, PRECISIONS, SCALE
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "gelu_new": lambda x: tf.nn.gelu(x, approximate=True),
+    "gelu_fast": lambda x: tf.nn.gelu(x, approximate=True),
+    "gelu_pytorch_tanh": lambda x: tf.nn.gelu(x, approximate=True),
     "gelu": lambda x: tf.nn.gelu(x, approximate=False),
     "relu": tf.nn.relu,
+    "silu": tf.nn.silu,
+    "tanh": tf.tanh,
 }
 
 FEW_ROWS = {tf.float32: 2, tf.bfloat16: 1, tf.float16: 1}
@@ -64,11 +68,15 @@ class Frame(NamedTuple):
 
 
 class LayerNorm(keras.layers.Layer):
-    """(x - mean) / sqrt(var + epsilon) * gamma + beta over the last axis, biased variance, float32 throughout."""
+    """(x - mean) / sqrt(var + epsilon) * gamma + beta over the last axis, biased variance, float32 throughout.
 
-    def __init__(self, epsilon: float, name: str, initializer: Initializer = None) -> None:
+    ``kind`` UER: (x - mean) / (sqrt(var * N / (N - 1)) + epsilon) * gamma + beta, for N values a row.
+    """
+
+    def __init__(self, epsilon: float, name: str, initializer: Initializer = None, kind: str = STANDARD) -> None:
         super().__init__(name=name, dtype="float32", autocast=False)
         self.epsilon = epsilon
+        self.kind = kind
         self.initializer = initializer
 
     def build(self, input_shape: Any) -> None:
@@ -81,6 +89,10 @@ class LayerNorm(keras.layers.Layer):
         variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
         # Of whole rows: of [N, 1] Eigen computes full vectors and the rest in two ways, and so a row's last bits would
         # depend on how many there are, which the rounding of int8 activations makes large.
+        if self.kind == UER:
+            size = self.gamma.shape[0]
+            whole = tf.broadcast_to(variance * (size / max(1, size - 1)), tf.shape(x))
+            return centred / (tf.sqrt(whole) + self.epsilon) * self.gamma.value + self.beta.value
         whole = tf.broadcast_to(variance + self.epsilon, tf.shape(x))
         return centred * tf.math.rsqrt(whole) * self.gamma.value + self.beta.value
 
@@ -159,13 +171,17 @@ class Linear(keras.layers.Layer):
 
 
 class Attention(keras.layers.Layer):
-    """Causal multi-head attention: softmax(Q K^T / sqrt(head_dim)) V, then the output projection."""
+    """Causal multi-head attention: softmax(Q K^T / sqrt(head_dim)) V, then the output projection.
+
+    With ``scale_attn_by_inverse_layer_idx`` the scores of block i are divided by i + 1 as well.
+    """
 
     def __init__(
-        self, config: GPT2Config, dtype: str, initializer: Initializer, output_initializer: Initializer
+        self, config: GPT2Config, index: int, dtype: str, initializer: Initializer, output_initializer: Initializer
     ) -> None:
         super().__init__(name="attn", dtype=PRECISIONS[dtype].compute, autocast=False)
         self.config = config
+        self.scale = config.head_dim**-0.5 / (index + 1 if config.scale_attn_by_inverse_layer_idx else 1)
         self.c_attn = Linear(3 * config.n_embd, "c_attn", dtype, initializer)
         self.c_proj = Linear(config.n_embd, "c_proj", dtype, output_initializer)
 
@@ -184,7 +200,7 @@ class Attention(keras.layers.Layer):
             cache = cache.write(frame.slots, key, value)
             key, value = cache.read(frame.batch, heads)
         # The query is scaled, not the product: in float16 a product of large activations is infinite sooner.
-        mixed = attend(query * width**-0.5, key, value, frame.visible)
+        mixed = attend(query * self.scale, key, value, frame.visible)
         merged = tf.reshape(tf.transpose(mixed, [0, 2, 1, 3]), [-1, self.config.n_embd])
         return self.c_proj(merged), cache
 
@@ -216,9 +232,9 @@ class Block(keras.layers.Layer):
     ) -> None:
         super().__init__(name=f"h_{index}", dtype=PRECISIONS[dtype].compute, autocast=False)
         norm = None if isinstance(initializer, keras.initializers.Initializer) else initializer
-        self.ln_1 = LayerNorm(config.layer_norm_epsilon, "ln_1", norm)
-        self.attn = Attention(config, dtype, initializer, output_initializer)
-        self.ln_2 = LayerNorm(config.layer_norm_epsilon, "ln_2", norm)
+        self.ln_1 = LayerNorm(config.layer_norm_epsilon, "ln_1", norm, config.layer_norm)
+        self.attn = Attention(config, index, dtype, initializer, output_initializer)
+        self.ln_2 = LayerNorm(config.layer_norm_epsilon, "ln_2", norm, config.layer_norm)
         self.mlp = MLP(config, dtype, initializer, output_initializer)
 
     def build(self, input_shape: Any) -> None:

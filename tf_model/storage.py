@@ -49,7 +49,7 @@ OFFSET = "_offset"
 """Behind the name of an int8 matrix: float32 ``[out]``, -128 times the sums of its rows; see ``quantization``."""
 
 _LAYER_NORM = re.compile(r"\bln_\w+\.(weight|bias)$")
-_MATRIX = re.compile(r"wte\.weight|h\.\d+\.\w+\.c_\w+\.weight")
+_MATRIX = re.compile(r"(wte|lm_head)\.weight|h\.\d+\.\w+\.c_\w+\.weight")
 
 
 class Stored(NamedTuple):

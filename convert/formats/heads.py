@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from convert.formats.wording import plural, some
+from convert.torch_file import CheckpointError
+
 HEADS = {768: 12, 1024: 16, 2560: 32}
 """Heads by hidden size of the published models: CPM-distill, the medium configuration, CPM-Generate."""
 
@@ -9,3 +14,31 @@ HEADS = {768: 12, 1024: 16, 2560: 32}
 def possible_heads(hidden: int, p: int) -> list[int]:
     """The numbers of heads that divide the hidden size and can be shared out to ``p`` ranks, ascending."""
     return [heads for heads in range(p, hidden + 1, p) if hidden % heads == 0]
+
+
+def choose_heads(file: Path, hidden: int, p: int, given: int | None, any_heads: bool, stored: int | None = None) -> int:
+    """The number of heads: as stored or given, else that of the published model of this size, else p for ``any_heads``.
+
+    Raises:
+        CheckpointError: heads do not divide the hidden size or cannot be shared out to the ranks, nobody knows them, or
+            other ones are given than are stored.
+    """
+    if stored is not None and given is not None and stored != given:
+        raise CheckpointError(f"{file}: says {stored} heads, but --heads {given}: leave that out")
+    heads = stored if stored is not None else HEADS.get(hidden) if given is None else given
+    possible = possible_heads(hidden, p)
+    if heads in possible:
+        return heads
+    if given is None and any_heads and stored is None:
+        return p
+    likely = [n for n in possible if 32 <= hidden // n <= 128]
+    hint = f"likely {some(likely, 20)} (32 to 128 wide), " if likely else ""
+    if stored is not None:
+        problem, hint = f"{stored} heads do not fit", hint.replace("likely", "expected")
+    elif given is None:
+        problem = "the number of heads is not in the file"
+    else:
+        problem = f"{given} heads do not fit"
+    advice = "" if stored is not None else "give --heads, "
+    problem += f" (hidden size {hidden}, {plural(p, 'rank')})"
+    raise CheckpointError(f"{file}: {problem}: {advice}{hint}possible {some(possible, 40)}")

@@ -18,12 +18,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from convert.checkpoint import FLOATS, Array, Checkpoint, DType, check_finite, empty, same_values, widest
-from convert.formats.heads import HEADS, possible_heads
+from convert.formats.heads import choose_heads
 from convert.formats.megatron_files import RankFile, check_saved_ranks, find
 from convert.formats.wording import plural, some
 from convert.pickle_values import shown
 from convert.sharding import COLUMN, QKV, REPLICATED, ROW, ShardingError, Split, merge, shard_shape
 from convert.torch_file import CheckpointError, TensorRef, load
+from exports.assets import SpecialTokens
 from tf_model.config import ConfigError, GPT2Config
 
 TENSORS: dict[str, tuple[str, Split]] = {
@@ -202,25 +203,6 @@ def _check_numbers(shards: list[_Shard]) -> int | None:
     return named[0].iteration if named else None
 
 
-def _heads(file: Path, hidden: int, p: int, given: int | None, any_heads: bool) -> int:
-    """The number of heads: as given, else that of the published model of this hidden size, else p for ``any_heads``.
-
-    Raises:
-        CheckpointError: heads do not divide the hidden size or cannot be shared out to the ranks, or nobody knows them.
-    """
-    heads = HEADS.get(hidden) if given is None else given
-    possible = possible_heads(hidden, p)
-    if heads in possible:
-        return heads
-    if given is None and any_heads:
-        return p
-    likely = [n for n in possible if 32 <= hidden // n <= 128]
-    hint = f"likely {some(likely, 20)} (32 to 128 wide), " if likely else ""
-    problem = "the number of heads is not in the file" if given is None else f"{given} heads do not fit"
-    problem += f" (hidden size {hidden}, {plural(p, 'rank')})"
-    raise CheckpointError(f"{file}: {problem}: give --heads, {hint}possible {some(possible, 40)}")
-
-
 def _check_parts(name: str, sources: list[tuple[Path, Array]]) -> None:
     """Checks that no rank's part of a split tensor is a copy of another's; what is constant (new biases) may repeat.
 
@@ -243,6 +225,8 @@ class MegatronCheckpoint:
     """A ``Checkpoint`` of p shards, opened by ``open_megatron``; nothing but headers has been read so far."""
 
     format = "megatron"
+    tokens: SpecialTokens | None = None
+    tokenizer: Path | None = None
 
     def __init__(self, config: GPT2Config, shards: list[_Shard], iteration: int | None) -> None:
         self.config = config
@@ -315,7 +299,7 @@ def open_megatron(
         check_saved_ranks(files)
         config = _sizes(shards, n_layer)
         number = _check_numbers(shards)
-        heads = _heads(shards[0].file, config.n_embd, len(shards), n_head, any_heads)
+        heads = choose_heads(shards[0].file, config.n_embd, len(shards), n_head, any_heads)
         return MegatronCheckpoint(dataclasses.replace(config, n_head=heads), shards, number)
     except (ConfigError, ShardingError) as error:
         raise CheckpointError(f"{path}: {error}") from error

@@ -58,6 +58,14 @@ def _rank_files(folder: Path) -> list[RankFile]:
     return files
 
 
+def is_one(path: Path) -> bool:
+    """Whether ``path`` looks like a checkpoint of this layout: any file, or a folder with ranks or iterations in it."""
+    if path.is_file() or (path / TRACKER).exists() or any(map(_rank_file, path.iterdir())):
+        return True
+    folders = (child for child in path.iterdir() if child.is_dir() and _ITERATION_FOLDER.fullmatch(child.name))
+    return any(any(map(_rank_file, folder.iterdir())) for folder in folders)
+
+
 def _available(root: Path) -> str:
     """The end of a message about an iteration that was not found: which ones there are."""
     if any(map(_rank_file, root.iterdir())):

@@ -1,0 +1,235 @@
+"""Hugging Face's GPT-2: a folder with ``config.json`` and the weights.
+
+    config.json
+    model.safetensors                 or model.safetensors.index.json and the files that it names
+    pytorch_model.bin                 or pytorch_model.bin.index.json and the files that it names
+
+Sources: ``modeling_gpt2.py`` and ``configuration_gpt2.py`` of transformers. Its linear layers are ``Conv1D``, whose
+weights are ``[in, out]``. A folder of ``GPT2Model`` has names without ``transformer.`` and no head.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from convert.checkpoint import Array, Checkpoint, DType, same_values
+from convert.formats import safetensors
+from convert.formats.heads import choose_heads
+from convert.formats.table import (
+    Names,
+    Part,
+    Source,
+    TableCheckpoint,
+    check_names,
+    count_layers,
+    matrix_shape,
+    torch_sources,
+    transposed,
+    transposed_blocks,
+    whole,
+)
+from convert.formats.wording import some
+from convert.pickle_values import shown
+from convert.tokenizers import has_tokenizer
+from convert.torch_file import CheckpointError, load
+from exports.assets import CONFIG, GENERATION_CONFIG, SpecialTokens
+from tf_model.config import ConfigError, GPT2Config
+
+NAME = "huggingface"
+SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
+INDEX = ".index.json"
+HEADER_BYTES = 1 << 20
+"""Room for the header of the weights, the configuration and a tokenizer."""
+WEIGHTS = (SAFETENSORS, SAFETENSORS + INDEX, TORCH, TORCH + INDEX)
+"""The first that is there is read, as transformers does."""
+_PREFIX = "transformer."
+_HEAD = "lm_head.weight"
+_MASKS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
+"""Causal masks, which older versions of transformers stored."""
+_LINEAR = re.compile(r"h\.\d+\.(attn|mlp)\.c_\w+\.weight")
+_SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer")
+_UNSUPPORTED = {"scale_attn_weights": True, "add_cross_attention": False}
+"""What changes the maths in a way that no GPT-2 of these ecosystems uses, and what it has to be."""
+
+
+def find(path: Path) -> tuple[Path, str] | None:
+    """The folder that ``path`` stands for, itself or the one of a file of weights, and its weights' name."""
+    if path.is_file() and (path.name in WEIGHTS or path.suffix == ".safetensors"):
+        if path.name in WEIGHTS:
+            return path.parent, path.name
+        path = path.parent
+    if not path.is_dir():
+        return None
+    return next(((path, name) for name in WEIGHTS if (path / name).is_file()), None)
+
+
+def open_huggingface(
+    path: Path, *, n_head: int | None = None, iteration: str | None = None, any_heads: bool = False
+) -> Checkpoint:
+    """The checkpoint in the folder ``path``; see ``open_megatron``.
+
+    Raises:
+        CheckpointError: anything that keeps the files from being one whole model.
+    """
+    found = find(path)
+    if found is None:
+        raise CheckpointError(f"{path}: expected {CONFIG} and {some(WEIGHTS, 9)}: none is here")
+    folder, weights = found
+    if iteration is not None:
+        raise CheckpointError(f"{path}: a Hugging Face folder has no iterations: leave out --iteration {iteration}")
+    try:
+        values = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+        sources = _sources(folder / weights)
+        return _open(folder, values, sources, n_head, any_heads)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / CONFIG}: {str(error).removeprefix('config.json: ')}") from error
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or folder}: cannot be read: {error.strerror}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object in a JSON file.
+
+    Raises:
+        CheckpointError: it cannot be read, or is none.
+    """
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: expected JSON: {shown(str(error))}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {shown(values)}")
+    return values
+
+
+def _sources(weights: Path) -> dict[str, Source]:
+    """All tensors of a folder by name."""
+    if weights.name == SAFETENSORS:
+        return safetensors.read_header(weights)
+    if weights.name == SAFETENSORS + INDEX:
+        return safetensors.read_index(weights)
+    files = [weights] if weights.name == TORCH else list(safetensors.files_of(weights))
+    sources: dict[str, Source] = {}
+    for file in files:
+        state = load(file)
+        if not isinstance(state, dict):
+            raise CheckpointError(f"{file}: expected a dict of tensors, found {shown(state)}")
+        sources.update(torch_sources(file, state))
+    return sources
+
+
+def _open(
+    folder: Path, values: Mapping[str, Any], sources: dict[str, Source], n_head: int | None, any_heads: bool
+) -> Checkpoint:
+    where = folder / CONFIG
+    if values.get("model_type", "gpt2") != "gpt2":
+        raise CheckpointError(f"{where}: model_type is {shown(values['model_type'])}: expected gpt2")
+    for key, needed in _UNSUPPORTED.items():
+        if values.get(key, needed) is not needed:
+            raise CheckpointError(f"{where}: {key} is {shown(values[key])}: only {str(needed).lower()} is supported")
+    prefix = _PREFIX if f"{_PREFIX}wte.weight" in sources else ""
+    vocab_size, n_embd = matrix_shape(folder, sources, f"{prefix}wte.weight")
+    n_positions, _ = matrix_shape(folder, sources, f"{prefix}wpe.weight")
+    _, n_inner = matrix_shape(folder, sources, f"{prefix}h.0.mlp.c_fc.weight")
+    n_layer = count_layers(folder, sources, f"{prefix}h.")
+    sizes = dict(zip(_SIZES, (vocab_size, n_positions, n_embd, n_layer), strict=True))
+    for key, size in {**sizes, "n_inner": n_inner}.items():
+        said = values.get(key)
+        if said is not None and said != size:
+            raise CheckpointError(f"{where}: {key} is {shown(said)}, but the tensors have {size}")
+    stored = values.get("n_head")
+    if stored is not None and type(stored) is not int:
+        raise CheckpointError(f"{where}: n_head is {shown(stored)}: expected a number")
+    tied = values.get("tie_word_embeddings", True)
+    own_head = tied is False and _HEAD in sources
+    config = GPT2Config.from_dict(
+        {
+            **values, **sizes, "n_inner": n_inner, "tie_word_embeddings": not own_head,
+            "n_head": choose_heads(where, n_embd, 1, n_head, any_heads, stored),
+        }
+    )  # fmt: skip
+    head = {_HEAD} if _HEAD in sources else set()
+    expected = {
+        _name(name, prefix): shape[::-1] if _LINEAR.fullmatch(name) else shape
+        for name, shape in config.tensor_shapes().items()
+    }
+    if head and not own_head:
+        expected[_HEAD] = (vocab_size, n_embd)
+    check_names(folder, sources, Names(expected, lambda name: _MASKS.fullmatch(name) is not None))
+    parts = {
+        name: Part([sources[_name(name, prefix)]], transposed if _LINEAR.fullmatch(name) else whole)
+        for name in config.tensor_shapes()
+    }
+    own_tokenizer, check = folder if has_tokenizer(folder) else None, None
+    if head and not own_head:
+        embedding, copy = sources[_name("wte.weight", prefix)], sources[_HEAD]
+        check = lambda: _check_tied(where, embedding, copy)  # noqa: E731
+    return TableCheckpoint(
+        NAME, config, parts, tokens=_tokens(values, vocab_size), tokenizer=own_tokenizer, check=check
+    )
+
+
+def _name(canonical: str, prefix: str) -> str:
+    return canonical if canonical == _HEAD else f"{prefix}{canonical}"
+
+
+def _check_tied(where: Path, embedding: Source, head: Source) -> None:
+    """The copy of a tied output matrix has to be one: which of the two was meant, nothing else would tell."""
+    if not same_values(embedding.numpy(), head.numpy()):
+        raise CheckpointError(
+            f"{head.file}: {_HEAD} differs from {embedding.name}, but {where.name} does not say that it may: give it "
+            '"tie_word_embeddings": false if the head is its own'
+        )
+
+
+def _tokens(values: Mapping[str, Any], vocab_size: int) -> SpecialTokens | None:
+    """What ``config.json`` says, where it can be: a copy of CPM on the hub says 50256, which it has not."""
+    eos, pad = values.get("eos_token_id"), values.get("pad_token_id")
+    if isinstance(eos, list):
+        eos = eos[0] if eos else None
+    if type(eos) is not int or not 0 <= eos < vocab_size:
+        return None
+    return SpecialTokens(eos, pad if type(pad) is int and 0 <= pad < vocab_size else eos)
+
+
+def write_huggingface(
+    folder: Path,
+    checkpoint: Checkpoint,
+    dtypes: Mapping[str, DType],
+    read: Callable[[str, DType], Array],
+    tokens: SpecialTokens,
+) -> list[Path]:
+    """Writes ``config.json``, ``generation_config.json`` and ``model.safetensors`` into ``folder``; gives the last.
+
+    Raises:
+        OSError: a file cannot be written. What ``read`` raises comes through, too.
+    """
+    config = checkpoint.config
+    shapes = config.tensor_shapes()
+    tensors = {
+        _name(name, _PREFIX): (shape[::-1] if _LINEAR.fullmatch(name) else shape, dtypes[name])
+        for name, shape in shapes.items()
+    }
+    with safetensors.writing(folder / SAFETENSORS, tensors) as writer:
+        for name in shapes:
+            values = read(name, dtypes[name])
+            for block in transposed_blocks(values) if _LINEAR.fullmatch(name) else (values,):
+                writer.write(block)
+    special = {"eos_token_id": tokens.eos_token_id, "pad_token_id": tokens.pad_token_id}
+    # Without bos_token_id transformers takes 50256, whatever the vocabulary.
+    write_json(
+        folder / CONFIG,
+        {**config.to_dict(), "bos_token_id": tokens.eos_token_id, **special, "torch_dtype": dtypes["wte.weight"].name},
+    )
+    write_json(folder / GENERATION_CONFIG, {"bos_token_id": tokens.eos_token_id, **special})
+    return [folder / SAFETENSORS]
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -1,0 +1,91 @@
+"""Every format of checkpoints: how one is recognised, and what opens it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from convert.checkpoint import Checkpoint
+from convert.errors import ConvertError
+from convert.formats import huggingface, megatron, megatron_files
+from convert.formats.wording import some
+from convert.torch_file import CheckpointError
+
+
+class Format(NamedTuple):
+    """Attributes:
+
+    name: as ``--from`` takes it.
+    looks_for: what a path has where it is one, for the message that nothing was recognised.
+    matches: whether a path that exists looks like one; nothing large is read.
+    open: opens it; ``n_head``, ``iteration`` and ``any_heads`` as ``megatron.open_megatron``.
+    """
+
+    name: str
+    looks_for: str
+    matches: Callable[[Path], bool]
+    open: Callable[..., Checkpoint]
+
+
+FORMATS: tuple[Format, ...] = (
+    Format(
+        huggingface.NAME,
+        "a folder with model.safetensors or pytorch_model.bin (or an index of them) and config.json",
+        lambda path: huggingface.find(path) is not None,
+        huggingface.open_huggingface,
+    ),
+    Format(
+        "megatron",
+        f"{megatron_files.TRACKER}, mp_rank_* files, or a .pt file with 'module' or 'model' in it",
+        megatron_files.is_one,
+        megatron.open_megatron,
+    ),
+)
+"""In the order in which they are tried."""
+
+NAMES = tuple(format.name for format in FORMATS)
+
+
+def open_checkpoint(
+    path: Path,
+    *,
+    n_head: int | None = None,
+    iteration: str | None = None,
+    from_format: str | None = None,
+    any_heads: bool = False,
+) -> Checkpoint:
+    """The checkpoint at ``path``, of whatever format; weights are touched only when they are read.
+
+    Args:
+        path: a file or a folder, as the format has it.
+        n_head, iteration, any_heads: as ``megatron.open_megatron``.
+        from_format: one of ``NAMES``, to be taken for that whatever it looks like.
+
+    Raises:
+        ConvertError: nothing is there, no format fits, or anything keeps the files from being one whole model.
+    """
+    return recognise(path, from_format).open(path, n_head=n_head, iteration=iteration, any_heads=any_heads)
+
+
+def recognise(path: Path, from_format: str | None = None) -> Format:
+    """The format of what is at ``path``.
+
+    Raises:
+        ConvertError: as ``open_checkpoint``.
+    """
+    if from_format is not None:
+        return next(format for format in FORMATS if format.name == from_format)
+    try:
+        if not path.exists():
+            raise CheckpointError(f"{path}: no such file or folder")
+        for format in FORMATS:
+            if format.matches(path):
+                return format
+        inside = f"has {some(sorted(p.name for p in path.iterdir()), 5) or 'nothing'}" if path.is_dir() else "a file"
+    except OSError as error:
+        raise ConvertError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a NUL
+        raise ConvertError(f"{path}: cannot be read: {error}") from error
+    wanted = "; ".join(f"{format.name}: {format.looks_for}" for format in FORMATS)
+    raise CheckpointError(f"{path}: {inside}: no checkpoint of a known format: looked for {wanted}")
