@@ -69,7 +69,7 @@ def read_header(file: Path) -> dict[str, Source]:
             length = int.from_bytes(opened.read(8), "little")
             if size < 8 or length > min(size - 8, _MAX_HEADER):
                 found = opened.read(16)
-                hint = " (a Git LFS pointer: git lfs pull)" if b"ersion https://" in found else ""
+                hint = " (a Git LFS pointer: git lfs pull)" if b"https://git-lfs" in found else ""
                 raise CheckpointError(
                     f"{file}: expected a safetensors file, found {size} bytes of something else{hint}"
                 )

@@ -213,7 +213,7 @@ def test_broken_folders(case: str, tmp_path: Path, capsys: pytest.CaptureFixture
     spoil(tmp_path / "theirs")
     capsys.readouterr()
     for command in ("to-huggingface", "to-tf"):
-        arguments = ["--checkpoint", tmp_path / "theirs", "--output", tmp_path / "new" / "ours"]
+        arguments = ["--checkpoint", tmp_path / "theirs", "--output", tmp_path / "new" / "ours", "--quiet"]
         assert main([command, *map(str, arguments)]) == 2
         error = capsys.readouterr().err
         assert words in error
