@@ -51,15 +51,15 @@ It is a term of its own, which is least at the true probabilities. Greater weigh
 too probable everywhere: with 3, a quarter as many poems had the form of their tune.
 """
 UNKNOWN = 0
-MINIMUM = 5
-"""Occurrences below which a character is left out of the vocabulary, and its poems out of the training."""
+UNUSED = -20.0
+"""The score of the word mark alone: a word's first character and the mark are one piece wherever there is one."""
 
 
 def make_vocabulary(texts: list[str], size: int, folder: Path) -> None:
     """A SentencePiece model whose special ids are CPM's and whose other pieces are one character each.
 
-    Every character that is not too rare is a piece, and the commonest beginnings of words are pieces together with the
-    word mark. So nearly every token is one character of the poem, and a small model learns to count them.
+    They are the commonest characters, and the commonest first characters of words together with the word mark. So every
+    character of most poems is one token, and where a line ends is where a position is: a small model learns that.
     """
     proto = _empty_model()
     normalizer = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
@@ -68,19 +68,14 @@ def make_vocabulary(texts: list[str], size: int, folder: Path) -> None:
         for word in segment(text).split(" "):
             normal = normalizer.normalize(word).removeprefix("\u2581")
             count.update(["\u2581" + normal[:1], *normal[1:]])
-    character: Counter[str] = Counter()
-    for piece, number in count.items():
-        character[piece[-1]] += number
-    required = {c for c, number in character.items() if number >= MINIMUM} | {"\u2581", "\u2582", ","}
-    required -= {head[0] for head in HEAD}
-    beginnings = [piece for piece, _ in count.most_common() if len(piece) == 2 and piece[1] != "\u2583"]
-    learned = [*sorted(required), *beginnings[: size - len(HEAD) - len(required)]]
-    total = sum(count.values())
-    score = {piece: math.log((count[piece] or 0.5) / total) for piece in learned}
     # CPM's ids 8 to 10 are the word mark, the comma and the space; the rest goes by frequency.
     first = ["\u2581", ",", "\u2582"]
-    for piece in [*first, *sorted(set(learned) - set(first), key=lambda piece: (-score[piece], piece))]:
-        proto.pieces.add(piece=piece, type=Piece.NORMAL, score=score[piece])
+    reserved = {*first, *(head[0] for head in HEAD), "\u2581\u2583"}
+    learned = sorted((piece for piece in count if piece not in reserved), key=lambda piece: (-count[piece], piece))
+    total = sum(count.values())
+    for piece in [*first, *learned[: size - len(HEAD) - len(first)]]:
+        score = UNUSED if piece == "\u2581" else math.log((count[piece] or 0.5) / total)
+        proto.pieces.add(piece=piece, type=Piece.NORMAL, score=score)
     proto.trainer_spec.vocab_size = len(proto.pieces)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "chinese_vocab.model").write_bytes(proto.SerializeToString())
@@ -103,6 +98,11 @@ def _empty_model() -> sentencepiece_model_pb2.ModelProto:
     proto.trainer_spec.pad_id = 5
     proto.trainer_spec.model_prefix = ""
     return proto
+
+
+def tokens_of(text: str) -> int:
+    """Of a poem whose characters are one token each: a line feed is two, and ``<eod>`` is one."""
+    return len(text) + text.count("\n") + 1
 
 
 def batches(samples: list[list[int]], tokens: int, rng: random.Random) -> list[list[list[int]]]:
@@ -176,7 +176,12 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=40, help="length of the training (default %(default)s)")
-    parser.add_argument("--resume", type=Path, metavar="DIR", help="go on from the weights of an earlier --output")
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="go on from the weights of an earlier --output, whose vocabulary may be another",
+    )
     parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate (default %(default)s)")
     parser.add_argument("--vocabulary-size", type=int, default=6000)
     parser.add_argument("--layers", type=int, default=4)
@@ -192,11 +197,12 @@ def main() -> None:
         make_vocabulary(texts, args.vocabulary_size, args.output / "tokenizer")
     tokenizer = CPMTokenizer(args.output / "tokenizer")
     test, train = (
-        [tokenizer.encode(text, append_eod=True)[: args.positions + 1] for text in tqdm(part, desc="encode")]
-        for part in (held_out, texts)
+        [tokenizer.encode(text, append_eod=True) for text in tqdm(part, desc="encode")] for part in (held_out, texts)
     )
-    # A poem with an unknown character would teach the model to write unknown characters.
-    train = [sample for sample in train if UNKNOWN not in sample]
+    # A poem with an unknown character would teach the model to write unknown characters, and one with characters of two
+    # tokens would shift the positions of those behind.
+    train = [ids for ids, text in zip(train, texts, strict=True) if UNKNOWN not in ids and len(ids) == tokens_of(text)]
+    test, train = ([sample[: args.positions + 1] for sample in part] for part in (test, train))
 
     config = GPT2Config(
         vocab_size=tokenizer.vocab_size, n_positions=args.positions, n_embd=args.hidden, n_layer=args.layers,
@@ -204,13 +210,12 @@ def main() -> None:
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     model = GPT2LMHeadModel(config)
-    if args.resume:
-        read_shards(model, args.resume, args.heads)
+    step = read_shards(model, args.resume, args.heads, args.output / "tokenizer") if args.resume else 0
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{parameters:,} parameters, {sum(map(len, train)):,} tokens, {len(train)} poems")
     form = tokens_of_form(tokenizer)
     both = optimizers(model, args.rate)
-    start, step, epoch, loss = time.time(), 0, 0, math.inf
+    start, first, epoch, loss = time.time(), step, 0, math.inf
     budget = args.minutes * 60
     while (elapsed := time.time() - start) < budget:
         epoch += 1
@@ -221,7 +226,9 @@ def main() -> None:
             for group in (
                 group for optimizer in both for group in optimizer.param_groups
             ):  # warm-up, then a cosine down to nothing at the end of the budget
-                group["lr"] = args.rate * min(1, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * elapsed / budget))
+                group["lr"] = (
+                    args.rate * min(1, (step - first + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * elapsed / budget))
+                )
             batch_loss, _ = loss_of(model, batch, tokenizer.pad_token_id, form)
             batch_loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -248,12 +255,20 @@ def main() -> None:
     write_shards(model, args.output, step)
 
 
-def read_shards(model: GPT2LMHeadModel, root: Path, heads: int) -> None:
-    """The inverse of ``write_shards``."""
+def read_shards(model: GPT2LMHeadModel, root: Path, heads: int, folder: Path) -> int:
+    """The inverse of ``write_shards``; gives the number of steps. Pieces keep their embeddings, new ones begin anew."""
     checkpoint = open_megatron(root, n_head=heads)
+    vocabulary, before = (
+        json.loads((folder / "vocab.json").read_text("utf-8")) for folder in (folder, root / "tokenizer")
+    )
     for name, tensor in model.transformer.state_dict().items():
         value = torch.from_numpy(checkpoint.read(name, np.dtype(np.float32)))
-        tensor.copy_(value.T if value.ndim == 2 and not name.startswith("w") else value)
+        if name == "wte.weight":
+            for piece in vocabulary.keys() & before.keys():
+                tensor[vocabulary[piece]] = value[before[piece]]
+        else:
+            tensor.copy_(value.T if value.ndim == 2 and not name.startswith("w") else value)
+    return int(checkpoint.details["iteration"])
 
 
 def write_shards(model: GPT2LMHeadModel, root: Path, step: int) -> None:
