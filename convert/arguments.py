@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 
 from convert.formats.registry import NAMES
+from tf_model.config import LAYER_NORMS, UER
 
 CHECKPOINT_HELP = (
-    "a checkpoint of any format: a Hugging Face folder; of Megatron the folder with "
+    "a checkpoint of any format: a Hugging Face folder; UER-py's .bin file; of Megatron the folder with "
     "latest_checkpointed_iteration.txt, one iteration's folder, or a single .pt file"
 )
 
@@ -35,4 +36,11 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--iteration", metavar="N|release", help="which iteration, instead of the one that the tracker file names"
+    )
+    parser.add_argument(
+        "--uer-layer-norm",
+        choices=LAYER_NORMS,
+        default=UER,
+        help="UER-py's layer norms differ from all others by 0.07 %% or so: uer computes what UER-py does (default), "
+        "standard leaves the weights as they are and takes them for the usual ones, as UER-py's own scripts do",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convert import check, inspect_command, pytorch_to_tf, reshard, to_huggingface, to_megatron, to_tf, verify
+from convert import check, inspect_command, pytorch_to_tf, reshard, to_huggingface, to_megatron, to_tf, to_uer, verify
 from convert.errors import ConvertError
 from exports.command_line import Program
 from tf_model.config import ConfigError
@@ -25,6 +25,7 @@ PROGRAM = Program(
         "to-tf": to_tf,
         "to-huggingface": to_huggingface,
         "to-megatron": to_megatron,
+        "to-uer": to_uer,
         "reshard": reshard,
         "check": check,
         "verify": verify,

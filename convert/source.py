@@ -12,14 +12,19 @@ import numpy as np
 
 from convert.checkpoint import Array, Checkpoint, DType
 from convert.formats.registry import open_checkpoint
+from convert.layer_norms import with_layer_norm
 from convert.progress import progress
 from convert.releases import may_be_known
 from exports.hashing import Hasher
+from tf_model.config import STANDARD
 
 
 def open_source(args: argparse.Namespace) -> Checkpoint:
     """The checkpoint that ``arguments.add_checkpoint_option`` and ``add_source_options`` have read of."""
-    return open_checkpoint(args.checkpoint, n_head=args.heads, iteration=args.iteration, from_format=args.from_format)
+    checkpoint = open_checkpoint(
+        args.checkpoint, n_head=args.heads, iteration=args.iteration, from_format=args.from_format
+    )
+    return with_layer_norm(checkpoint, STANDARD, copy=True) if args.uer_layer_norm == STANDARD else checkpoint
 
 
 def print_notes(checkpoint: Checkpoint, *, quiet: bool) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 
 from convert import copying
-from convert.formats.megatron_writer import check_ranks, named_iteration, shard_bytes, write_megatron
+from convert.formats.megatron_writer import check_ranks, check_writable, named_iteration, shard_bytes, write_megatron
+from convert.layer_norms import with_layer_norm
 from convert.source import open_source
+from tf_model.config import STANDARD
 
 HELP = "a checkpoint -> Megatron and DeepSpeed shards (CPM's layout) for any number of model-parallel ranks"
 DESCRIPTION = """\
@@ -29,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    checkpoint = open_source(args)
+    checkpoint = with_layer_norm(open_source(args), STANDARD)
+    check_writable(checkpoint.config)
     p = args.tensor_parallel
     check_ranks(checkpoint.config, p)
     dtypes = copying.dtypes_of(checkpoint, args.dtype)

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 ACTIVATIONS = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu", "relu", "silu", "tanh")
-"""transformers' names. The first three are the tanh form (CPM, UER, OpenAI); ``gelu`` is the exact one with erf."""
+"""transformers' names; ``gelu`` is the exact one with erf."""
+TANH_GELU = ACTIVATIONS[:3]
+"""The tanh form of gelu, of CPM, UER and OpenAI, by all its names."""
 
 STANDARD, UER = "standard", "uer"
 LAYER_NORMS = (STANDARD, UER)

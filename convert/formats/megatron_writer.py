@@ -20,12 +20,22 @@ from convert.errors import ConvertError
 from convert.formats.megatron import BOOKKEEPING, source_name
 from convert.formats.megatron_files import DEEPSPEED_NAME, RELEASE, TRACKER, iteration_of
 from convert.formats.wording import some
+from convert.layer_norms import EPSILONS, PLAIN_EPSILON
 from convert.sharding import shard_shape, split
 from convert.torch_save import Pending, writing
-from tf_model.config import GPT2Config
+from tf_model.config import STANDARD, TANH_GELU, GPT2Config
 
 _TENSOR_BYTES, _FILE_BYTES = 600, 2000
 """Room for what is written beside the values: headers, padding, names and shapes."""
+
+_ALWAYS: Mapping[str, tuple[Any, ...]] = {
+    "activation_function": TANH_GELU,
+    "layer_norm": (STANDARD,),
+    "layer_norm_epsilon": (PLAIN_EPSILON,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "tie_word_embeddings": (True,),
+}
+"""What CPM's programs do not read from anywhere."""
 
 
 def possible_ranks(config: GPT2Config) -> list[int]:
@@ -59,6 +69,23 @@ def check_ranks(config: GPT2Config, p: int) -> None:
     problems = [f"{what} {size}" for what, size in _divided(config).items() if p > 0 and size % p]
     reason = f"it does not divide {', '.join(problems)}" if problems else "expected 1 or more"
     raise ConvertError(f"--tensor-parallel {p}: {reason}: possible for this model: {some(possible, 40)}")
+
+
+def check_writable(config: GPT2Config) -> None:
+    """Checks that CPM's programs compute such a model; their files say nothing but weights.
+
+    Raises:
+        ConvertError: they do not, and why.
+    """
+    problems = [
+        f"{name} is {getattr(config, name)!r}, there it is always {values[0]!r}"
+        for name, values in _ALWAYS.items()
+        if getattr(config, name) not in values
+    ]
+    if problems:
+        folded = config.layer_norm_epsilon == EPSILONS[STANDARD]
+        hint = ": --uer-layer-norm standard copies the layer norms of UER-py as they are" if folded else ""
+        raise ConvertError(f"CPM's Megatron format cannot hold this model: {'; '.join(problems)}{hint}")
 
 
 def shard_bytes(config: GPT2Config, dtypes: Mapping[str, DType], p: int) -> int:
@@ -96,6 +123,7 @@ def write_megatron(
         ConvertError: the model cannot be split over so many ranks.
         OSError: a file cannot be written. What ``read`` raises comes through, too.
     """
+    check_writable(checkpoint.config)
     check_ranks(checkpoint.config, p)
     iteration = named_iteration(checkpoint)
     number = checkpoint.details.get("iteration", iteration)

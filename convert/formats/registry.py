@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from convert.checkpoint import Checkpoint
 from convert.errors import ConvertError
-from convert.formats import huggingface, megatron, megatron_files
+from convert.formats import huggingface, megatron, megatron_files, uer
 from convert.formats.wording import some
 from convert.torch_file import CheckpointError
 
@@ -34,6 +34,12 @@ FORMATS: tuple[Format, ...] = (
         "a folder with model.safetensors or pytorch_model.bin (or an index of them) and config.json",
         lambda path: huggingface.find(path) is not None,
         huggingface.open_huggingface,
+    ),
+    Format(
+        uer.NAME,
+        "a .bin file with tensors named embedding.word... and encoder.transformer...",
+        lambda path: uer.find(path) is not None,
+        uer.open_uer,
     ),
     Format(
         "megatron",
