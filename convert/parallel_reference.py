@@ -13,7 +13,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -203,6 +203,17 @@ def _shard(file: Path) -> Mapping[str, Any]:
     return state
 
 
+class Reference(Protocol):
+    """What ``spool_logits`` needs of a model: see ``MegatronReference``."""
+
+    n_layer: int
+    vocab_size: int
+
+    def rows_of(self, prompts: Sequence[Sequence[int]], on_layer: Callable[[], object]) -> list[torch.Tensor]: ...
+
+    def project(self, rows: torch.Tensor) -> torch.Tensor: ...
+
+
 def spool(
     files: Sequence[Path],
     n_head: int,
@@ -210,10 +221,20 @@ def spool(
     output: Path,
     on_progress: Callable[[float], object] = lambda share: None,
 ) -> None:
+    """``spool_logits`` of ``MegatronReference(files, n_head)``."""
+    spool_logits(MegatronReference(files, n_head), prompts, output, on_progress)
+
+
+def spool_logits(
+    reference: Reference,
+    prompts: Sequence[Sequence[int]],
+    output: Path,
+    on_progress: Callable[[float], object] = lambda share: None,
+) -> None:
     """Writes the logits of all prompts to ``output``: float32, prompt after prompt, ``[S, V]`` each, no header.
 
     Args:
-        files, n_head: as ``MegatronReference``.
+        reference: the model.
         prompts: as ``MegatronReference.rows_of``, of any length together.
         output: tokens * V * 4 bytes; 0.2 GB for 1,572 tokens of 30,000.
         on_progress: called after each layer with its share of the whole work.
@@ -221,7 +242,6 @@ def spool(
     Raises:
         ConvertError: a shard cannot be read, or ``output`` not be written.
     """
-    reference = MegatronReference(files, n_head)
     tokens = sum(map(len, prompts))
     try:
         with output.open("wb") as file:

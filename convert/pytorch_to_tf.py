@@ -14,7 +14,7 @@ from convert.checkpoint import Checkpoint
 from convert.errors import ConvertError
 from convert.output import check_destination, new_folder
 from convert.provenance import describe
-from convert.source import hash_files, open_source, print_notes, reading
+from convert.source import SourceOptions, hash_files, print_notes, reading
 from convert.tokenizers import add_tokenizer_option, tokenizer_for
 from convert.verify import verify_apart
 from exports.assets import SpecialTokens, special_tokens, write_assets
@@ -55,7 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     started = time.monotonic()
-    checkpoint = open_source(args)
+    source = SourceOptions.of(args)
+    checkpoint = source.open()
     tokenizer = tokenizer_for(args.tokenizer, checkpoint)
     tokens = checkpoint.tokens if tokenizer is None and checkpoint.tokens else special_tokens(tokenizer)
     print_notes(checkpoint, quiet=args.quiet)
@@ -68,8 +69,7 @@ def run(args: argparse.Namespace) -> None:
             _write(folder, checkpoint, dtype, tokens, tokenizer, hasher, args.quiet)
             parity = None
             if args.verify:
-                heads = checkpoint.config.n_head
-                parity = verify_apart(args.checkpoint, folder, heads, args.iteration, quiet=args.quiet)
+                parity = verify_apart(source, folder, checkpoint.config.n_head, quiet=args.quiet)
                 parity.check(args.output)
             describe(folder, checkpoint, dtype, tokens, tokenizer is not None, hasher, parity)
         written = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

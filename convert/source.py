@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,15 +19,49 @@ from convert.layer_norms import with_layer_norm
 from convert.progress import progress
 from convert.releases import may_be_known
 from exports.hashing import Hasher
-from tf_model.config import STANDARD
+from tf_model.config import STANDARD, UER
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceOptions:
+    """A checkpoint and what the command line says about it: ``add_checkpoint_option`` and ``add_source_options``."""
+
+    path: Path
+    n_head: int | None = None
+    iteration: str | None = None
+    from_format: str | None = None
+    uer_layer_norm: str = UER
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> SourceOptions:
+        return cls(args.checkpoint, args.heads, args.iteration, args.from_format, args.uer_layer_norm)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SourceOptions:
+        """The inverse of ``to_dict``."""
+        return cls(**{**values, "path": Path(values["path"])})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it, for another process."""
+        return {**dataclasses.asdict(self), "path": str(self.path)}
+
+    def words(self) -> list[str]:
+        """The options of a command line that says the same, without the path."""
+        options = (("--heads", self.n_head), ("--iteration", self.iteration), ("--from", self.from_format))
+        given = [word for name, value in options if value is not None for word in (name, str(value))]
+        return [*given, "--uer-layer-norm", self.uer_layer_norm]
+
+    def open(self) -> Checkpoint:
+        """The checkpoint; ``ConvertError`` as ``open_checkpoint``."""
+        checkpoint = open_checkpoint(
+            self.path, n_head=self.n_head, iteration=self.iteration, from_format=self.from_format
+        )
+        return with_layer_norm(checkpoint, STANDARD, copy=True) if self.uer_layer_norm == STANDARD else checkpoint
 
 
 def open_source(args: argparse.Namespace) -> Checkpoint:
-    """The checkpoint that ``arguments.add_checkpoint_option`` and ``add_source_options`` have read of."""
-    checkpoint = open_checkpoint(
-        args.checkpoint, n_head=args.heads, iteration=args.iteration, from_format=args.from_format
-    )
-    return with_layer_norm(checkpoint, STANDARD, copy=True) if args.uer_layer_norm == STANDARD else checkpoint
+    """The checkpoint that a command's options name."""
+    return SourceOptions.of(args).open()
 
 
 def print_notes(checkpoint: Checkpoint, *, quiet: bool) -> None:

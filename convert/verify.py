@@ -1,7 +1,8 @@
-"""``verify``: does a SavedModel compute what its checkpoint computes?
+"""``verify``: does a SavedModel, or another checkpoint, compute what its source computes?
 
-The two sides share nothing but the ``.pt`` reader: ``parallel_reference`` runs the shards as Megatron would, TensorFlow
-runs the exported graph. Both get the same token ids, and all logits of all positions are compared.
+Both get the same token ids, and all logits of all positions are compared. TensorFlow runs an exported graph; CPM's
+shards are run as Megatron would, by ``parallel_reference``, which shares nothing with the conversion but the ``.pt``
+reader; checkpoints of other formats are run by ``reference``.
 """
 
 from __future__ import annotations
@@ -9,38 +10,45 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import dataclasses
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import numpy as np
 
-from convert.arguments import add_source_options
-from convert.checkpoint import Array, Checkpoint
+from convert.arguments import CHECKPOINT_HELP, add_source_options
+from convert.checkpoint import Array, Checkpoint, widest
 from convert.errors import ConvertError
-from convert.formats.megatron import open_megatron
+from convert.formats.registry import is_known
 from convert.parity import TOLERANCES, Comparison, ParityReport, PromptParity, VerificationError
 from convert.progress import progress
+from convert.sides import (
+    MAPPED,
+    check_signature,
+    check_sizes,
+    dtype_of,
+    end_with_parent,
+    saved_model_logits,
+    spool,
+)
+from convert.source import SourceOptions
 from convert.texts import MAX_TOKENS, read_prompts, read_text
-from exports.assets import CONFIG
-from exports.pruning import prune
-from exports.quiet import quiet_stderr, tensorflow_says
+from exports.quiet import quiet_stderr
 from tf_model.config import GPT2Config
-from tf_model.storage import DTYPES
 
-HELP = "compare the logits of a SavedModel with those of the checkpoint it was made from"
+HELP = "compare the logits of a SavedModel, or of a copy in another format, with those of what it was made from"
 DESCRIPTION = """\
-Runs the checkpoint as Megatron would, every shard on its own, in float32, and the SavedModel in TensorFlow, on the
-same prompts, and compares the logits. Fails where they differ by more than the SavedModel's dtype explains. With a
-text (--text, --prompts) the perplexity of both models on it is told, and has to be the same within 0.5 % (float32:
-0.01 %) where 1,000 tokens or more were predicted. Both sides take the same number of heads: whether --heads is the
-one of the training, only the perplexity tells.
+Runs both models on the same prompts and compares the logits: a SavedModel in TensorFlow, a checkpoint in float32, that
+of CPM as Megatron would, every shard on its own. Fails where they differ by more than the dtype of the second explains.
+With a text (--text, --prompts) the perplexity of both models on it is told, and has to be the same within 0.5 %
+(float32: 0.01 %) where 1,000 tokens or more were predicted. Both sides take the same number of heads: whether --heads
+is the one of the training, only the perplexity tells.
 """
 EXAMPLE = "python -m convert verify CPM-Generate cpm-savedmodel"
 
@@ -51,19 +59,13 @@ _ROWS = 32
 """Positions whose logits are compared in one step."""
 
 _M_MMAP_THRESHOLD = -3  # <malloc.h>
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-_MAPPED = 1 << 20
-"""Bytes from which on memory is mapped."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=CHECKPOINT_HELP)
     parser.add_argument(
-        "checkpoint",
-        type=Path,
-        metavar="CHECKPOINT",
-        help="folder with latest_checkpointed_iteration.txt, or one iteration's folder, or a single .pt file",
+        "converted", type=Path, metavar="CONVERTED", help="what was made from it: a SavedModel, or any checkpoint"
     )
-    parser.add_argument("savedmodel", type=Path, metavar="SAVEDMODEL", help="the folder that was made from it")
     add_source_options(parser)
     given = parser.add_mutually_exclusive_group()
     given.add_argument(
@@ -92,30 +94,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     _spare_memory()
-    checkpoint = open_megatron(args.checkpoint, n_head=args.heads, iteration=args.iteration)
-    _dtype_of(args.savedmodel, checkpoint.config)
+    source = SourceOptions.of(args)
+    checkpoint = source.open()
+    other = _open_converted(args.converted, source, checkpoint)
     file = args.prompts or args.text
     if file is None and args.max_tokens is not None:
         raise ConvertError("--max-tokens: expected --text or --prompts beside it, the file that it is about")
     prompts = None
     if file is not None:
         read = read_prompts if args.prompts else read_text
-        prompts = read(file, args.savedmodel / "assets", checkpoint.config.n_positions, args.max_tokens or MAX_TOKENS)
-    report = verify(checkpoint, args.savedmodel, prompts)
+        tokenizer = _tokenizer_of(checkpoint, args.converted, other[0] if other else None)
+        prompts = read(file, tokenizer, checkpoint.config.n_positions, args.max_tokens or MAX_TOKENS)
+    report = verify(checkpoint, args.converted, prompts, source=source, other=other)
     print(json.dumps(report.to_dict(), allow_nan=False) if args.json else report.table())
-    report.check(args.savedmodel)
+    report.check(args.converted)
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or not (number := int(text)):
         raise argparse.ArgumentTypeError(f"{text[:20]!r}: expected a number of tokens, 1 or more")
     return number
-
-
-def _end_with_parent() -> None:
-    """In a new process: asks the kernel for a SIGTERM when the process that started it is gone, however it went."""
-    with contextlib.suppress(OSError, AttributeError):  # another system than Linux
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _spare_memory() -> None:
@@ -127,7 +125,7 @@ def _spare_memory() -> None:
     if "tensorflow" in sys.modules:
         return
     with contextlib.suppress(AttributeError):  # a C library without it
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED)
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, MAPPED)
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     with quiet_stderr():
         import tensorflow as tf
@@ -135,17 +133,25 @@ def _spare_memory() -> None:
 
 
 def verify(
-    checkpoint: Checkpoint, folder: Path, prompts: list[list[int]] | None = None, *, quiet: bool = False
+    checkpoint: Checkpoint,
+    converted: Path,
+    prompts: list[list[int]] | None = None,
+    *,
+    source: SourceOptions | None = None,
+    other: tuple[Checkpoint, SourceOptions] | None = None,
+    quiet: bool = False,
 ) -> ParityReport:
-    """Compares the SavedModel in ``folder`` with the checkpoint that it was made from.
+    """Compares what is at ``converted`` with the checkpoint that it was made from.
 
-    The source goes first and leaves its logits in a temporary file (``tokens * V * 4`` bytes). Then the SavedModel is
-    loaded, and the logits of either are compared in blocks of positions.
+    The source goes first and leaves its logits in a temporary file (``tokens * V * 4`` bytes). Then the other side is
+    loaded, and the logits of both are compared in blocks of positions.
 
     Args:
-        checkpoint: Megatron's; of it only the files, their order, the sizes and the number of heads are used.
-        folder: with ``saved_model.pb`` in it; under whatever name.
+        checkpoint: of CPM's only the files, their order, the sizes and the number of heads are used.
+        converted: the folder of a SavedModel, under whatever name; or what ``other`` was opened from.
         prompts: token ids of texts, whose perplexity is told; ``random_prompts`` when None.
+        source: how ``checkpoint`` was opened.
+        other: a checkpoint to compare with, and how it was opened, instead of a SavedModel.
         quiet: no progress on stderr.
 
     Returns:
@@ -154,43 +160,94 @@ def verify(
     Raises:
         ConvertError: one of the two cannot be read, is of other sizes, or is not what this program makes.
     """
-    if checkpoint.format != "megatron":
-        raise ConvertError(f"{checkpoint.files[0]}: only Megatron checkpoints can be verified, not {checkpoint.format}")
     config = checkpoint.config
-    bounds = TOLERANCES[dtype := _dtype_of(folder, config)]
+    if other is None:
+        dtype = dtype_of(converted, config)
+    else:
+        check_sizes(converted, other[0].config, config)
+        dtype = min(widest(other[0].dtypes.values()), np.dtype(np.float32)).name
+    bounds = TOLERANCES[dtype]
     seed = SEED if prompts is None else None
     prompts = random_prompts(config) if prompts is None else prompts
     if not prompts or any(not 0 < len(p) <= config.n_positions for p in prompts):
         raise ConvertError(f"prompts: expected one or more, each of 1 to {config.n_positions} tokens")
     if any(not 0 <= token < config.vocab_size for p in prompts for token in p):
         raise ConvertError(f"prompts: expected token ids from 0 to {config.vocab_size - 1}")
-    with quiet_stderr():  # takes seconds: only once the input is known to be good
-        import tensorflow as tf
-    _check_signature(folder)
+    if other is None:
+        with quiet_stderr():  # takes seconds: only once the input is known to be good
+            import tensorflow as tf
+        check_signature(converted)
     # Longest first: later on, memory that was freed in small pieces would be missing for the large ones.
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
+    ordered = [prompts[number] for number in order]
     results: dict[int, PromptParity] = {}
-    with _temporary_folder() as temporary:
-        with progress("source", checkpoint.nbytes, quiet=quiet) as done:
-            spooled = temporary / "logits"
-            ordered = [prompts[number] for number in order]
-            _spool_source(checkpoint, ordered, spooled, lambda share: done(round(share * checkpoint.nbytes)))
-        with spooled.open("rb") as file, progress("converted", spooled.stat().st_size, quiet=quiet) as done:
-            logits = _signature(tf, folder, temporary)
+    with _temporary_folder() as temporary, contextlib.ExitStack() as stack:
+        spooled = temporary / "logits"
+        _spool_shown("source", checkpoint, source, ordered, spooled, quiet)
+        if other is None:
+            logits = saved_model_logits(tf, converted, temporary)
+        else:
+            _spool_shown("converted", *other, ordered, temporary / "other", quiet)
+            logits = _spooled(stack.enter_context((temporary / "other").open("rb")), config.vocab_size)
+        file = stack.enter_context(spooled.open("rb"))
+        with progress("compare", spooled.stat().st_size, quiet=quiet) as done:
             for number in order:
-                converted = logits(prompts[number])
+                blocks = logits(prompts[number])
                 comparison = Comparison(bounds, prompts[number] if seed is None else ())
                 for at in range(0, len(prompts[number]), _ROWS):
-                    block = converted(at, at + _ROWS)
-                    source = np.fromfile(file, np.float32, block.size).reshape(block.shape)
-                    comparison.add(source, block)
-                    done(source.nbytes)
+                    block = blocks(at, min(at + _ROWS, len(prompts[number])))
+                    expected = np.fromfile(file, np.float32, block.size).reshape(block.shape)
+                    comparison.add(expected, block)
+                    done(expected.nbytes)
                 results[number] = comparison.result()
-                del converted  # a prompt's logits: not beside those of the next
+                del blocks  # a prompt's logits: not beside those of the next
     return ParityReport(dtype, bounds, seed, tuple(results[number] for number in range(len(prompts))))
 
 
-def verify_apart(checkpoint: Path, folder: Path, n_head: int, iteration: str | None, *, quiet: bool) -> ParityReport:
+def _spool_shown(
+    what: str, checkpoint: Checkpoint, source: SourceOptions | None, prompts: list[list[int]], output: Path, quiet: bool
+) -> None:
+    with progress(what, checkpoint.nbytes, quiet=quiet) as done:
+        spool(checkpoint, source, prompts, output, lambda share: done(round(share * checkpoint.nbytes)))
+
+
+def _spooled(file: IO[bytes], vocab_size: int) -> Callable[[list[int]], Callable[[int, int], Array]]:
+    """As ``saved_model_logits``, of a file that ``spool`` wrote; the blocks are asked for in order."""
+
+    def block(start: int, stop: int) -> Array:
+        return np.fromfile(file, np.float32, (stop - start) * vocab_size).reshape(-1, vocab_size)
+
+    return lambda prompt: block
+
+
+def _open_converted(
+    path: Path, source: SourceOptions, checkpoint: Checkpoint
+) -> tuple[Checkpoint, SourceOptions] | None:
+    """The checkpoint at ``path``; None where there is none, but a SavedModel.
+
+    Raises:
+        ConvertError: it is neither, or of other sizes than ``checkpoint``.
+    """
+    if (path / "saved_model.pb").exists() or not is_known(path):
+        dtype_of(path, checkpoint.config)
+        return None
+    options = SourceOptions(path, checkpoint.config.n_head, uer_layer_norm=source.uer_layer_norm)
+    other = options.open()
+    check_sizes(path, other.config, checkpoint.config)
+    return other, options
+
+
+def _tokenizer_of(checkpoint: Checkpoint, path: Path, other: Checkpoint | None) -> Path:
+    """Where the tokenizer for texts is: in the SavedModel, or beside either checkpoint."""
+    if other is None:
+        return path / "assets"
+    found = other.tokenizer or checkpoint.tokenizer
+    if found is None:
+        raise ConvertError(f"{path}: has no tokenizer beside it, nor has its source: leave out --text and --prompts")
+    return found
+
+
+def verify_apart(source: SourceOptions, folder: Path, n_head: int, *, quiet: bool) -> ParityReport:
     """``verify`` with its own prompts, by the command of that name in another process.
 
     What writing the SavedModel has left in this one, TensorFlow with its buffers, is not beside the model then.
@@ -198,12 +255,12 @@ def verify_apart(checkpoint: Path, folder: Path, n_head: int, iteration: str | N
     Raises:
         ConvertError: as ``verify``.
     """
-    options = ["--heads", str(n_head), *([] if iteration is None else ["--iteration", iteration])]
+    options = dataclasses.replace(source, n_head=n_head).words()
     process = subprocess.Popen(
-        [sys.executable, "-m", "convert", "verify", str(checkpoint), str(folder), "--json", *options],
+        [sys.executable, "-m", "convert", "verify", str(source.path), str(folder), "--json", *options],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TMPDIR": str(folder)},
-        preexec_fn=_end_with_parent,
+        preexec_fn=end_with_parent,
     )  # fmt: skip
     assert process.stdout
     assert process.stderr
@@ -235,55 +292,6 @@ def random_prompts(config: GPT2Config) -> list[list[int]]:
     return [[int(token) for token in rng.integers(0, config.vocab_size, size)] for size in sizes]
 
 
-def _spool_source(
-    checkpoint: Checkpoint, prompts: list[list[int]], output: Path, on_progress: Callable[[float], object]
-) -> None:
-    """``parallel_reference.spool``, in another process: PyTorch's libraries and caches are gone before the SavedModel
-    is loaded. Where PyTorch is loaded already that would save nothing, and it is done here.
-
-    Raises:
-        ConvertError: as ``spool``.
-    """
-    if "torch" in sys.modules:
-        from convert.parallel_reference import spool
-
-        spool(checkpoint.files, checkpoint.config.n_head, prompts, output, on_progress)
-        return
-    task = {
-        "files": [str(file) for file in checkpoint.files],
-        "n_head": checkpoint.config.n_head,
-        "prompts": prompts,
-        "output": str(output),
-    }
-    path = filter(None, sys.path)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "convert.parallel_reference"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
-        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(_MAPPED), "PYTHONPATH": os.pathsep.join(path)},
-        start_new_session=True,  # Ctrl-C comes to us alone, and we end it
-        preexec_fn=_end_with_parent,
-    )  # fmt: skip
-    assert process.stdin
-    assert process.stdout
-    error = ""
-    try:
-        with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # it has ended: the exit code says how
-            json.dump(task, pipe)
-        for line in process.stdout:
-            if isinstance(value := json.loads(line), str):
-                error = value
-            else:
-                on_progress(value)
-    except BaseException:
-        process.kill()
-        raise
-    finally:
-        process.wait()
-        process.stdout.close()
-    if error or process.returncode:
-        raise ConvertError(error or f"the reference ended with code {process.returncode} (-9: too little memory)")
-
-
 @contextlib.contextmanager
 def _temporary_folder() -> Iterator[Path]:
     try:
@@ -292,80 +300,3 @@ def _temporary_folder() -> Iterator[Path]:
         raise ConvertError(f"no folder for temporary files, {error.strerror}: set TMPDIR to one") from error
     with temporary as path:
         yield Path(path)
-
-
-def _dtype_of(folder: Path, config: GPT2Config) -> str:
-    """The dtype of a SavedModel that this program wrote, of the sizes in ``config``.
-
-    Raises:
-        ConvertError: it is none, or has other sizes.
-    """
-    if not folder.is_dir():
-        raise ConvertError(f"{folder}: no such folder")
-    for name in ("saved_model.pb", "variables/variables.index", f"assets/{CONFIG}"):
-        if not (folder / name).is_file():
-            raise ConvertError(f"{folder}: expected a SavedModel that `pytorch-to-tf` wrote: it has no {name}")
-    path = folder / "assets" / CONFIG
-    try:
-        values = json.loads(path.read_text("utf-8"))
-        found = GPT2Config.from_dict(values)
-        dtype = values.get("dtype")
-    except OSError as error:
-        raise ConvertError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, AttributeError, TypeError) as error:  # ConfigError is a ValueError
-        raise ConvertError(f"{path}: expected the sizes of a model: {error}") from error
-    if dtype not in DTYPES:
-        raise ConvertError(f"{path}: expected a dtype ({', '.join(DTYPES)}), found {dtype!a}")
-    sizes = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
-    if wrong := [
-        f"{name} is {getattr(found, name)}, the checkpoint's {getattr(config, name)}"
-        for name in sizes
-        if getattr(found, name) != getattr(config, name)
-    ]:
-        raise ConvertError(f"{folder}: not made from this checkpoint: {'; '.join(wrong)}")
-    return str(dtype)
-
-
-def _check_signature(folder: Path) -> None:
-    """Looks at the graph's file only: that nobody waits for minutes to learn that it is another graph."""
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    path = folder / "saved_model.pb"
-    try:
-        graphs = saved_model_pb2.SavedModel.FromString(path.read_bytes()).meta_graphs
-    except OSError as error:
-        raise ConvertError(f"{path}: cannot be read: {error.strerror}") from error
-    except DecodeError as error:
-        raise ConvertError(f"{path}: not a SavedModel's graph: it is damaged, convert again") from error
-    signature = graphs[0].signature_def.get("logits") if graphs else None
-    if signature is None or "input_ids" not in signature.inputs or "logits" not in signature.outputs:
-        raise ConvertError(f"{folder}: has no signature logits from input_ids to logits: not written by this program")
-
-
-def _signature(tf: Any, folder: Path, temporary: Path) -> Callable[[list[int]], Callable[[int, int], Array]]:
-    """Loads the SavedModel, of its signatures the one that is needed.
-
-    Gives a function from a prompt to its logits, of which blocks of positions can be had.
-    """
-
-    try:
-        (pruned := temporary / "model").mkdir()
-        prune(folder, pruned, "logits")
-        model = tf.saved_model.load(str(pruned))
-    except Exception as error:  # besides tf.errors.OpError: what a damaged object graph leads to
-        raise ConvertError(f"{folder}: TensorFlow cannot load it: {tensorflow_says(error)}") from error
-
-    def logits(prompt: list[int]) -> Callable[[int, int], Array]:
-        try:
-            values = model.signatures["logits"](input_ids=tf.constant([prompt], tf.int64))["logits"]
-        except tf.errors.OpError as error:
-            raise ConvertError(f"{folder}: fails on {len(prompt)} tokens: {tensorflow_says(error)}") from error
-
-        def block(start: int, stop: int) -> Array:
-            part: Array = values[0, start:stop].numpy()
-            return part
-
-        return block
-
-    return logits

@@ -95,3 +95,11 @@ def recognise(path: Path, from_format: str | None = None) -> Format:
         raise ConvertError(f"{path}: cannot be read: {error}") from error
     wanted = "; ".join(f"{format.name}: {format.looks_for}" for format in FORMATS)
     raise CheckpointError(f"{path}: {inside}: no checkpoint of a known format: looked for {wanted}")
+
+
+def is_known(path: Path) -> bool:
+    """Whether there is anything of a known format at ``path``."""
+    try:
+        return recognise(path) is not None
+    except ConvertError:
+        return False

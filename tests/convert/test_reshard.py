@@ -196,7 +196,7 @@ def test_what_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     out, err = capsys.readouterr()
     names = "optimizer, lr_scheduler, args, random_rng_state, np_rng_state, torch_rng_state, rng_tracker_states"
     assert err == f"note: {tmp_path / 'source'}: only the weights are written; left out: {names}\n"
-    assert out.startswith(f"{CONFIG.parameter_count:,} parameters as float16 in 4 shards, ")
+    assert out.startswith(f"{CONFIG.parameter_count:,} parameters as float16 in 4 files, ")
     assert out.endswith(f" s: {tmp_path / 'copy'}\n")
     assert out.count("\n") == 1
     assert reshard(tmp_path / "copy", tmp_path / "again", 4, quiet=False) == 0
