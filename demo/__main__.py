@@ -24,7 +24,7 @@ def verses(folder: Path, tunes: list[str], number: int, seed: int = -1) -> list[
     generator = TextGenerator.load(folder)
     prompts = [f"{tune}\n" for tune in tunes]
     poems = generator.generate(
-        prompts, num_return_sequences=number, batch_size=16, max_new_tokens=150, temperature=0.9, top_p=0.8, seed=seed
+        prompts, num_return_sequences=number, batch_size=16, max_new_tokens=150, temperature=0.9, top_p=0.7, seed=seed
     )
     # CPM's tokenizer makes the comma an ASCII one; a poem looks right with the Chinese one.
     return [poem.full_text.replace(",", "，").strip() for poem in poems]

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import time
-from difflib import SequenceMatcher
 from pathlib import Path
 
 import pytest
@@ -17,8 +16,17 @@ from demo.__main__ import CHECKPOINT, HEADS, TUNES, verses
 from tests.conftest import ROOT
 from tokenization import CPMTokenizer
 
-FORMS = {"浣溪沙": [7, 7, 7, 7, 7, 7], "菩萨蛮": [7, 7, 5, 5, 5, 5, 5, 5], "西江月": [6, 6, 7, 6, 6, 6, 7, 6]}
-"""Characters of each phrase, from any handbook of ci."""
+FORMS = {
+    "浣溪沙": ([7, 7, 7, 7, 7, 7], 0.85),
+    "菩萨蛮": ([7, 7, 5, 5, 5, 5, 5, 5], 0.85),
+    "鹧鸪天": ([7, 7, 7, 7, 3, 3, 7, 7, 7], 0.75),
+    "西江月": ([6, 6, 7, 6, 6, 6, 7, 6], 0.6),
+    "如梦令": ([6, 6, 5, 6, 2, 2, 6], 0.6),
+}
+"""Characters of each phrase, from any handbook of ci; and how many of the poems have exactly these, at least.
+
+Measured over 100 poems: 0.94, 0.96, 0.91, 0.76, 0.74. Of the poets' own 0.97 to 1 have them.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +44,11 @@ def phrases(poem: str) -> list[int]:
 
 @pytest.mark.parametrize("tune", FORMS)
 def test_poems_have_the_form_of_their_tune(model: Path, tune: str) -> None:
-    likeness = []
-    for poem in verses(model, [tune], 60, seed=0):
-        assert poem.startswith(f"{tune}\n")
-        likeness.append(SequenceMatcher(None, FORMS[tune], phrases(poem), autojunk=False).ratio())
-    # 1 is the form itself. Measured over 200 poems: 0.65, 0.77, 0.65; the forms of two tunes have 0.25 to 0.29.
-    assert sum(likeness) / len(likeness) > 0.5
+    form, share = FORMS[tune]
+    poems = verses(model, [tune], 60, seed=0)
+    assert all(poem.startswith(f"{tune}\n") for poem in poems)
+    assert len(set(poems)) == 60
+    assert sum(phrases(poem) == form for poem in poems) >= share * 60
 
 
 def test_it_prints_poems_within_a_minute() -> None:
@@ -82,4 +89,4 @@ def test_the_checkpoint_is_small_and_its_vocabulary_is_laid_out_as_cpms() -> Non
 def test_the_loss_is_on_record() -> None:
     figures = json.loads((CHECKPOINT / "training.json").read_text())
     assert 2_000_000 < figures["parameters"] < 4_500_000
-    assert figures["held_out_loss_nats_per_token"] < 4.2
+    assert figures["held_out_loss_nats_per_character"] < 4.3
