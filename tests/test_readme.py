@@ -41,7 +41,7 @@ def test_commands_then_python(folder: Path) -> None:
     commands = [shlex.split(line) for line in COMMANDS if line.startswith(".venv/bin/python")]
     words = {
         "pytorch-to-tf": "parameters as",
-        "reshard": "in 4 shards",
+        "reshard": "in 4 files",
         "inspect": "3,389,152",
         "verify": "the same logits",
         "check": "as it was",
