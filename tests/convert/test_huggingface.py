@@ -52,10 +52,10 @@ def random_model(seed: int = 0, **options: Any) -> transformers.GPT2LMHeadModel:
     return model.eval()
 
 
-def logits_of(folder: Path) -> np.ndarray:
-    """Of ``IDS``, by the SavedModel in ``folder``."""
+def logits_of(folder: Path, ids: list[list[int]] = IDS) -> np.ndarray:
+    """By the SavedModel in ``folder``."""
     model = tf.saved_model.load(str(folder))
-    return model.signatures["logits"](input_ids=tf.constant(IDS, tf.int64))["logits"].numpy()
+    return model.signatures["logits"](input_ids=tf.constant(ids, tf.int64))["logits"].numpy()
 
 
 def run(*words: object) -> None:
