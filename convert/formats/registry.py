@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from convert.checkpoint import Checkpoint
 from convert.errors import ConvertError
-from convert.formats import huggingface, megatron, megatron_files
+from convert.formats import huggingface, megatron, megatron_files, savedmodel
 from convert.formats.wording import some
 from convert.torch_file import CheckpointError
 
@@ -18,7 +18,7 @@ class Format(NamedTuple):
 
     name: as ``--from`` takes it.
     looks_for: what a path has where it is one, for the message that nothing was recognised.
-    matches: whether a path that exists looks like one; nothing large is read.
+    matches: whether a path looks like one; nothing large is read.
     open: opens it; ``n_head``, ``iteration`` and ``any_heads`` as ``megatron.open_megatron``.
     """
 
@@ -29,6 +29,12 @@ class Format(NamedTuple):
 
 
 FORMATS: tuple[Format, ...] = (
+    Format(
+        savedmodel.NAME,
+        f"a folder with {savedmodel.GRAPH} that this program wrote",
+        lambda path: savedmodel.find(path) is not None,
+        savedmodel.open_savedmodel,
+    ),
     Format(
         huggingface.NAME,
         "a folder with model.safetensors or pytorch_model.bin (or an index of them) and config.json",
