@@ -8,8 +8,9 @@ from pathlib import Path
 from convert.formats.registry import NAMES
 
 CHECKPOINT_HELP = (
-    "a checkpoint of any format: a Hugging Face folder; of Megatron the folder with "
-    "latest_checkpointed_iteration.txt, one iteration's folder, or a single .pt file"
+    "a checkpoint of any format: a Hugging Face folder; OpenAI's, with hparams.json and model.ckpt; a SavedModel of "
+    "this program; of Megatron the folder with latest_checkpointed_iteration.txt, one iteration's folder, or a single "
+    ".pt file"
 )
 
 
@@ -34,5 +35,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         help="number of attention heads, where the files do not hold it; known for hidden sizes 768, 1024 and 2560",
     )
     parser.add_argument(
-        "--iteration", metavar="N|release", help="which iteration, instead of the one that the tracker file names"
+        "--iteration",
+        metavar="N|release",
+        help="which iteration, instead of the one that the tracker file names (OpenAI: model-N)",
     )
