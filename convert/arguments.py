@@ -9,8 +9,9 @@ from convert.formats.registry import NAMES
 from tf_model.config import LAYER_NORMS, UER
 
 CHECKPOINT_HELP = (
-    "a checkpoint of any format: a Hugging Face folder; UER-py's .bin file; of Megatron the folder with "
-    "latest_checkpointed_iteration.txt, one iteration's folder, or a single .pt file"
+    "a checkpoint of any format: a Hugging Face folder; UER-py's .bin file; OpenAI's folder with hparams.json and "
+    "model.ckpt; a SavedModel of this program; of Megatron the folder with latest_checkpointed_iteration.txt, one "
+    "iteration's folder, or a single .pt file"
 )
 
 
@@ -35,7 +36,9 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         help="number of attention heads, where the files do not hold it; known for hidden sizes 768, 1024 and 2560",
     )
     parser.add_argument(
-        "--iteration", metavar="N|release", help="which iteration, instead of the one that the tracker file names"
+        "--iteration",
+        metavar="N|release",
+        help="which iteration, instead of the one that the tracker file names (OpenAI: model-N)",
     )
     parser.add_argument(
         "--uer-layer-norm",

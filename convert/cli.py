@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from convert import check, inspect_command, pytorch_to_tf, reshard, to_huggingface, to_megatron, to_tf, to_uer, verify
+from convert import (
+    check,
+    inspect_command,
+    pytorch_to_tf,
+    reshard,
+    tf_to_pytorch,
+    tf_to_tf,
+    to_huggingface,
+    to_megatron,
+    to_openai,
+    to_tf,
+    to_uer,
+    verify,
+)
 from convert.errors import ConvertError
 from exports.command_line import Program
 from tf_model.config import ConfigError
@@ -18,12 +31,15 @@ exit codes:
 
 PROGRAM = Program(
     prog="python -m convert",
-    description="Converts GPT-2 checkpoints: to a TensorFlow SavedModel that samples inside its own graph, or to\n"
-    "Megatron's shards for any number of model-parallel ranks.",
+    description="Converts GPT-2 checkpoints: to a TensorFlow SavedModel that samples inside its own graph, to a\n"
+    "folder for transformers, to the formats of UER-py and OpenAI, or to Megatron's shards for any number of ranks.",
     commands={
         "pytorch-to-tf": pytorch_to_tf,
+        "tf-to-tf": tf_to_tf,
         "to-tf": to_tf,
         "to-huggingface": to_huggingface,
+        "tf-to-pytorch": tf_to_pytorch,
+        "to-openai": to_openai,
         "to-megatron": to_megatron,
         "to-uer": to_uer,
         "reshard": reshard,

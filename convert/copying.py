@@ -42,12 +42,17 @@ Write = Callable[[Path, Mapping[str, DType], Read], list[Path]]
 """Writes a checkpoint into an empty folder, given the types of its tensors and what reads one; gives its files."""
 
 
-def add_arguments(parser: argparse.ArgumentParser, dtypes: Mapping[str, DType] = DTYPES) -> None:
-    """The options that all of these commands have."""
+def add_arguments(
+    parser: argparse.ArgumentParser, dtypes: Mapping[str, DType] = DTYPES, default: str | None = None
+) -> None:
+    """The options that all of these commands have; ``default`` is the type that is written when none is given."""
     add_checkpoint_option(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the new checkpoint's folder")
     parser.add_argument(
-        "--dtype", choices=tuple(dtypes), help="type of all weights written (default: each tensor keeps its own)"
+        "--dtype",
+        choices=tuple(dtypes),
+        default=default,
+        help=f"type of all weights written (default: {default or 'each tensor keeps its own'})",
     )
     add_source_options(parser)
     parser.add_argument(

@@ -16,8 +16,10 @@ import numpy as np
 
 from convert.checkpoint import BFLOAT16, DType
 from convert.errors import ConvertError
-from convert.formats.heads import HEADS, possible_heads
+from convert.formats.heads import possible_heads
 from convert.formats.registry import open_checkpoint
+from convert.formats.savedmodel import GRAPH, weight_name
+from convert.torch_file import CheckpointError
 from exports.assets import CONFIG, GENERATION_CONFIG
 from exports.manifest import MANIFEST, ManifestError, read_manifest
 from exports.quiet import quiet_stderr
@@ -38,9 +40,6 @@ EXAMPLE = "python -m convert inspect CPM-Generate --json"
 
 _TENSORFLOW_BYTES = 700_000_000
 """What a process has after ``hub.load`` beside the variables: 0.64 GB with the 12 layers of CPM-distill."""
-
-_SAVED_MODEL = "saved_model.pb"
-_VARIABLE = re.compile(r"weights/(.+)/\.ATTRIBUTES/VARIABLE_VALUE")
 
 _WIDTH = 100
 """Columns that a text is wrapped at."""
@@ -92,7 +91,7 @@ def _describe(path: Path, heads: int | None, iteration: str | None) -> Report:
         ConvertError, ConfigError: it cannot be read or used.
     """
     try:
-        if not (path / _SAVED_MODEL).is_file():
+        if not (path / GRAPH).is_file():
             return _describe_checkpoint(path, heads, iteration)
         if heads is not None or iteration is not None:
             raise ConvertError(f"{path}: a SavedModel: leave out --heads and --iteration")
@@ -132,9 +131,11 @@ def _describe_checkpoint(path: Path, heads: int | None, iteration: str | None) -
     Raises:
         ConvertError: it cannot be converted.
     """
-    checkpoint = open_checkpoint(path, n_head=heads, iteration=iteration, any_heads=True)
-    config, ranks = checkpoint.config, len(checkpoint.files)
-    known = heads is not None or HEADS.get(config.n_embd) == config.n_head
+    try:
+        checkpoint, known = open_checkpoint(path, n_head=heads, iteration=iteration), True
+    except CheckpointError:  # nobody knows the heads, or something else is wrong, which comes up again
+        checkpoint, known = open_checkpoint(path, n_head=heads, iteration=iteration, any_heads=True), heads is not None
+    config, ranks = checkpoint.config, checkpoint.details.get("tensor_parallel", 1)
     files = {str(file): file.stat().st_size for file in checkpoint.files}
     return {
         "path": str(path),
@@ -143,7 +144,7 @@ def _describe_checkpoint(path: Path, heads: int | None, iteration: str | None) -
         "iteration": None,
         **checkpoint.details,
         "config": {**config.to_dict(), "n_head": config.n_head if known else None},
-        "possible_heads": possible_heads(config.n_embd, ranks),
+        "possible_heads": possible_heads(config.n_embd, int(ranks)),
         "parameters": config.parameter_count,
         "files": files,
         "bytes_on_disk": sum(files.values()),
@@ -213,7 +214,7 @@ def _stored_types(tf: Any, folder: Path, expected: Mapping[str, tuple[int, ...]]
         shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
     except (tf.errors.OpError, ValueError, RuntimeError) as error:
         raise ConvertError(f"{prefix}.index: cannot be read: {(str(error).splitlines() or ['damaged'])[0]}") from error
-    found = {match[1].replace("..", "."): match[0] for key in shapes if (match := _VARIABLE.fullmatch(key))}
+    found = {name: key for key in shapes if (name := weight_name(key)) is not None}
     wrong = [
         f"{name}: expected {'nothing' if shape is None else list(shape)}, "
         f"found {shapes[found[name]] if name in found else 'nothing'}"
@@ -238,10 +239,10 @@ def _graph(folder: Path) -> Report:
 
     model = saved_model_pb2.SavedModel()
     try:
-        model.ParseFromString((folder / _SAVED_MODEL).read_bytes())
+        model.ParseFromString((folder / GRAPH).read_bytes())
         (graph,) = model.meta_graphs
     except (DecodeError, ValueError) as error:
-        raise ConvertError(f"{folder / _SAVED_MODEL}: is damaged: {error or 'it cannot be parsed'}") from error
+        raise ConvertError(f"{folder / GRAPH}: is damaged: {error or 'it cannot be parsed'}") from error
 
     def tensors(infos: Any) -> Report:
         return {

@@ -62,6 +62,11 @@ def save_for_huggingface(tokenizer: Tokenizer, folder: Path) -> list[Path]:
     return files
 
 
+def save_for_openai(tokenizer: Tokenizer, folder: Path) -> list[Path]:
+    """The files of a byte-level BPE as OpenAI calls them; of others it knows none, they keep their names."""
+    return save_as(tokenizer, folder, TO_OPENAI if isinstance(tokenizer, ByteBPETokenizer) else {})
+
+
 def save_as(tokenizer: Tokenizer, folder: Path, names: Mapping[str, str]) -> list[Path]:
     """Copies the tokenizer's files, those that are in ``names`` under their other name."""
     return [file.rename(folder / names.get(file.name, file.name)) for file in tokenizer.save(folder)]

@@ -8,7 +8,9 @@ the key of each tensor with a ``BundleEntryProto`` of its dtype, shape, place an
 
 from __future__ import annotations
 
+import math
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -54,16 +56,33 @@ class BundleWriter:
             ValueError: there is a tensor under this key, or the key is empty.
             OSError: this tensor, or one that was added earlier, cannot be written.
         """
-        dtype = tf.as_dtype(value.dtype)
-        if dtype == tf.string or not value.dtype.isnative:
-            raise TypeError(f"{key}: {value.dtype} is not written as it is in memory")
+        self.add_blocks(key, value.dtype, value.shape, (value,))
+
+    def add_blocks(
+        self, key: str, dtype: np.dtype[Any], shape: tuple[int, ...], blocks: Iterable[np.ndarray[Any, Any]]
+    ) -> None:
+        """Adds a tensor of numbers whose values come in blocks, one after the other as they lie in the file.
+
+        Raises:
+            ValueError: the blocks do not add up to the shape, or are of another type; or as ``add``.
+            TypeError, OSError: as ``add``.
+        """
+        kind = tf.as_dtype(dtype)
+        if kind == tf.string or not dtype.isnative:
+            raise TypeError(f"{key}: {dtype} is not written as it is in memory")
         start, crc = self._file.size, 0
-        data = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
-        for first in range(0, len(data), BLOCK):  # what was just copied is still in the cache
-            part = data[first : first + BLOCK]
-            self._file.write(part)
-            crc = google_crc32c.extend(crc, part)
-        self._enter(key, dtype, value.shape, start, crc)
+        for block in blocks:
+            if block.dtype != dtype:
+                raise ValueError(f"{key}: expected {dtype}, found {block.dtype}")
+            data = np.ascontiguousarray(block).reshape(-1).view(np.uint8)
+            for first in range(0, len(data), BLOCK):  # what was just copied is still in the cache
+                part = data[first : first + BLOCK]
+                self._file.write(part)
+                crc = google_crc32c.extend(crc, part)
+        needed, found = math.prod(shape) * dtype.itemsize, self._file.size - start
+        if found != needed:
+            raise ValueError(f"{key}: expected {needed} bytes for the shape {list(shape)}, found {found}")
+        self._enter(key, kind, shape, start, crc)
 
     def add_string(self, key: str, value: bytes) -> None:
         """Adds a scalar of type string. Its length stands before it, as a varint and with a CRC-32C of its own.

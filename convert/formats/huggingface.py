@@ -171,7 +171,7 @@ def _open(
         embedding, copy = sources[_name("wte.weight", prefix)], sources[_HEAD]
         check = lambda: _check_tied(where, embedding, copy)  # noqa: E731
     return TableCheckpoint(
-        NAME, config, parts, tokens=_tokens(values, vocab_size), tokenizer=own_tokenizer, check=check
+        NAME, config, parts, tokens=tokens_of(values, vocab_size), tokenizer=own_tokenizer, check=check
     )
 
 
@@ -188,7 +188,7 @@ def _check_tied(where: Path, embedding: Source, head: Source) -> None:
         )
 
 
-def _tokens(values: Mapping[str, Any], vocab_size: int) -> SpecialTokens | None:
+def tokens_of(values: Mapping[str, Any], vocab_size: int) -> SpecialTokens | None:
     """What ``config.json`` says, where it can be: a copy of CPM on the hub says 50256, which it has not."""
     eos, pad = values.get("eos_token_id"), values.get("pad_token_id")
     if isinstance(eos, list):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from convert.checkpoint import Checkpoint
 from convert.errors import ConvertError
-from convert.formats import huggingface, megatron, megatron_files, uer
+from convert.formats import huggingface, megatron, megatron_files, openai_tf1, savedmodel, uer
 from convert.formats.wording import some
 from convert.torch_file import CheckpointError
 
@@ -18,7 +18,7 @@ class Format(NamedTuple):
 
     name: as ``--from`` takes it.
     looks_for: what a path has where it is one, for the message that nothing was recognised.
-    matches: whether a path that exists looks like one; nothing large is read.
+    matches: whether a path looks like one; nothing large is read.
     open: opens it; ``n_head``, ``iteration`` and ``any_heads`` as ``megatron.open_megatron``.
     """
 
@@ -30,10 +30,22 @@ class Format(NamedTuple):
 
 FORMATS: tuple[Format, ...] = (
     Format(
+        savedmodel.NAME,
+        f"a folder with {savedmodel.GRAPH} that this program wrote",
+        lambda path: savedmodel.find(path) is not None,
+        savedmodel.open_savedmodel,
+    ),
+    Format(
         huggingface.NAME,
         "a folder with model.safetensors or pytorch_model.bin (or an index of them) and config.json",
         lambda path: huggingface.find(path) is not None,
         huggingface.open_huggingface,
+    ),
+    Format(
+        openai_tf1.NAME,
+        f"a folder with {openai_tf1.HPARAMS}, {openai_tf1.TRACKER} and {openai_tf1.MODEL}.index",
+        lambda path: openai_tf1.find(path) is not None,
+        openai_tf1.open_openai_tf1,
     ),
     Format(
         uer.NAME,
@@ -83,7 +95,7 @@ def recognise(path: Path, from_format: str | None = None) -> Format:
     if from_format is not None:
         return next(format for format in FORMATS if format.name == from_format)
     try:
-        if not path.exists():
+        if not path.exists() and openai_tf1.find(path) is None:  # what TensorFlow calls a checkpoint is no file
             raise CheckpointError(f"{path}: no such file or folder")
         for format in FORMATS:
             if format.matches(path):

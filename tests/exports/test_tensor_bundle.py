@@ -112,6 +112,21 @@ def test_larger_than_a_block(tmp_path: Path) -> None:
     assert all(same(reader.get_tensor(key), value) for key, value in values.items())
 
 
+def test_values_in_blocks(tmp_path: Path) -> None:
+    value = np.arange(60, dtype=np.float32).reshape(1, 12, 5)
+    with BundleWriter(tmp_path / "blocks") as bundle:
+        bundle.add_blocks("x", value.dtype, value.shape, (value[0, i : i + 5] for i in range(0, 12, 5)))
+        bundle.finish()
+    write(tmp_path / "whole", {"x": value})
+    for suffix in ("index", "data-00000-of-00001"):
+        assert (tmp_path / f"blocks.{suffix}").read_bytes() == (tmp_path / f"whole.{suffix}").read_bytes()
+    with BundleWriter(tmp_path / "wrong") as bundle:
+        with pytest.raises(ValueError, match=r"expected 240 bytes for the shape \[1, 12, 5\], found 220"):
+            bundle.add_blocks("x", value.dtype, value.shape, (value[0, :11],))
+        with pytest.raises(ValueError, match="expected float32, found float64"):
+            bundle.add_blocks("y", value.dtype, value.shape, (value.astype(np.float64),))
+
+
 @pytest.mark.parametrize("make", [kinds, many])
 def test_a_flipped_bit_is_noticed(make: Any, tmp_path: Path) -> None:
     """In the data by the tensor that it belongs to; in the index at once or when its block is read."""

@@ -1,0 +1,154 @@
+"""A SavedModel of this program as a source: its weights are whole, canonical, and under their own names.
+
+    saved_model.pb                       the graph: not looked at
+    assets/config.json                   sizes, dtype, special tokens; and the tokenizer's files beside it
+    variables/variables.index
+    variables/variables.data-00000-of-00001
+
+Sources: ``exports/saved_model.py``, ``exports/assets.py`` and ``tf_model/storage.py``, which write it. Layer norms are
+float32 whatever the dtype. An int8 matrix has a scale for each of its rows; what is given is their product, the matrix
+that the model computes with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+
+from convert.checkpoint import Array, Checkpoint, DType
+from convert.formats.bundle import open_bundle
+from convert.formats.heads import choose_heads
+from convert.formats.huggingface import read_json, tokens_of
+from convert.formats.table import Names, Part, Source, TableCheckpoint, check_names, nbytes, whole
+from convert.pickle_values import shown
+from convert.tokenizers import has_tokenizer
+from convert.torch_file import CheckpointError
+from exports.assets import CONFIG, GENERATION_CONFIG
+from tf_model.config import ConfigError, GPT2Config
+from tf_model.storage import DTYPES, SCALE, stored_tensors
+
+NAME = "savedmodel"
+GRAPH = "saved_model.pb"
+_VARIABLE = re.compile(r"weights/(.+)/\.ATTRIBUTES/VARIABLE_VALUE")
+_BLOCK = 1 << 18
+"""Values that are multiplied in one step."""
+
+
+def weight_name(key: str) -> str | None:
+    """The canonical name in a key of the variables, where it is a weight's: TensorFlow has written its dots twice."""
+    match = _VARIABLE.fullmatch(key)
+    return match[1].replace("..", ".") if match else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Dequantized:
+    """An int8 matrix ``[out, in]`` times the scales ``[out]`` of its rows: a ``Source`` of float32."""
+
+    weight: Source
+    scale: Source
+
+    @property
+    def dtype(self) -> DType:
+        return self.scale.dtype
+
+    @property
+    def file(self) -> Path:
+        return self.weight.file
+
+    @property
+    def name(self) -> str:
+        return self.weight.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.weight.shape
+
+    @property
+    def has_checksum(self) -> bool:
+        return self.weight.has_checksum
+
+    def numpy(self) -> Array:
+        weight, scale = self.weight.numpy(), self.scale.numpy()
+        out = np.empty(weight.shape, self.dtype)
+        step = max(1, _BLOCK // max(1, weight.shape[1]))
+        with np.errstate(all="ignore"):  # a damaged scale is found as the value that it makes
+            for start in range(0, len(weight), step):
+                rows = slice(start, start + step)
+                np.multiply(weight[rows], scale[rows, np.newaxis], out=out[rows])
+        return out
+
+
+def find(path: Path) -> Path | None:
+    """``path``, where it is a folder with a SavedModel, of this program or another."""
+    return path if (path / GRAPH).is_file() else None
+
+
+def open_savedmodel(
+    path: Path, *, n_head: int | None = None, iteration: str | None = None, any_heads: bool = False
+) -> Checkpoint:
+    """The weights of the SavedModel in the folder ``path``; see ``open_megatron``.
+
+    Raises:
+        CheckpointError: it is not one of this program, or not whole.
+    """
+    try:
+        if find(path) is None:
+            raise CheckpointError(f"{path}: expected a SavedModel's folder: it has no {GRAPH}")
+        if iteration is not None:
+            raise CheckpointError(f"{path}: a SavedModel has no iterations: leave out --iteration {iteration}")
+        return _open(path, n_head, any_heads)
+    except ConfigError as error:
+        raise CheckpointError(f"{path / 'assets' / CONFIG}: {str(error).removeprefix('config.json: ')}") from error
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
+
+
+def _open(folder: Path, n_head: int | None, any_heads: bool) -> Checkpoint:
+    assets = folder / "assets"
+    where = assets / CONFIG
+    if not where.is_file():
+        raise CheckpointError(f"{folder}: a SavedModel that this program did not write: it has no assets/{CONFIG}")
+    values = read_json(where)
+    dtype = values.get("dtype")
+    if dtype not in DTYPES:
+        raise CheckpointError(
+            f"{where}: dtype is {shown(dtype)}: expected one of {', '.join(DTYPES)}: not of this program, or damaged"
+        )
+    config = GPT2Config.from_dict(values)
+    choose_heads(where, config.n_embd, 1, n_head, any_heads, config.n_head)  # others given than stored
+    found, files = open_bundle(folder / "variables" / "variables")
+    sources = {
+        name: dataclasses.replace(source, name=name)
+        for key, source in found.items()
+        if (name := weight_name(key)) is not None
+    }
+    stored = stored_tensors(config, dtype)
+    check_names(folder / "variables", sources, Names({name: tensor.shape for name, tensor in stored.items()}))
+    for name, tensor in stored.items():
+        if sources[name].dtype.name != tensor.dtype:
+            raise CheckpointError(
+                f"{sources[name].file}: {name}: expected {tensor.dtype}, as assets/{CONFIG} says {dtype}, found "
+                f"{sources[name].dtype.name}"
+            )
+    quantized = {name for name in stored if name + SCALE in stored}
+    parts = {
+        name: Part([Dequantized(sources[name], sources[name + SCALE]) if name in quantized else sources[name]], whole)
+        for name in config.tensor_shapes()
+    }
+    generation = assets / GENERATION_CONFIG
+    special = {**values, **(read_json(generation) if generation.exists() else {})}
+    checkpoint = TableCheckpoint(
+        NAME,
+        config,
+        parts,
+        details={"quantized": dtype} if quantized else {},
+        tokens=tokens_of(special, config.vocab_size),
+        # BERT's vocabulary keeps its name, which may be anything.
+        tokenizer=assets if has_tokenizer(assets) or any(assets.glob("*.txt")) else None,
+    )
+    checkpoint.files = files
+    checkpoint.nbytes = sum(nbytes(sources[name]) for name in stored)
+    return checkpoint
