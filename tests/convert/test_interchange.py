@@ -49,8 +49,8 @@ def test_the_same_greedy_text_everywhere(source: str, tmp_path: Path) -> None:
     assert len(set(expected)) > 3
 
     run("to-tf", "--checkpoint", tmp_path / "hf", "--output", tmp_path / "tf")
-    generate = tf.saved_model.load(str(tmp_path / "tf")).generate
-    ours = generate(tf.constant([PROMPT], tf.int64), tf.constant([len(PROMPT)], tf.int64), max_new_tokens=NEW,
+    model = tf.saved_model.load(str(tmp_path / "tf"))
+    ours = model.generate(tf.constant([PROMPT], tf.int64), tf.constant([len(PROMPT)], tf.int64), max_new_tokens=NEW,
                     temperature=0.0, eos_token_id=-1)  # fmt: skip
     assert ours["sequences"].numpy()[0].tolist() == expected
 
