@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from convert import copying
+from convert.checkpoint import DType
+from convert.errors import ConvertError
+from convert.formats import megatron_lm
+from convert.formats.megatron_lm_writer import check_config, write_megatron_lm
 from convert.formats.megatron_writer import check_ranks, check_writable, named_iteration, shard_bytes, write_megatron
 from convert.layer_norms import with_layer_norm
 from convert.source import open_source
 from tf_model.config import STANDARD
 
-HELP = "a checkpoint -> Megatron and DeepSpeed shards (CPM's layout) for any number of model-parallel ranks"
+HELP = "a checkpoint -> Megatron shards, in CPM's layout or newer Megatron-LM's, for any number of ranks"
 DESCRIPTION = """\
-Writes a checkpoint again, split over another number of model-parallel ranks, as CPM's programs load it. Weights keep
-their bits, or become another type (--dtype). Only weights are taken: optimizer and random states are left out. The
-SHA-256 of all files is kept in manifest.json; the command check compares them with it.
+Writes a checkpoint again, split over another number of model-parallel ranks, as CPM's programs load it or, with
+--layout megatron-lm, newer Megatron-LM. Weights keep their bits, or become another type (--dtype). Only weights are
+taken: optimizer and random states are left out. The SHA-256 of all files is kept in manifest.json; the command check
+compares them with it.
 """
 EXAMPLE = "python -m convert to-megatron --checkpoint CPM-Generate --tensor-parallel 4 --output CPM-Generate-4"
+
+
+CPM = "cpm"
+LAYOUTS = (CPM, megatron_lm.NAME)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,19 +40,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="number of model-parallel ranks, each with a file of its own; it divides heads and vocabulary",
     )
+    parser.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        default=CPM,
+        help="cpm: CPM's releases and DeepSpeed (default); megatron-lm: newer Megatron-LM, with args",
+    )
+    parser.add_argument(
+        "--checkpoint-version",
+        choices=megatron_lm.VERSIONS,
+        help=f"of --layout {megatron_lm.NAME}, the order of Q, K and V (default: {megatron_lm.VERSIONS[-1]})",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.layout == CPM and args.checkpoint_version is not None:
+        raise ConvertError(f"--checkpoint-version {args.checkpoint_version}: expected --layout {megatron_lm.NAME} too")
+    version = args.checkpoint_version or megatron_lm.VERSIONS[-1]
     checkpoint = with_layer_norm(open_source(args), STANDARD)
-    check_writable(checkpoint.config)
+    (check_writable if args.layout == CPM else check_config)(checkpoint.config)
     p = args.tensor_parallel
     check_ranks(checkpoint.config, p)
     dtypes = copying.dtypes_of(checkpoint, args.dtype)
+
+    def write(folder: Path, dtypes: Mapping[str, DType], read: copying.Read) -> list[Path]:
+        if args.layout == CPM:
+            return write_megatron(folder, checkpoint, dtypes, p, read)
+        return write_megatron_lm(folder, checkpoint, dtypes, p, version, read)
+
+    size = shard_bytes(checkpoint.config, dtypes, p, lambda name: megatron_lm.source_name(name)[1])
+    options: dict[str, Any] = {"tensor_parallel": p, "iteration": named_iteration(checkpoint)}
+    if args.layout != CPM:
+        options.update(layout=args.layout, checkpoint_version=version)
     copying.copy(
-        args,
-        checkpoint,
-        dtypes,
-        lambda folder, dtypes, read: write_megatron(folder, checkpoint, dtypes, p, read),
-        size=shard_bytes(checkpoint.config, dtypes, p),
-        options={"tensor_parallel": p, "iteration": named_iteration(checkpoint)},
-    )
+        args, checkpoint, dtypes, write, size=size, options=options
+    )  # fmt: skip

@@ -11,6 +11,7 @@ archive, instead of reading it there.
 
 from __future__ import annotations
 
+import argparse
 import collections
 import contextlib
 import dataclasses
@@ -78,7 +79,8 @@ def save(path: Path, value: Any) -> None:
     except a ``Pending``, which gives tensors that share a storage. The same input and file name give the same bytes.
 
     Args:
-        value: dicts, ordered dicts, lists, tuples, str, int, float, bool, None, and ``Pending`` for tensors.
+        value: dicts, ordered dicts, lists, tuples, ``argparse.Namespace``, str, int, float, bool, None, and ``Pending``
+            for tensors.
 
     Raises:
         TypeError: something else is in ``value``.
@@ -266,6 +268,13 @@ class _Pickle:
             self.write(item)
         self.bytes += pickle.SETITEMS
 
+    def write_namespace(self, value: argparse.Namespace) -> None:
+        """As pickles of protocol 2 have an object: its class, and what its ``__dict__`` becomes."""
+        self.write_global("argparse", "Namespace")
+        self.bytes += pickle.EMPTY_TUPLE + pickle.NEWOBJ
+        self.write(vars(value))
+        self.bytes += pickle.BUILD
+
     def write_tensor(self, value: Pending) -> None:
         """``_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)``."""
         key = self._keys.setdefault(id(value), len(self.tensors))
@@ -299,5 +308,6 @@ _WRITERS: dict[type, Callable[[_Pickle, Any], None]] = {
     list: _Pickle.write_list,
     dict: _Pickle.write_dict,
     collections.OrderedDict: _Pickle.write_ordered_dict,
+    argparse.Namespace: _Pickle.write_namespace,
     Pending: _Pickle.write_tensor,
 }

@@ -15,7 +15,7 @@ RELEASE = "release"
 DEEPSPEED_NAME = "mp_rank_{:02d}_model_states.pt"
 """Of the file of a rank, in DeepSpeed's layout and CPM's releases."""
 _DEEPSPEED_FILE = re.compile(r"mp_rank_([0-9]+)_model_states\.pt")
-_MEGATRON_FOLDER, _MEGATRON_FILE = re.compile(r"mp_rank_([0-9]+)"), "model_optim_rng.pt"
+_MEGATRON_FOLDER, MEGATRON_FILE = re.compile(r"mp_rank_([0-9]+)"), "model_optim_rng.pt"
 _ITERATION_FOLDER = re.compile(r"(?:iter_)?\d+|release")
 
 
@@ -32,8 +32,8 @@ def _rank_file(path: Path) -> RankFile | None:
     """The rank that the name of ``path`` says: of a shard, or of the folder that plain Megatron puts a shard in."""
     if (match := _DEEPSPEED_FILE.fullmatch(path.name)) and path.is_file():
         return RankFile(int(match[1]), path, DEEPSPEED_NAME)
-    if (match := _MEGATRON_FOLDER.fullmatch(path.name)) and (path / _MEGATRON_FILE).is_file():
-        return RankFile(int(match[1]), path / _MEGATRON_FILE, f"mp_rank_{{:02d}}/{_MEGATRON_FILE}")
+    if (match := _MEGATRON_FOLDER.fullmatch(path.name)) and (path / MEGATRON_FILE).is_file():
+        return RankFile(int(match[1]), path / MEGATRON_FILE, f"mp_rank_{{:02d}}/{MEGATRON_FILE}")
     return None
 
 
@@ -75,7 +75,7 @@ def _available(root: Path) -> str:
     return f"it has the iterations {some(names, 9)}" if names else "it has no iteration folder with mp_rank_* files"
 
 
-def _parse_iteration(text: str) -> int | str | None:
+def parse_iteration(text: str) -> int | str | None:
     """A number above 0 or ``release``; None for anything else."""
     if text == RELEASE:
         return text
@@ -83,7 +83,7 @@ def _parse_iteration(text: str) -> int | str | None:
     return number or None
 
 
-def _tracked_iteration(root: Path) -> int | str:
+def tracked_iteration(root: Path) -> int | str:
     """The iteration that the tracker file of ``root`` names.
 
     Upstream goes on with random weights when the file is missing; here that is an error.
@@ -101,7 +101,7 @@ def _tracked_iteration(root: Path) -> int | str:
         raise CheckpointError(f"{tracker}: not a text file: {advice}") from error
     except OSError as error:
         raise CheckpointError(f"{tracker}: cannot be read: {error.strerror}: {advice}") from error
-    iteration = _parse_iteration(text)
+    iteration = parse_iteration(text)
     if iteration is None:
         found = ascii(text if len(text) <= 40 else f"{text[:37]}...") if text else "an empty file"
         raise CheckpointError(f"{tracker}: expected a number above 0 or {RELEASE}, found {found}: {advice}")
@@ -121,18 +121,18 @@ def _iteration_files(root: Path, iteration: int | str) -> list[RankFile]:
 
 def find(path: Path, iteration: str | None) -> list[RankFile]:
     """The shards that ``path`` stands for: a root, the folder of an iteration, or one file."""
-    wanted = None if iteration is None else _parse_iteration(iteration.strip())
+    wanted = None if iteration is None else parse_iteration(iteration.strip())
     if iteration is not None and wanted is None:
         raise CheckpointError(f"iteration {iteration!a}: expected a number above 0 or {RELEASE}")
     if path.is_file():
         if wanted is not None:
             raise CheckpointError(f"{path}: a file has no iterations to choose from: leave out iteration {wanted}")
-        named = _rank_file(path) or (_rank_file(path.parent) if path.name == _MEGATRON_FILE else None)
+        named = _rank_file(path) or (_rank_file(path.parent) if path.name == MEGATRON_FILE else None)
         return [named or RankFile(0, path, "")]
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such file or folder")
     if wanted is None:
-        return _rank_files(path) or _iteration_files(path, _tracked_iteration(path))
+        return _rank_files(path) or _iteration_files(path, tracked_iteration(path))
     return _iteration_files(path, wanted)
 
 
@@ -143,11 +143,11 @@ def iteration_of(file: Path) -> int | str | None:
     """
     file = Path(os.path.abspath(file))
     folder = file.parent
-    if file.name == _MEGATRON_FILE and _MEGATRON_FOLDER.fullmatch(folder.name):
+    if file.name == MEGATRON_FILE and _MEGATRON_FOLDER.fullmatch(folder.name):
         folder = folder.parent
     elif not _DEEPSPEED_FILE.fullmatch(file.name):
         return None
-    return _parse_iteration(folder.name.removeprefix("iter_"))
+    return parse_iteration(folder.name.removeprefix("iter_"))
 
 
 def check_saved_ranks(files: list[RankFile]) -> None:

@@ -21,7 +21,7 @@ from convert.formats.megatron import BOOKKEEPING, source_name
 from convert.formats.megatron_files import DEEPSPEED_NAME, RELEASE, TRACKER, iteration_of
 from convert.formats.wording import some
 from convert.layer_norms import EPSILONS, PLAIN_EPSILON
-from convert.sharding import shard_shape, split
+from convert.sharding import Split, shard_shape, split
 from convert.torch_save import Pending, writing
 from tf_model.config import STANDARD, TANH_GELU, GPT2Config
 
@@ -88,10 +88,15 @@ def check_writable(config: GPT2Config) -> None:
         raise ConvertError(f"CPM's Megatron format cannot hold this model: {'; '.join(problems)}{hint}")
 
 
-def shard_bytes(config: GPT2Config, dtypes: Mapping[str, DType], p: int) -> int:
+def shard_bytes(
+    config: GPT2Config,
+    dtypes: Mapping[str, DType],
+    p: int,
+    split_of: Callable[[str], Split] = lambda name: source_name(name)[1],
+) -> int:
     """Bytes that all files together take, at most; of values, and some hundred for each tensor beside them."""
     values = sum(
-        math.prod(shard_shape(shape, source_name(name)[1], p)) * dtypes[name].itemsize
+        math.prod(shard_shape(shape, split_of(name), p)) * dtypes[name].itemsize
         for name, shape in config.tensor_shapes().items()
     )
     return p * (values + len(dtypes) * _TENSOR_BYTES + _FILE_BYTES)

@@ -8,7 +8,16 @@ from typing import NamedTuple
 
 from convert.checkpoint import Checkpoint
 from convert.errors import ConvertError
-from convert.formats import huggingface, megatron, megatron_files, openai_tf1, savedmodel, uer
+from convert.formats import (
+    huggingface,
+    megatron,
+    megatron_files,
+    megatron_lm,
+    megatron_lm_files,
+    openai_tf1,
+    savedmodel,
+    uer,
+)
 from convert.formats.wording import some
 from convert.torch_file import CheckpointError
 
@@ -52,6 +61,12 @@ FORMATS: tuple[Format, ...] = (
         "a .bin file with tensors named embedding.word... and encoder.transformer...",
         lambda path: uer.find(path) is not None,
         uer.open_uer,
+    ),
+    Format(
+        megatron_lm.NAME,
+        "mp_rank_*/model_optim_rng.pt with a language_model in it",
+        lambda path: (file := megatron_lm_files.first_file(path)) is not None and megatron_lm.is_one(file),
+        megatron_lm.open_megatron_lm,
     ),
     Format(
         "megatron",
