@@ -38,7 +38,7 @@ def run(
     song_ci: Path, generator: TextGenerator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Run:
     """Runs a command in this process, with a model that is loaded already -> exit code, stdout, stderr."""
-    monkeypatch.setattr(TextGenerator, "load", lambda folder: generator)
+    monkeypatch.setattr(TextGenerator, "load", lambda folder, rows: generator)
     before = signal.getsignal(signal.SIGTERM)
 
     def call(command: str, *arguments: str) -> tuple[int, str, str]:

@@ -42,6 +42,8 @@ def test_commands_then_python(folder: Path) -> None:
     words = {
         "pytorch-to-tf": "parameters as",
         "reshard": "in 4 files",
+        "to-huggingface": "parameters as",
+        "to-tf": "parameters as",
         "inspect": "3,389,152",
         "verify": "the same logits",
         "check": "as it was",
