@@ -38,7 +38,7 @@ class Checkpoint(Protocol):
         dtypes: the type of each tensor in the files; the widest, when it is spread over shards of several types.
         files: the files that hold the weights.
         nbytes: bytes of weights in them, all shards together.
-        without_checksums: those of the files in which a damaged weight cannot be noticed.
+        without_checksums: those of the files that have no checksums, in a format that mostly has.
         left_out: what else of use the files hold, by name: optimizer, random states. No reader gives it.
         tokens: the end of a text and the padding that the source itself names; None where it names none.
         tokenizer: the folder with the tokenizer's files, where the format keeps them beside the weights; else None.

@@ -41,7 +41,7 @@ class BundleSource:
     """As the file calls it."""
     reader: Any
     """TensorFlow's, of the whole checkpoint."""
-    has_checksum: bool = True
+    lacks_checksum: bool = False
 
     def numpy(self) -> Array:
         try:

@@ -47,7 +47,7 @@ class SafeTensor:
     dtype: DType
     offset: int
     """Of its first byte in the file."""
-    has_checksum: bool = False
+    lacks_checksum: bool = False
 
     def numpy(self) -> Array:
         try:

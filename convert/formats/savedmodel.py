@@ -67,8 +67,8 @@ class Dequantized:
         return self.weight.shape
 
     @property
-    def has_checksum(self) -> bool:
-        return self.weight.has_checksum
+    def lacks_checksum(self) -> bool:
+        return self.weight.lacks_checksum
 
     def numpy(self) -> Array:
         weight, scale = self.weight.numpy(), self.scale.numpy()

@@ -44,7 +44,8 @@ class Source(Protocol):
     def dtype(self) -> DType: ...
 
     @property
-    def has_checksum(self) -> bool: ...
+    def lacks_checksum(self) -> bool:
+        """Whether it has none, in a format whose files mostly have: damage would not be noticed."""
 
     def numpy(self) -> Array:
         """The values, mapped where the file allows it; ``CheckpointError`` where they are damaged."""
@@ -67,8 +68,8 @@ class TorchSource(NamedTuple):
         return self.ref.dtype
 
     @property
-    def has_checksum(self) -> bool:
-        return self.ref.storage.crc is not None
+    def lacks_checksum(self) -> bool:
+        return self.ref.storage.crc is None
 
     def numpy(self) -> Array:
         if self.ref.storage not in self.checked:
@@ -171,7 +172,7 @@ class TableCheckpoint:
         self.files = list(dict.fromkeys(source.file for source in sources))
         self.dtypes: Mapping[str, DType] = {name: widest(s.dtype for s in parts[name].sources) for name in self._shapes}
         self.nbytes = sum(nbytes(source) for source in sources)
-        self.without_checksums = sorted({source.file for source in sources if not source.has_checksum})
+        self.without_checksums = sorted({source.file for source in sources if source.lacks_checksum})
 
     def read(self, name: str, dtype: DType, buffer: Array | None = None) -> Array:
         """As ``Checkpoint.read``."""
