@@ -59,3 +59,10 @@ def with_layer_norm(checkpoint: Checkpoint, kind: str, *, copy: bool = False) ->
     biased = math.sqrt(1 - 1 / config.n_embd)
     factor = 1.0 if copy else biased if kind == STANDARD else 1 / biased
     return Adapted(checkpoint, dataclasses.replace(config, layer_norm=kind, layer_norm_epsilon=epsilon), factor)
+
+
+def advice(config: GPT2Config) -> str:
+    """The end of a message that a format has another epsilon: what helps where the layer norms were UER-py's."""
+    if (config.layer_norm, config.layer_norm_epsilon) == (STANDARD, EPSILONS[STANDARD]):
+        return "--uer-layer-norm standard copies the layer norms of UER-py as they are"
+    return "choose another format"

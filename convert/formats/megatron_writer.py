@@ -20,7 +20,7 @@ from convert.errors import ConvertError
 from convert.formats.megatron import BOOKKEEPING, source_name
 from convert.formats.megatron_files import DEEPSPEED_NAME, RELEASE, TRACKER, iteration_of
 from convert.formats.wording import some
-from convert.layer_norms import EPSILONS, PLAIN_EPSILON
+from convert.layer_norms import PLAIN_EPSILON, advice
 from convert.sharding import Split, shard_shape, split
 from convert.torch_save import Pending, writing
 from tf_model.config import STANDARD, TANH_GELU, GPT2Config
@@ -83,9 +83,7 @@ def check_writable(config: GPT2Config) -> None:
         if getattr(config, name) not in values
     ]
     if problems:
-        folded = config.layer_norm_epsilon == EPSILONS[STANDARD]
-        hint = ": --uer-layer-norm standard copies the layer norms of UER-py as they are" if folded else ""
-        raise ConvertError(f"CPM's Megatron format cannot hold this model: {'; '.join(problems)}{hint}")
+        raise ConvertError(f"CPM's Megatron format cannot hold this model: {'; '.join(problems)}: {advice(config)}")
 
 
 def shard_bytes(

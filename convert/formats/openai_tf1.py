@@ -36,6 +36,7 @@ from convert.formats.table import (
     whole,
 )
 from convert.formats.wording import some
+from convert.layer_norms import advice
 from convert.pickle_values import shown
 from convert.tokenizers import has_tokenizer
 from convert.torch_file import CheckpointError
@@ -235,7 +236,7 @@ def check_config(config: GPT2Config) -> None:
         if found not in allowed:
             raise ConvertError(
                 f"{key} is {shown(found)}: a checkpoint of OpenAI's can only have {' or '.join(map(str, allowed))}: "
-                "choose another format"
+                f"{advice(config)}"
             )
 
 

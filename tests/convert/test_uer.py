@@ -259,3 +259,19 @@ def test_several_files_and_none(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "expected one .bin file, found lyric.bin, other.bin" in capsys.readouterr().err
     assert main(["to-tf", *options, "--iteration", "3"]) == 2
     assert "have no iterations: leave out --iteration 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["to-megatron", "--tensor-parallel", "1"], ["to-openai"]])
+def test_formats_without_an_epsilon_take_a_copy_only(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = random_state()
+    if command[0] == "to-openai":  # which is always 4 h wide
+        for layer in range(SIZES["layers"]):
+            name = f"encoder.transformer.{layer}.feed_forward.linear"
+            state |= {f"{name}_1.weight": torch.ones(192, 48), f"{name}_1.bias": torch.ones(192),
+                      f"{name}_2.weight": torch.ones(48, 192)}  # fmt: skip
+    options = ["--checkpoint", str(save(tmp_path / "theirs", state)), "--output", str(tmp_path / "new"), "--quiet"]
+    assert main([*command, *options, "--heads", str(HEADS)]) == 2
+    assert "--uer-layer-norm standard copies the layer norms of UER-py as they are" in capsys.readouterr().err
+    assert main([*command, *options, "--heads", str(HEADS), "--uer-layer-norm", "standard"]) == 0
