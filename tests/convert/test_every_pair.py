@@ -28,6 +28,7 @@ COMMANDS = {
     "megatron-lm": ["to-megatron", "--layout", "megatron-lm", "--tensor-parallel", "3"],
     "megatron": ["to-megatron", "--tensor-parallel", "2"],
 }
+QUICK = {("megatron", "savedmodel"), ("savedmodel", "huggingface")}
 HALVES = ("huggingface", "uer", "megatron-lm", "megatron")
 """Formats that hold all tensors in float16: layer norms of a SavedModel and everything of OpenAI's are float32."""
 
@@ -65,8 +66,18 @@ def test_every_format_is_here() -> None:
     assert set(COMMANDS) == set(NAMES)
 
 
-@pytest.mark.parametrize("through", COMMANDS)
-@pytest.mark.parametrize("name", COMMANDS)
+PAIRS = [
+    # Seconds for every graph that is made: two of these pairs are enough for `make test`, the others are slow.
+    pytest.param(
+        name, through, marks=[pytest.mark.slow] if "savedmodel" in (name, through) and pair not in QUICK else []
+    )
+    for name in COMMANDS
+    for through in COMMANDS
+    for pair in [(name, through)]
+]
+
+
+@pytest.mark.parametrize(("name", "through"), PAIRS)
 def test_there_and_back(name: str, through: str, originals: dict[str, Path], tmp_path: Path) -> None:
     if name not in originals or through not in originals:
         pytest.skip("does not hold everything in float16")
@@ -75,7 +86,7 @@ def test_there_and_back(name: str, through: str, originals: dict[str, Path], tmp
     assert_same(convert(between, name, tmp_path / "back"), originals[name])
 
 
-@pytest.mark.parametrize("through", ["savedmodel", "openai-tf1"])
+@pytest.mark.parametrize("through", [pytest.param("savedmodel", marks=pytest.mark.slow), "openai-tf1"])
 @pytest.mark.parametrize("name", HALVES)
 def test_float16_through_float32(name: str, through: str, tmp_path: Path) -> None:
     """Widened on the way, and the same again when float16 is asked for."""

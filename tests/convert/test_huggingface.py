@@ -62,7 +62,11 @@ def run(*words: object) -> None:
     assert main([*map(str, words), "--quiet"]) == 0
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+QUICK = ("plain", "gelu", "untied", "all")
+"""A graph takes seconds to make: the other variants are slow tests, and quick ones of ``verify``'s reference."""
+
+
+@pytest.mark.parametrize("variant", [v if v in QUICK else pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS])
 def test_logits_are_those_of_transformers(variant: str, tmp_path: Path) -> None:
     model = random_model(**VARIANTS[variant])
     model.save_pretrained(tmp_path / "theirs")

@@ -121,7 +121,7 @@ def test_without_args(tmp_path: Path) -> None:
     assert_reads(tmp_path, n_head=HEADS)
 
 
-@pytest.mark.parametrize(("p", "stages", "version"), [(2, 1, 0), (2, 1, 1.0), (2, 2, 2.0), (2, 2, 3.0)])
+@pytest.mark.parametrize(("p", "stages", "version"), [(2, 1, 0), (2, 2, 3.0)])
 def test_logits_are_those_of_transformers(p: int, stages: int, version: float, tmp_path: Path) -> None:
     write(tmp_path / "lm", version, p, stages, encoder=version == 3)
     run("to-tf", "--checkpoint", tmp_path / "lm", "--output", tmp_path / "model")
