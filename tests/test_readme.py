@@ -1,4 +1,4 @@
-"""The README's commands and Python, run as they stand."""
+"""The commands and the Python of the README and of the pages for users, run as they stand."""
 
 from __future__ import annotations
 
@@ -13,11 +13,26 @@ import pytest
 
 from tests.conftest import ROOT
 
-README = (ROOT / "README.md").read_text("utf-8")
+PAGES = {
+    name: (ROOT / name).read_text("utf-8")
+    for name in ("README.md", "docs/converting.md", "docs/generating.md", "docs/savedmodel.md")
+}
+README = PAGES["README.md"]
 COMMANDS = list(
-    dict.fromkeys(line for block in re.findall(r"```\n(.*?)```", README, re.DOTALL) for line in block.splitlines())
+    dict.fromkeys(
+        line
+        for page in PAGES.values()
+        for block in re.findall(r"```\n(.*?)```", page, re.DOTALL)
+        for line in block.splitlines()
+    )
 )
-INLINE = re.findall(r"`(\.venv/bin/python [^`]+)`", README)
+INLINE = [command for page in PAGES.values() for command in re.findall(r"`(\.venv/bin/python [^`]+)`", page)]
+
+
+def python(page: str) -> str:
+    (block,) = re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL)
+    assert isinstance(block, str)
+    return block
 
 
 def run(arguments: list[str], folder: Path) -> str:
@@ -52,13 +67,11 @@ def test_commands_then_python(folder: Path) -> None:
     assert {arguments[3] for arguments in commands} == set(words)
     for _, *arguments in commands:
         assert words[arguments[2]] in run([sys.executable, *arguments], folder) or "菩萨蛮" in arguments
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 3
     outputs = []
     for block in (
-        blocks[0],
-        blocks[1],
-        blocks[1] + blocks[2] + "print(result['lengths'].numpy().tolist(), logits.shape)",
+        python("docs/generating.md"),
+        python("README.md"),
+        python("docs/savedmodel.md") + "print(result['lengths'].numpy().tolist(), logits.shape)",
     ):
         (folder / "sample.py").write_text("import warnings; warnings.simplefilter('ignore')\n" + block, "utf-8")
         result = subprocess.run(
@@ -71,9 +84,28 @@ def test_commands_then_python(folder: Path) -> None:
     assert served.splitlines()[-1] == "[15, 21] (2, 6000)"
     assert texts.count("浣溪沙\n") == 2
     assert texts.rstrip().endswith("如梦令")
-    assert len(list(filter(None, blocks[1].splitlines()))) == 6
     assert sampled.startswith("浣溪沙\n")
     assert len(sampled) > 40
+
+
+def test_the_readme_is_one_page_and_samples_in_six_lines() -> None:
+    assert len(README.splitlines()) <= 75
+    assert len(list(filter(None, python("README.md").splitlines()))) == 6
+
+
+def test_links_lead_somewhere() -> None:
+    """To files that are there, and to headings as GitHub names them."""
+    for name in (*PAGES, "docs/formats.md", "docs/architecture.md", "CONTRIBUTING.md"):
+        prose = re.sub(r"```.*?```", "", (ROOT / name).read_text("utf-8"), flags=re.DOTALL)
+        for link in re.findall(r"\]\(([^)]+)\)", prose):
+            path, _, anchor = link.partition("#")
+            if "://" in path:
+                continue
+            target = (ROOT / name).parent / path if path else ROOT / name
+            assert target.exists(), (name, link)
+            if anchor:
+                headings = re.findall(r"^#+ (.*)$", target.read_text("utf-8"), re.MULTILINE)
+                assert anchor in {re.sub(r"[^\w\- ]", "", text).lower().replace(" ", "-") for text in headings}, link
 
 
 @pytest.mark.parametrize("command", INLINE)
@@ -90,7 +122,7 @@ def test_make_targets_exist() -> None:
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
 
 
-def test_every_option_in_the_readme_exists() -> None:
+def test_every_option_named_exists() -> None:
     import convert.cli
     import exports.cli
 
@@ -100,5 +132,5 @@ def test_every_option_in_the_readme_exists() -> None:
         for program in programs
         for command in program._subparsers._group_actions[0].choices.values()  # type: ignore[union-attr,attr-defined]
     )
-    for option in set(re.findall(r"--[a-z]+(?:-[a-z]+)*", README)) - {"--tune", "--number", "--help"}:
+    for option in set(re.findall(r"--[a-z]+(?:-[a-z]+)*", "".join(PAGES.values()))) - {"--tune", "--number", "--help"}:
         assert option in known
