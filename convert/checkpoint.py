@@ -39,6 +39,7 @@ class Checkpoint(Protocol):
         files: the files that hold the weights.
         nbytes: bytes of weights in them, all shards together.
         without_checksums: those of the files that have no checksums, in a format that mostly has.
+        notes: what else a user should know about it, a line each.
         left_out: what else of use the files hold, by name: optimizer, random states. No reader gives it.
         tokens: the end of a text and the padding that the source itself names; None where it names none.
         tokenizer: the folder with the tokenizer's files, where the format keeps them beside the weights; else None.
@@ -51,6 +52,7 @@ class Checkpoint(Protocol):
     files: list[Path]
     nbytes: int
     without_checksums: list[Path]
+    notes: list[str]
     left_out: list[str]
     tokens: SpecialTokens | None
     tokenizer: Path | None

@@ -10,10 +10,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
-from convert.checkpoint import Array, Checkpoint, DType
+from convert.casting import assign
+from convert.checkpoint import Array, Checkpoint, DType, check_finite, empty
+from convert.errors import ConvertError
 from tf_model.config import STANDARD, UER, GPT2Config
 
 EPSILONS = {STANDARD: 1e-12, UER: 1e-6}
@@ -26,19 +29,24 @@ _WEIGHT = re.compile(r"(h\.\d+\.ln_[12]|ln_f)\.weight")
 class Adapted:
     """A ``Checkpoint`` whose layer norms have another kind; everything else is the one that it is made of."""
 
-    def __init__(self, checkpoint: Checkpoint, config: GPT2Config, factor: float) -> None:
+    def __init__(self, checkpoint: Checkpoint, config: GPT2Config, factor: float, notes: Sequence[str] = ()) -> None:
         self._checkpoint, self._factor = checkpoint, factor
         self.config = config
         self.format, self.details = checkpoint.format, checkpoint.details
         self.dtypes, self.files, self.nbytes = checkpoint.dtypes, checkpoint.files, checkpoint.nbytes
         self.without_checksums, self.left_out = checkpoint.without_checksums, checkpoint.left_out
+        self.notes = [*checkpoint.notes, *notes]
         self.tokens, self.tokenizer = checkpoint.tokens, checkpoint.tokenizer
 
     def read(self, name: str, dtype: DType, buffer: Array | None = None) -> Array:
         """As ``Checkpoint.read``."""
         if self._factor == 1 or not _WEIGHT.fullmatch(name):
             return self._checkpoint.read(name, dtype, buffer)
-        return (self._checkpoint.read(name, np.dtype(np.float64)) * self._factor).astype(dtype)
+        values = self._checkpoint.read(name, np.dtype(np.float64)) * self._factor
+        out = empty(values.shape, dtype, buffer)
+        assign(out, values)
+        check_finite(name, out, self.files[0], [(self.files[0], values)])
+        return out
 
 
 def with_layer_norm(checkpoint: Checkpoint, kind: str, *, copy: bool = False) -> Checkpoint:
@@ -49,16 +57,33 @@ def with_layer_norm(checkpoint: Checkpoint, kind: str, *, copy: bool = False) ->
         kind: one of ``tf_model.config.LAYER_NORMS``.
         copy: leaves the weights as they are, as the scripts of UER-py do: their values differ by (N - 1) / N under the
             root then, 0.07 % for a hidden size of 768.
+
+    Raises:
+        ConvertError: layer norms of ``kind`` cannot compute that.
     """
-    config = checkpoint.config
+    config, file = checkpoint.config, checkpoint.files[0]
     if config.layer_norm == kind:
         return checkpoint
+    if config.n_embd == 1:
+        raise ConvertError(f"{file}: a hidden size of 1: one value has no unbiased deviation, which UER-py divides by")
+    notes = []
+    if kind == UER and config.layer_norm_epsilon != EPSILONS[STANDARD]:
+        if config.layer_norm_epsilon > PLAIN_EPSILON:
+            raise ConvertError(
+                f"{file}: layer_norm_epsilon is {config.layer_norm_epsilon:g}: UER-py's layer norms have none inside "
+                f"the root, and more than {PLAIN_EPSILON:g} is too much to leave out: choose another format"
+            )
+        notes.append(
+            f"{file}: layer_norm_epsilon {config.layer_norm_epsilon:g} becomes UER-py's 1e-6 beside the root: logits "
+            "are the same but where a variance is about as small"
+        )
     epsilon = EPSILONS[kind]
     if copy and kind == STANDARD:
         epsilon = PLAIN_EPSILON
     biased = math.sqrt(1 - 1 / config.n_embd)
     factor = 1.0 if copy else biased if kind == STANDARD else 1 / biased
-    return Adapted(checkpoint, dataclasses.replace(config, layer_norm=kind, layer_norm_epsilon=epsilon), factor)
+    changed = dataclasses.replace(config, layer_norm=kind, layer_norm_epsilon=epsilon)
+    return Adapted(checkpoint, changed, factor, notes)
 
 
 def advice(config: GPT2Config) -> str:

@@ -15,9 +15,9 @@ from convert.errors import ConvertError
 from convert.output import check_destination, new_folder
 from convert.provenance import describe
 from convert.source import SourceOptions, hash_files, print_notes, reading
-from convert.tokenizers import add_tokenizer_option, tokenizer_for
+from convert.tokenizers import add_tokenizer_option, tokenizer_for, tokens_for
 from convert.verify import verify_apart
-from exports.assets import SpecialTokens, special_tokens, write_assets
+from exports.assets import SpecialTokens, write_assets
 from exports.hashing import Hasher
 from exports.quiet import quiet_stderr
 from tf_model.storage import DTYPES, stored_bytes
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     source = SourceOptions.of(args)
     checkpoint = source.open()
     tokenizer = tokenizer_for(args.tokenizer, checkpoint)
-    tokens = checkpoint.tokens if tokenizer is None and checkpoint.tokens else special_tokens(tokenizer)
+    tokens = tokens_for(args.tokenizer, tokenizer, checkpoint)
     print_notes(checkpoint, quiet=args.quiet)
     inputs = [path for path in (args.checkpoint, args.tokenizer) if path is not None]
     dtype = _dtype(args, inputs)

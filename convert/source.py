@@ -68,8 +68,8 @@ def print_notes(checkpoint: Checkpoint, *, quiet: bool) -> None:
     """Says on stderr what a user should know about a source that can be used."""
     if quiet:
         return
-    if (dtype := checkpoint.details.get("quantized")) is not None:
-        print(f"note: the weights are those of {dtype}, not of the original: they were rounded then", file=sys.stderr)
+    for note in checkpoint.notes:
+        print(f"note: {note}", file=sys.stderr)
     for file in checkpoint.without_checksums:
         print(f"note: {file}: has no checksums, so damage to its weights cannot be noticed", file=sys.stderr)
 

@@ -11,8 +11,7 @@ from convert.checkpoint import DType
 from convert.formats.huggingface import HEADER_BYTES, write_huggingface
 from convert.layer_norms import with_layer_norm
 from convert.source import open_source
-from convert.tokenizers import add_tokenizer_option, save_for_huggingface, tokenizer_for
-from exports.assets import special_tokens
+from convert.tokenizers import add_tokenizer_option, save_for_huggingface, tokenizer_for, tokens_for
 from tf_model.config import STANDARD
 
 HELP = "a checkpoint -> a Hugging Face folder: safetensors, config.json, generation_config.json, the tokenizer's files"
@@ -33,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     checkpoint = with_layer_norm(open_source(args), STANDARD)
     tokenizer = tokenizer_for(args.tokenizer, checkpoint)
-    tokens = checkpoint.tokens if tokenizer is None and checkpoint.tokens else special_tokens(tokenizer)
+    tokens = tokens_for(args.tokenizer, tokenizer, checkpoint)
     dtypes = copying.dtypes_of(checkpoint, args.dtype)
 
     def write(folder: Path, dtypes: Mapping[str, DType], read: copying.Read) -> list[Path]:

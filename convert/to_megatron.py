@@ -58,7 +58,10 @@ def run(args: argparse.Namespace) -> None:
         raise ConvertError(f"--checkpoint-version {args.checkpoint_version}: expected --layout {megatron_lm.NAME} too")
     version = args.checkpoint_version or megatron_lm.VERSIONS[-1]
     checkpoint = with_layer_norm(open_source(args), STANDARD)
-    (check_writable if args.layout == CPM else check_config)(checkpoint.config)
+    if args.layout == CPM:
+        check_writable(checkpoint)
+    else:
+        check_config(checkpoint.config)
     p = args.tensor_parallel
     check_ranks(checkpoint.config, p)
     dtypes = copying.dtypes_of(checkpoint, args.dtype)

@@ -11,7 +11,7 @@ from convert.checkpoint import DType
 from convert.formats.uer import check_writable, uer_bytes, write_uer
 from convert.layer_norms import with_layer_norm
 from convert.source import open_source
-from convert.tokenizers import add_tokenizer_option, tokenizer_for
+from convert.tokenizers import add_tokenizer_option, save_for_uer, tokenizer_for
 from tf_model.config import STANDARD, UER
 
 HELP = "a checkpoint -> UER-py's format: model.bin, its config.json, the tokenizer's files"
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
 
     def write(folder: Path, dtypes: Mapping[str, DType], read: copying.Read) -> list[Path]:
         files = write_uer(folder, checkpoint, dtypes, read)
-        return files if tokenizer is None else [*files, *tokenizer.save(folder)]
+        return files if tokenizer is None else [*files, *save_for_uer(tokenizer, folder)]
 
     copying.copy(
         args, checkpoint, dtypes, write,

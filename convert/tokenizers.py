@@ -6,14 +6,18 @@ import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from convert.checkpoint import Checkpoint
+from exports.assets import NO_TOKENS, SpecialTokens
 from tokenization import BertTokenizer, ByteBPETokenizer, Tokenizer, TokenizerError, load_tokenizer
+from tokenization.tokenizer_json import FILE as TOKENIZER_JSON
 
 TO_HUGGINGFACE = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
 TO_OPENAI = {new: old for old, new in TO_HUGGINGFACE.items()}
 """The contents are the same."""
 CONFIG = "tokenizer_config.json"
+_PATTERNS = ("*.model", "merges.txt", "vocab.bpe", "vocab.txt", TOKENIZER_JSON)
 _CLASSES = ((ByteBPETokenizer, "GPT2Tokenizer"), (BertTokenizer, "BertTokenizer"))
 
 
@@ -45,9 +49,20 @@ def tokenizer_for(given: Path | None, checkpoint: Checkpoint) -> Tokenizer | Non
     return tokenizer
 
 
+def tokens_for(given: Path | None, tokenizer: Tokenizer | None, checkpoint: Checkpoint) -> SpecialTokens:
+    """The special tokens: of a tokenizer that was ``given``, else what the source says, else of its own tokenizer."""
+    tokens = checkpoint.tokens or NO_TOKENS
+    if tokenizer is None or (given is None and tokens.eos_token_id is not None):
+        return tokens
+    defaults = {name: value for name, value in tokens.defaults.items() if name != "eos_token_id"}
+    return SpecialTokens(tokenizer.eos_token_id, tokenizer.pad_token_id, defaults=defaults)
+
+
 def has_tokenizer(folder: Path) -> bool:
     """Whether there are files of a tokenizer in ``folder``; whether it is sound, ``load_tokenizer`` says."""
-    return any(any(folder.glob(pattern)) for pattern in ("*.model", "merges.txt", "vocab.bpe", "vocab.txt"))
+    return any(
+        any(folder.glob(pattern)) for pattern in ("*.model", "merges.txt", "vocab.bpe", "vocab.txt", "tokenizer.json")
+    )
 
 
 def save_for_huggingface(tokenizer: Tokenizer, folder: Path) -> list[Path]:
@@ -56,15 +71,49 @@ def save_for_huggingface(tokenizer: Tokenizer, folder: Path) -> list[Path]:
     kind = next((name for cls, name in _CLASSES if isinstance(tokenizer, cls)), None)
     if isinstance(tokenizer, BertTokenizer):
         files = [file.rename(folder / "vocab.txt") if file.suffix == ".txt" else file for file in files]
+    if isinstance(tokenizer, ByteBPETokenizer) and not (folder / TOKENIZER_JSON).exists():
+        files += _missing(tokenizer, folder, "vocab.json", "merges.txt")
     if kind is not None and not (folder / CONFIG).exists():
-        (folder / CONFIG).write_text(json.dumps({"tokenizer_class": kind}) + "\n", "utf-8")
-        files.append(folder / CONFIG)
+        files.append(_write_config(tokenizer, folder, {"tokenizer_class": kind}))
     return files
+
+
+def _write_config(tokenizer: Tokenizer, folder: Path, values: Mapping[str, Any]) -> Path:
+    """What of a BERT vocabulary its list of pieces does not say; transformers believes this file, not the other."""
+    options = tokenizer.options if isinstance(tokenizer, BertTokenizer) else {}
+    (folder / CONFIG).write_text(json.dumps({**values, **options}) + "\n", "utf-8")
+    return folder / CONFIG
 
 
 def save_for_openai(tokenizer: Tokenizer, folder: Path) -> list[Path]:
     """The files of a byte-level BPE as OpenAI calls them; of others it knows none, they keep their names."""
-    return save_as(tokenizer, folder, TO_OPENAI if isinstance(tokenizer, ByteBPETokenizer) else {})
+    if not isinstance(tokenizer, ByteBPETokenizer):
+        return tokenizer.save(folder)
+    files = save_as(tokenizer, folder, TO_OPENAI)
+    return [*files, *_missing(tokenizer, folder, "encoder.json", "vocab.bpe")]
+
+
+def save_for_uer(tokenizer: Tokenizer, folder: Path) -> list[Path]:
+    """The tokenizer's files, and the list of pieces that UER-py reads where a BERT vocabulary came in another form."""
+    files = tokenizer.save(folder)
+    if isinstance(tokenizer, BertTokenizer) and not any(file.suffix == ".txt" for file in files):
+        files.append(folder / "vocab.txt")
+        files[-1].write_text("".join(f"{piece}\n" for piece in tokenizer.pieces), "utf-8")
+        files.append(_write_config(tokenizer, folder, {}))
+    return files
+
+
+def _missing(tokenizer: ByteBPETokenizer, folder: Path, vocabulary: str, merges: str) -> list[Path]:
+    """Writes what of the two files is not there: some vocabularies come in another form."""
+    written = []
+    if not (folder / vocabulary).exists():
+        written.append(folder / vocabulary)
+        written[-1].write_text(json.dumps(dict(tokenizer.pieces), ensure_ascii=False), "utf-8")
+    if not (folder / merges).exists():
+        written.append(folder / merges)
+        lines = ["#version: 0.2", *map(" ".join, tokenizer.merges)]
+        written[-1].write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    return written
 
 
 def save_as(tokenizer: Tokenizer, folder: Path, names: Mapping[str, str]) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,29 @@ GENERATION_DEFAULTS = {"do_sample": True, "temperature": 0.9, "top_p": 0.9, "max
 
 @dataclasses.dataclass(frozen=True)
 class SpecialTokens:
-    """Ids that generation needs: the end of a document, and what stands behind it."""
+    """Ids that generation needs.
 
-    eos_token_id: int
+    Attributes:
+        eos_token_id: the end of a document; None where nobody knows one, and a text ends at its length only.
+        pad_token_id: what stands behind it.
+        bos_token_id: what stands in front, for programs that ask; None is the end, as in GPT-2.
+        defaults: how texts are generated where the source says so, by the names of ``generation_config.json``.
+    """
+
+    eos_token_id: int | None
     pad_token_id: int
+    bos_token_id: int | None = None
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, int | None]:
+        """As ``config.json`` has them. Without ``bos_token_id`` transformers takes 50256, whatever the vocabulary."""
+        bos = self.eos_token_id if self.bos_token_id is None else self.bos_token_id
+        return {"bos_token_id": bos, "eos_token_id": self.eos_token_id, "pad_token_id": self.pad_token_id}
 
 
 CPM_TOKENS = SpecialTokens(eos_token_id=7, pad_token_id=5)
-"""``<eod>`` and ``<pad>`` of CPM's vocabulary, for a checkpoint that comes without its tokenizer."""
-
-
-def special_tokens(tokenizer: Tokenizer | None) -> SpecialTokens:
-    """Those of the tokenizer, CPM's without one."""
-    return CPM_TOKENS if tokenizer is None else SpecialTokens(tokenizer.eos_token_id, tokenizer.pad_token_id)
+"""``<eod>`` and ``<pad>`` of CPM's vocabulary, for a checkpoint of CPM's that comes without its tokenizer."""
+NO_TOKENS = SpecialTokens(eos_token_id=None, pad_token_id=0)
 
 
 def write_assets(
@@ -39,9 +50,12 @@ def write_assets(
 ) -> None:
     """Writes ``assets/`` of a SavedModel. The names are those of Hugging Face's files."""
     folder.mkdir(exist_ok=True)
-    special = dataclasses.asdict(tokens)
+    special = tokens.to_dict()
     _write_json(folder / CONFIG, {**config.to_dict(), "dtype": dtype, **special})
-    _write_json(folder / GENERATION_CONFIG, {**special, **GENERATION_DEFAULTS})
+    defaults = {**GENERATION_DEFAULTS, **tokens.defaults}
+    if "max_length" in tokens.defaults and "max_new_tokens" not in tokens.defaults:
+        del defaults["max_new_tokens"]
+    _write_json(folder / GENERATION_CONFIG, {**special, **defaults})
     if tokenizer is not None:
         tokenizer.save(folder)
 

@@ -36,7 +36,7 @@ It needs `pip install tensorflow tensorflow_hub "setuptools<82"`, and nothing of
 
 The options of `generate`, one number or one per row: {sampling}; of `beam_search`: {beams}.
 In Python `model.generate(input_ids, input_lengths, ...)` may leave out what has a default, and so may TF Serving's
-requests. Temperature 0 is greedy, -1 as `seed` is another text every time. Texts end at token {eos_token_id} unless
+requests. Temperature 0 is greedy, -1 as `seed` is another text every time. Texts end at {end} unless
 `eos_token_id` says otherwise, -1 for no end. It runs in stock TensorFlow on a CPU, without XLA or custom ops.{note}
 
 `assets/` holds {contents}. `assets.extra/manifest.json` lists the SHA-256 of every
@@ -64,7 +64,7 @@ def model_card(
     *,
     source: str,
     program: str,
-    eos_token_id: int,
+    eos_token_id: int | None,
     has_tokenizer: bool,
     parity: Mapping[str, Any] | None,
 ) -> str:
@@ -75,7 +75,7 @@ def model_card(
         dtype=dtype,
         source=source,
         program=program,
-        eos_token_id=eos_token_id,
+        end="no token" if eos_token_id is None else f"token {eos_token_id}",
         sampling=_names({**SHARED, **SAMPLING}),
         beams=_names(BEAMS),
         note=_NOTES.get(dtype, ""),

@@ -99,8 +99,8 @@ class Signatures:
             autograph=False,
         )
         prompt = {"input_ids": IDS, "input_lengths": ROW}
-        end = dataclasses.replace(SHARED["eos_token_id"], default=(tokens.eos_token_id,))
-        shared = {**SHARED, "eos_token_id": end}
+        ends = () if tokens.eos_token_id is None else (tokens.eos_token_id,)
+        shared = {**SHARED, "eos_token_id": dataclasses.replace(SHARED["eos_token_id"], default=ends)}
         sampled = {**shared, **SAMPLING}
         self.functions: dict[str, Any] = {
             "serving_default": self._function(self._serving_default, "serving_default", {"inp": IDS}, _PORT),

@@ -9,6 +9,7 @@ from tokenization.base import StreamDecoder, Tokenizer, TokenizerError, decode_s
 from tokenization.bert import BertTokenizer
 from tokenization.byte_bpe import ByteBPETokenizer
 from tokenization.cpm import CPMTokenizer
+from tokenization.tokenizer_json import FILE, kind_of
 
 __all__ = [
     "BertTokenizer",
@@ -21,11 +22,19 @@ __all__ = [
     "load_tokenizer",
 ]
 
+
+def _from_json(path: Path) -> Tokenizer:
+    file = path / FILE if path.is_dir() else path
+    return BertTokenizer(file) if kind_of(file) == "WordPiece" else ByteBPETokenizer(file)
+
+
 _KINDS: tuple[tuple[tuple[str, ...], str, Callable[[Path], Tokenizer]], ...] = (
     # The first that fits: CPM's folder has a merges.txt as well, and merges.txt is a *.txt as well.
     (("*.model",), "CPM", CPMTokenizer),
     (("merges.txt", "vocab.bpe"), "GPT-2", ByteBPETokenizer),
-    (("vocab.txt", "*.txt"), "BERT", BertTokenizer),
+    (("vocab.txt",), "BERT", BertTokenizer),
+    (("tokenizer.json",), "transformers", _from_json),
+    (("*.txt",), "BERT", BertTokenizer),
 )
 """Files, any of which identifies a tokenizer; its name; what loads it."""
 

@@ -13,7 +13,7 @@ it. transformers makes it the special id, unless ``split_special_tokens`` is set
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
@@ -22,6 +22,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from tokenization.base import StreamDecoder, TokenizerError, checked_ids, checked_text, copy_files, read_text
+from tokenization.tokenizer_json import FILE, read_tokenizer_json
 
 PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 VOCABULARY, CONFIG = "vocab.txt", "tokenizer_config.json"
@@ -31,8 +32,9 @@ _CONTINUED = "##"
 def _vocabulary_file(path: Path) -> Path:
     if not path.is_dir():
         return path
-    if (path / VOCABULARY).is_file():
-        return path / VOCABULARY
+    for name in (VOCABULARY, FILE):
+        if (path / name).is_file():
+            return path / name
     files = sorted(path.glob("*.txt"))
     if len(files) != 1:
         found = ", ".join(file.name for file in files) or "none"
@@ -46,26 +48,43 @@ def _read_pieces(path: Path) -> dict[str, int]:
     for index, piece in enumerate(read_text(path).removesuffix("\n").split("\n")):
         if pieces.setdefault(piece, index) != index:
             raise TokenizerError(f"{path}: lines {pieces[piece] + 1} and {index + 1} are the same piece {piece[:40]!r}")
-    for piece in (PAD, UNK, CLS, SEP):
-        if piece not in pieces:
-            raise TokenizerError(f"{path}: not a vocabulary of BERT: none of its {len(pieces)} lines is {piece}")
     return pieces
 
 
-def _normalizer(config: Path) -> BertNormalizer:
+def _check(path: Path, pieces: Mapping[str, int]) -> None:
+    for piece in (PAD, UNK, CLS, SEP):
+        if piece not in pieces:
+            raise TokenizerError(f"{path}: not a vocabulary of BERT: none of its {len(pieces)} pieces is {piece}")
+
+
+Options = dict[str, bool | None]
+_OPTIONS: Options = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
+_JSON_NAMES = {"do_lower_case": "lowercase", "tokenize_chinese_chars": "handle_chinese_chars"}
+"""What the library calls them in ``tokenizer.json``."""
+
+
+def _options(config: Path) -> Options:
     """Hugging Face's ``tokenizer_config.json`` says so when a vocabulary has capital letters or accents."""
-    options: dict[str, bool | None] = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
-    if config.is_file():
-        try:
-            found = json.loads(read_text(config))
-            options |= {key: found[key] for key in options.keys() & found.keys()}
-        except (ValueError, AttributeError, RecursionError) as error:
-            if isinstance(error, TokenizerError):
-                raise
-            raise TokenizerError(f"{config}: not a JSON object: {error}") from error
+    if not config.is_file():
+        return _OPTIONS
+    try:
+        found = json.loads(read_text(config))
+        options = _OPTIONS | {key: found[key] for key in _OPTIONS.keys() & found.keys()}
+    except (ValueError, AttributeError, RecursionError) as error:
+        if isinstance(error, TokenizerError):
+            raise
+        raise TokenizerError(f"{config}: not a JSON object: {error}") from error
+    return _checked(config, options)
+
+
+def _checked(config: Path, options: Options) -> Options:
     for key, value in options.items():
         if not isinstance(value, bool) and not (key == "strip_accents" and value is None):
             raise TokenizerError(f"{config}: {key}: expected true or false, found {str(value)[:40]!r}")
+    return options
+
+
+def _normalizer(options: Options) -> BertNormalizer:
     return BertNormalizer(
         clean_text=True,
         handle_chinese_chars=bool(options["tokenize_chinese_chars"]),
@@ -77,7 +96,7 @@ def _normalizer(config: Path) -> BertNormalizer:
 class BertTokenizer:
     """Text to the ids of a BERT vocabulary and back.
 
-    >>> tokenizer = BertTokenizer("path/to/google_zh_vocab.txt")      # that file, or a folder with vocab.txt
+    >>> tokenizer = BertTokenizer("path/to/google_zh_vocab.txt")      # it, or a folder with vocab.txt
     >>> tokenizer.encode("今天天气不错")                                # no [CLS], no [SEP]
     >>> tokenizer.encode_prompt("今天天气不错")                         # [CLS] in front, as UER's generate_lm.py has it
 
@@ -88,11 +107,18 @@ class BertTokenizer:
 
     def __init__(self, path: str | Path) -> None:
         file = _vocabulary_file(Path(path))
-        ids = _read_pieces(file)
-        config = file.with_name(CONFIG)
-        self._files = [file, config] if config.is_file() else [file]
-        self._pieces = list(ids)
-        self._normalizer = _normalizer(config)
+        if file.name == FILE:
+            ids, values = read_tokenizer_json(file, "WordPiece")
+            said = values.get("normalizer") or {}
+            self._files = [file]
+            self.options = _checked(file, {name: said.get(_JSON_NAMES.get(name, name)) for name in _OPTIONS})
+        else:
+            ids, config = _read_pieces(file), file.with_name(CONFIG)
+            self._files = [file, config] if config.is_file() else [file]
+            self.options = _options(config)
+        self._normalizer = _normalizer(self.options)
+        _check(file, ids)
+        self.pieces: Sequence[str] = sorted(ids, key=ids.__getitem__)
         self._splitter = BertPreTokenizer()
         # The library is told of no special piece, so that it looks for none in a text.
         self._backend = Backend(WordPiece(ids, unk_token=UNK, max_input_chars_per_word=100))
@@ -134,7 +160,7 @@ class BertTokenizer:
     def join(self, last: str, token_id: int) -> tuple[str, str]:
         """What ``token_id`` adds to a text that ends in the character ``last``, and the last character after it."""
         (token_id,) = checked_ids([token_id], self.vocab_size)
-        piece = self._pieces[token_id]
+        piece = self.pieces[token_id]
         if not piece or token_id in self._invisible:
             return "", last
         if piece.startswith(_CONTINUED) and piece != _CONTINUED:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
@@ -19,6 +19,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 from tokenization.base import StreamDecoder, TokenizerError, checked_ids, checked_text, copy_files, read_text
+from tokenization.tokenizer_json import FILE, checked_vocabulary, read_tokenizer_json
 
 END = "<|endoftext|>"
 VOCABULARIES, MERGES = ("vocab.json", "encoder.json"), ("merges.txt", "vocab.bpe")
@@ -43,19 +44,32 @@ _BYTES = _byte_symbols()
 def _files(path: Path) -> tuple[Path | None, Path]:
     """The vocabulary, if there is one, and the merges."""
     folder = path if path.is_dir() else path.parent
-    merges = next((folder / name for name in MERGES if (folder / name).is_file()), None) if path.is_dir() else path
+    names = (*MERGES, FILE)
+    merges = next((folder / name for name in names if (folder / name).is_file()), None) if path.is_dir() else path
     if merges is None:
-        raise TokenizerError(f"{path}: expected the merges of a byte-level BPE, {' or '.join(MERGES)}, found neither")
+        raise TokenizerError(
+            f"{path}: expected the merges of a byte-level BPE, {' or '.join(names)}, found none of them"
+        )
+    if merges.name == FILE:
+        return None, merges
     return next((folder / name for name in VOCABULARIES if (folder / name).is_file()), None), merges
 
 
 def _read_merges(path: Path) -> dict[tuple[str, str], int]:
     """Pair -> its line."""
+    lines = read_text(path).split("\n")
+    if lines[0].startswith("#version"):
+        lines[0] = ""
+    return _ranks(path, [tuple(line.split(" ")) if line else () for line in lines])
+
+
+def _ranks(path: Path, pairs: Iterable[tuple[str, ...]]) -> dict[tuple[str, str], int]:
+    """Pair -> its place, from 1 on; an empty one is left out."""
     merges: dict[tuple[str, str], int] = {}
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line or (number == 1 and line.startswith("#version")):
+    for number, pair in enumerate(pairs, 1):
+        if not pair:
             continue
-        pair = tuple(line.split(" "))
+        line = " ".join(pair)
         if len(pair) != 2 or not all(pair):
             raise TokenizerError(f"{path}: line {number}: expected two pieces and a space, found {line[:40]!r}")
         if merges.setdefault(pair, number) != number:
@@ -92,19 +106,7 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
         raise TokenizerError(f"{path}: not JSON: {error}") from error
     if not isinstance(pairs, tuple):
         raise TokenizerError(f"{path}: expected a JSON object of pieces and their ids, found something else")
-    pieces: dict[str, int] = {}
-    owners: dict[int, str] = {}
-    for piece, index in pairs:
-        if type(index) is not int or not 0 <= index < len(pairs):
-            raise TokenizerError(
-                f"{path}: {piece[:40]!r} has the id {str(index)[:40]}, expected a number from 0 to {len(pairs) - 1}"
-            )
-        if piece in pieces:
-            raise TokenizerError(f"{path}: the piece {piece[:40]!r} is there twice")
-        if index in owners:
-            raise TokenizerError(f"{path}: {owners[index][:40]!r} and {piece[:40]!r} have the same id {index}")
-        pieces[piece], owners[index] = index, piece
-    return pieces
+    return checked_vocabulary(path, list(pairs))
 
 
 def _check(pieces: dict[str, int], merges: dict[tuple[str, str], int], vocabulary: Path, source: Path) -> None:
@@ -132,6 +134,26 @@ def _check(pieces: dict[str, int], merges: dict[tuple[str, str], int], vocabular
         )
 
 
+def _read(path: Path) -> tuple[dict[str, int], dict[tuple[str, str], int], list[Path]]:
+    """Pieces, merges, and the files that they are from."""
+    vocabulary, source = _files(path)
+    if source.name == FILE:
+        pieces, values = read_tokenizer_json(source, "BPE")
+        pairs = values["model"].get("merges")
+        if not isinstance(pairs, list) or not all(isinstance(pair, (list, str)) for pair in pairs):
+            raise TokenizerError(f"{source}: expected a list of merges: damaged")
+        # Older versions of the library wrote "a b", newer ones ["a", "b"].
+        merges = _ranks(source, [tuple(pair.split(" ") if isinstance(pair, str) else map(str, pair)) for pair in pairs])
+        _check(pieces, merges, source, source)
+        return pieces, merges, [source]
+    merges = _read_merges(source)
+    if vocabulary is None:
+        return _derived(source, merges), merges, [source]
+    pieces = _read_vocabulary(vocabulary)
+    _check(pieces, merges, vocabulary, source)
+    return pieces, merges, [vocabulary, source]
+
+
 class ByteBPETokenizer:
     """Text to the ids of GPT-2 and of what was trained like it, and back; ``decode(encode(text))`` is ``text``.
 
@@ -139,23 +161,17 @@ class ByteBPETokenizer:
     >>> tokenizer.encode("Hello world")                  # [15496, 995] with OpenAI's
     >>> tokenizer.encode_prompt("")                      # [50256]: <|endoftext|>, which a text begins after
 
-    Without a vocabulary the merges are enough: it follows from them for OpenAI's. There is no padding piece; the end of
-    a text stands in for it.
+    ``tokenizer.json``, which transformers 5 writes instead, has both in it. Without a vocabulary the merges are enough:
+    it follows from them for OpenAI's. There is no padding piece; the end of a text stands in for it.
     """
 
     def __init__(self, path: str | Path) -> None:
-        vocabulary, source = _files(Path(path))
-        merges = _read_merges(source)
-        if vocabulary is None:
-            pieces = _derived(source, merges)
-            self._files = [source]
-        else:
-            pieces = _read_vocabulary(vocabulary)
-            _check(pieces, merges, vocabulary, source)
-            self._files = [vocabulary, source]
+        pieces, merges, self._files = _read(Path(path))
         # The library is told of no special piece, so that it looks for none in a text.
         self._backend = Backend(BPE(vocab=pieces, merges=list(merges)))
         self._backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
+        self.pieces: Mapping[str, int] = pieces
+        self.merges: Sequence[tuple[str, str]] = list(merges)
         self._bytes = [_bytes_of(piece) for piece in sorted(pieces, key=pieces.__getitem__)]
         self.vocab_size = len(pieces)
         self.eos_token_id = self.pad_token_id = pieces[END]

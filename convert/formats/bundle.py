@@ -102,6 +102,8 @@ def open_bundle(prefix: Path) -> tuple[dict[str, BundleSource], list[Path]]:
         raise CheckpointError(f"{index}: is missing: get all files of the checkpoint")
     files = data_files(prefix)
     for file in (index, *files):
+        if file.exists() and not file.is_file():  # a pipe would be waited for
+            raise CheckpointError(f"{file}: expected a file, found something else")
         with file.open("rb") as opened:
             if opened.read(len(_POINTER)) == _POINTER:
                 raise CheckpointError(f"{file}: a Git LFS pointer: fetch the file itself with `git lfs pull`")

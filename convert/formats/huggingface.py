@@ -11,6 +11,7 @@ weights are ``[in, out]``. A folder of ``GPT2Model`` has names without ``transfo
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -36,8 +37,9 @@ from convert.formats.wording import some
 from convert.pickle_values import shown
 from convert.tokenizers import has_tokenizer
 from convert.torch_file import CheckpointError, load
-from exports.assets import CONFIG, GENERATION_CONFIG, SpecialTokens
-from tf_model.config import ConfigError, GPT2Config
+from exports.assets import CONFIG, GENERATION_CONFIG, NO_TOKENS, SpecialTokens
+from exports.generation_config import OptionError, read_defaults
+from tf_model.config import STANDARD, ConfigError, GPT2Config
 
 NAME = "huggingface"
 SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
@@ -46,6 +48,10 @@ HEADER_BYTES = 1 << 20
 """Room for the header of the weights, the configuration and a tokenizer."""
 WEIGHTS = (SAFETENSORS, SAFETENSORS + INDEX, TORCH, TORCH + INDEX)
 """The first that is there is read, as transformers does."""
+_GPT2_END = 50256
+"""What transformers takes where no file says the end of a text."""
+_SHARD = re.compile(r"(model|pytorch_model)-\d+-of-\d+\.(safetensors|bin)")
+"""One file of several, which an index names: it stands for all of them."""
 _PREFIX = "transformer."
 _HEAD = "lm_head.weight"
 _MASKS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
@@ -58,10 +64,10 @@ _UNSUPPORTED = {"scale_attn_weights": True, "add_cross_attention": False}
 
 def find(path: Path) -> tuple[Path, str] | None:
     """The folder that ``path`` stands for, itself or the one of a file of weights, and its weights' name."""
-    if path.is_file() and (path.name in WEIGHTS or path.suffix == ".safetensors"):
-        if path.name in WEIGHTS:
-            return path.parent, path.name
+    if path.is_file() and _SHARD.fullmatch(path.name):
         path = path.parent
+    elif path.is_file() and (path.name in WEIGHTS or path.suffix == ".safetensors"):
+        return path.parent, path.name
     if not path.is_dir():
         return None
     return next(((path, name) for name in WEIGHTS if (path / name).is_file()), None)
@@ -82,7 +88,7 @@ def open_huggingface(
     if iteration is not None:
         raise CheckpointError(f"{path}: a Hugging Face folder has no iterations: leave out --iteration {iteration}")
     try:
-        values = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+        values = read_json(folder / CONFIG) if os.path.lexists(folder / CONFIG) else {}
         sources = _sources(folder / weights)
         return _open(folder, values, sources, n_head, any_heads)
     except ConfigError as error:
@@ -97,6 +103,8 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it cannot be read, or is none.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise CheckpointError(f"{path}: expected a file, found something else")
     try:
         values = json.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -110,18 +118,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _sources(weights: Path) -> dict[str, Source]:
     """All tensors of a folder by name."""
-    if weights.name == SAFETENSORS:
-        return safetensors.read_header(weights)
-    if weights.name == SAFETENSORS + INDEX:
-        return safetensors.read_index(weights)
-    files = [weights] if weights.name == TORCH else list(safetensors.files_of(weights))
-    sources: dict[str, Source] = {}
-    for file in files:
-        state = load(file)
-        if not isinstance(state, dict):
-            raise CheckpointError(f"{file}: expected a dict of tensors, found {shown(state)}")
-        sources.update(torch_sources(file, state))
-    return sources
+    header = safetensors.read_header if ".safetensors" in weights.name else _torch_header
+    return safetensors.read_index(weights, header) if weights.name.endswith(INDEX) else header(weights)
+
+
+def _torch_header(file: Path) -> dict[str, Source]:
+    """The tensors of a file of ``torch.save``, by name."""
+    state = load(file)
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{file}: expected a dict of tensors, found {shown(state)}")
+    return torch_sources(file, state)
 
 
 def _open(
@@ -146,33 +152,33 @@ def _open(
     stored = values.get("n_head")
     if stored is not None and type(stored) is not int:
         raise CheckpointError(f"{where}: n_head is {shown(stored)}: expected a number")
-    tied = values.get("tie_word_embeddings", True)
-    own_head = tied is False and _HEAD in sources
     config = GPT2Config.from_dict(
         {
-            **values, **sizes, "n_inner": n_inner, "tie_word_embeddings": not own_head,
+            **values, **sizes, "n_inner": n_inner, "layer_norm": STANDARD,
             "n_head": choose_heads(where, n_embd, 1, n_head, any_heads, stored),
         }
     )  # fmt: skip
-    head = {_HEAD} if _HEAD in sources else set()
     expected = {
         _name(name, prefix): shape[::-1] if _LINEAR.fullmatch(name) else shape
         for name, shape in config.tensor_shapes().items()
     }
-    if head and not own_head:
+    is_copy = config.tie_word_embeddings and _HEAD in sources
+    if is_copy:
         expected[_HEAD] = (vocab_size, n_embd)
     check_names(folder, sources, Names(expected, lambda name: _MASKS.fullmatch(name) is not None))
     parts = {
         name: Part([sources[_name(name, prefix)]], transposed if _LINEAR.fullmatch(name) else whole)
         for name in config.tensor_shapes()
     }
+    notes = [] if values else [f"{folder}: no {CONFIG}: taken for a GPT-2 with the tanh gelu and an epsilon of 1e-5"]
     own_tokenizer, check = folder if has_tokenizer(folder) else None, None
-    if head and not own_head:
+    if is_copy:
         embedding, copy = sources[_name("wte.weight", prefix)], sources[_HEAD]
         check = lambda: _check_tied(where, embedding, copy)  # noqa: E731
     return TableCheckpoint(
-        NAME, config, parts, tokens=tokens_of(values, vocab_size), tokenizer=own_tokenizer, check=check
-    )
+        NAME, config, parts, notes=notes, tokens=tokens_of(folder, values, vocab_size), tokenizer=own_tokenizer,
+        check=check,
+    )  # fmt: skip
 
 
 def _name(canonical: str, prefix: str) -> str:
@@ -188,14 +194,32 @@ def _check_tied(where: Path, embedding: Source, head: Source) -> None:
         )
 
 
-def tokens_of(values: Mapping[str, Any], vocab_size: int) -> SpecialTokens | None:
-    """What ``config.json`` says, where it can be: a copy of CPM on the hub says 50256, which it has not."""
-    eos, pad = values.get("eos_token_id"), values.get("pad_token_id")
-    if isinstance(eos, list):
-        eos = eos[0] if eos else None
-    if type(eos) is not int or not 0 <= eos < vocab_size:
-        return None
-    return SpecialTokens(eos, pad if type(pad) is int and 0 <= pad < vocab_size else eos)
+def tokens_of(folder: Path, values: Mapping[str, Any], vocab_size: int) -> SpecialTokens:
+    """What ``config.json`` says, and over it ``generation_config.json``, as transformers has it.
+
+    Only where it can be: a copy of CPM on the hub says 50256, which its vocabulary has not.
+
+    Raises:
+        CheckpointError: ``generation_config.json`` has a value that an option cannot have.
+    """
+    defaults: dict[str, Any] = {}
+    if os.path.lexists(folder / GENERATION_CONFIG):
+        said = read_json(folder / GENERATION_CONFIG)
+        values = {**values, **{key: value for key, value in said.items() if value is not None}}
+        try:
+            defaults = read_defaults(folder / GENERATION_CONFIG)
+        except OptionError as error:
+            raise CheckpointError(str(error)) from error
+    ends = values.get("eos_token_id", _GPT2_END)
+    is_token = lambda i: type(i) is int and 0 <= i < vocab_size  # noqa: E731
+    eos = list(filter(is_token, ends if isinstance(ends, list) else [ends]))
+    bos, pad = ([*filter(is_token, [values.get(key)]), None][0] for key in ("bos_token_id", "pad_token_id"))
+    defaults.pop("eos_token_id", None)
+    if len(eos) > 1:
+        defaults["eos_token_id"] = eos
+    if pad is None:
+        pad = eos[0] if eos else NO_TOKENS.pad_token_id
+    return SpecialTokens(eos[0] if eos else None, pad, bos, defaults)
 
 
 def write_huggingface(
@@ -221,13 +245,9 @@ def write_huggingface(
             values = read(name, dtypes[name])
             for block in transposed_blocks(values) if _LINEAR.fullmatch(name) else (values,):
                 writer.write(block)
-    special = {"eos_token_id": tokens.eos_token_id, "pad_token_id": tokens.pad_token_id}
-    # Without bos_token_id transformers takes 50256, whatever the vocabulary.
-    write_json(
-        folder / CONFIG,
-        {**config.to_dict(), "bos_token_id": tokens.eos_token_id, **special, "torch_dtype": dtypes["wte.weight"].name},
-    )
-    write_json(folder / GENERATION_CONFIG, {"bos_token_id": tokens.eos_token_id, **special})
+    special = tokens.to_dict()
+    write_json(folder / CONFIG, {**config.to_dict(), **special, "torch_dtype": dtypes["wte.weight"].name})
+    write_json(folder / GENERATION_CONFIG, {**special, **tokens.defaults})
     return [folder / SAFETENSORS]
 
 

@@ -17,14 +17,15 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from convert.checkpoint import FLOATS, Array, Checkpoint, DType, check_finite, empty, same_values, widest
+from convert.checkpoint import FLOATS, Array, Checkpoint, DType, check_finite, empty, widest
 from convert.formats.heads import choose_heads
 from convert.formats.megatron_files import RankFile, check_saved_ranks, find
+from convert.formats.ranks import check_parts
 from convert.formats.wording import plural, some
 from convert.pickle_values import shown
 from convert.sharding import COLUMN, QKV, REPLICATED, ROW, ShardingError, Split, merge, shard_shape
 from convert.torch_file import CheckpointError, TensorRef, load
-from exports.assets import SpecialTokens
+from exports.assets import CPM_TOKENS, SpecialTokens
 from tf_model.config import ConfigError, GPT2Config
 
 TENSORS: dict[str, tuple[str, Split]] = {
@@ -203,33 +204,15 @@ def _check_numbers(shards: list[_Shard]) -> int | None:
     return named[0].iteration if named else None
 
 
-def _check_parts(name: str, sources: list[tuple[Path, Array]]) -> None:
-    """Checks that no rank's part of a split tensor is a copy of another's; what is constant (new biases) may repeat.
-
-    A file copied over another rank's fits as well as the right one. Two that changed places would, too, where the
-    format does not keep the name a file was saved under: those nothing tells apart.
-
-    Raises:
-        CheckpointError: two parts are the same.
-    """
-    first_seen: dict[bytes, tuple[Path, Array]] = {}
-    for file, part in sources:
-        other = first_seen.setdefault(part[:1].tobytes(), (file, part))
-        if other[0] is not file and same_values(other[1], part) and (part != part.flat[0]).any():
-            raise CheckpointError(
-                f"{file}: {name}: the same as in {other[0]}, but each rank has a part of its own: a copy of that file"
-            )
-
-
 class MegatronCheckpoint:
     """A ``Checkpoint`` of p shards, opened by ``open_megatron``; nothing but headers has been read so far."""
 
     format = "megatron"
-    tokens: SpecialTokens | None = None
     tokenizer: Path | None = None
 
     def __init__(self, config: GPT2Config, shards: list[_Shard], iteration: int | None) -> None:
         self.config = config
+        self.tokens: SpecialTokens | None = CPM_TOKENS if config.vocab_size > 7 else None  # its ids are 5 and 7
         self.details: dict[str, str | int] = {"tensor_parallel": len(shards)}
         if iteration is not None:
             self.details["iteration"] = iteration
@@ -243,6 +226,7 @@ class MegatronCheckpoint:
         self.nbytes = sum(ref.nbytes for refs in self._refs.values() for ref in refs)
         storages = [ref.storage for refs in self._refs.values() for ref in refs]
         self.without_checksums = sorted({storage.file for storage in storages if storage.crc is None})
+        self.notes: list[str] = []
         self.left_out = list(dict.fromkeys(name for shard in shards for name in shard.left_out))
         self._shapes = config.tensor_shapes()
         self._checked: set[tuple[Path, str]] = set()
@@ -263,16 +247,9 @@ class MegatronCheckpoint:
         whole = empty(self._shapes[name], dtype, buffer)
         merge(shards, kind, whole)
         sources = list(zip(self.files, shards, strict=True))
+        check_parts(source, kind, sources)
         if kind is REPLICATED:
-            for file, shard in sources[1:]:
-                if not same_values(shards[0], shard):
-                    raise CheckpointError(
-                        f"{file}: {source}: differs from {self.files[0]}, but all ranks hold the same: one of the "
-                        f"files is of another model or iteration"
-                    )
             del sources[1:]
-        else:
-            _check_parts(source, sources)
         check_finite(source, whole, self.files[0].parent, sources)
         return whole
 

@@ -23,6 +23,7 @@ from convert.casting import assign
 from convert.checkpoint import Array, Checkpoint, same_values
 from convert.formats.heads import choose_heads
 from convert.formats.megatron_lm_files import find
+from convert.formats.ranks import check_parts
 from convert.formats.table import Part, Source, TableCheckpoint, matrix_shape, torch_sources
 from convert.formats.wording import plural, some
 from convert.pickle_values import Placeholder, shown
@@ -69,6 +70,7 @@ _ONLY = {
     "normalization": "LayerNorm",
     "group_query_attention": False,
     "apply_residual_connection_post_layernorm": False,
+    "apply_layernorm_1p": False,
     "num_experts": None,
     "multi_query_attention": False,
     "squared_relu": False,
@@ -284,21 +286,45 @@ def _config(
     vocab_size = next((v for k in ("true_vocab_size", "vocab_size") if type(v := args.get(k)) is int), rows)
     if not 0 < vocab_size <= rows:
         raise CheckpointError(f"{where}: args say a vocabulary of {vocab_size}, but the files have {rows} rows")
-    heads, epsilon = args.get("num_attention_heads"), args.get("layernorm_epsilon", 1e-5)
+    heads = _number(where, args, int, "num_attention_heads")
+    epsilon = _number(where, args, float, "layernorm_epsilon", "norm_epsilon")
+    untied = "output_layer.weight" in stages[-1][0].tensors
+    if args.get("untie_embeddings_and_output_weights") not in (None, untied):
+        there = "there is one" if untied else "there is none"
+        raise CheckpointError(
+            f"{where}: args.untie_embeddings_and_output_weights is {shown(not untied)}: whether there is an "
+            f"output_layer.weight, but {there}"
+        )
     is_erf = args.get("bias_gelu_fusion") is False and not args.get("openai_gelu")
     config = GPT2Config(
         vocab_size, n_positions, hidden, n_layer,
-        choose_heads(where, hidden, p, n_head, any_heads, heads if type(heads) is int else None),
-        inner, "gelu" if is_erf else "gelu_new", epsilon if type(epsilon) is float else 1e-5,
-        tie_word_embeddings="output_layer.weight" not in stages[-1][0].tensors,
+        choose_heads(where, hidden, p, n_head, any_heads, heads),
+        inner, "gelu" if is_erf else "gelu_new", 1e-5 if epsilon is None else epsilon,
+        tie_word_embeddings=not untied,
     )  # fmt: skip
     return config, rows
+
+
+def _number(where: Path, args: Mapping[str, Any], kind: type, *names: str) -> Any:
+    """What ``args`` say under the first of ``names`` that is there; None where they say nothing.
+
+    Raises:
+        CheckpointError: it is no number of that kind.
+    """
+    found = [(name, args[name]) for name in names if args.get(name) is not None]
+    for name, value in found:
+        if type(value) is not kind:
+            raise CheckpointError(f"{where}: args.{name} is {shown(value)}: expected a plain {kind.__name__}")
+        if value != found[0][1]:
+            raise CheckpointError(f"{where}: args.{name} is {value}, but args.{found[0][0]} {found[0][1]}")
+    return found[0][1] if found else None
 
 
 def _put(sources: Sequence[Source], kind: Split, version: str, heads: int) -> Callable[[Sequence[Array], Array], None]:
     """How the parts of all ranks become the whole tensor; ``heads`` are those of one rank."""
 
     def put(parts: Sequence[Array], out: Array) -> None:
+        check_parts(sources[0].name, kind, [(source.file, part) for source, part in zip(sources, parts, strict=True)])
         if kind is QKV:
             whole = out.reshape(3, len(parts), heads, -1, *out.shape[1:])
             for rank, part in enumerate(parts):
@@ -310,20 +336,9 @@ def _put(sources: Sequence[Source], kind: Split, version: str, heads: int) -> Ca
                 assign(out[start : start + rows], part[:rows])
                 start += rows
         else:
-            if kind is REPLICATED:
-                _check_replicas(sources, parts)
             merge(parts, kind, out)
 
     return put
-
-
-def _check_replicas(sources: Sequence[Source], parts: Sequence[Array]) -> None:
-    for source, part in zip(sources[1:], parts[1:], strict=True):
-        if not same_values(parts[0], part):
-            raise CheckpointError(
-                f"{source.file}: {source.name}: differs from {sources[0].file}, but all ranks hold the same: one of "
-                "the files is of another model or iteration"
-            )
 
 
 def _check_tied(pairs: Sequence[tuple[Source, Source]]) -> None:

@@ -71,17 +71,22 @@ def check_ranks(config: GPT2Config, p: int) -> None:
     raise ConvertError(f"--tensor-parallel {p}: {reason}: possible for this model: {some(possible, 40)}")
 
 
-def check_writable(config: GPT2Config) -> None:
+def check_writable(checkpoint: Checkpoint) -> None:
     """Checks that CPM's programs compute such a model; their files say nothing but weights.
+
+    Another width of the feed-forward layer than 4 h is somebody's own program, where a source of this format has it.
 
     Raises:
         ConvertError: they do not, and why.
     """
+    config = checkpoint.config
     problems = [
         f"{name} is {getattr(config, name)!r}, there it is always {values[0]!r}"
         for name, values in _ALWAYS.items()
         if getattr(config, name) not in values
     ]
+    if checkpoint.format != "megatron" and config.n_inner != 4 * config.n_embd:
+        problems.append(f"n_inner is {config.n_inner}, there it is always {4 * config.n_embd}")
     if problems:
         raise ConvertError(f"CPM's Megatron format cannot hold this model: {'; '.join(problems)}: {advice(config)}")
 
@@ -126,7 +131,7 @@ def write_megatron(
         ConvertError: the model cannot be split over so many ranks.
         OSError: a file cannot be written. What ``read`` raises comes through, too.
     """
-    check_writable(checkpoint.config)
+    check_writable(checkpoint)
     check_ranks(checkpoint.config, p)
     iteration = named_iteration(checkpoint)
     number = checkpoint.details.get("iteration", iteration)

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -112,15 +112,19 @@ def _entry(file: Path, name: str, entry: Any) -> tuple[int, SafeTensor]:
     return begin, SafeTensor(file, name, tuple(shape), found, 0)
 
 
-def read_index(index: Path) -> dict[str, Source]:
-    """The tensors of all files that ``model.safetensors.index.json`` names, each in the file that it says.
+def read_index(index: Path, header: Callable[[Path], dict[str, Source]] = read_header) -> dict[str, Source]:
+    """The tensors of all files that an index names, each in the file that it says.
+
+    Args:
+        index: as ``model.safetensors.index.json``.
+        header: reads the tensors of one of the files.
 
     Raises:
         CheckpointError: the index or a file cannot be read, or they contradict each other.
     """
     tensors: dict[str, Source] = {}
     for file, names in files_of(index).items():
-        found = read_header(file)
+        found = header(file)
         if missing := [name for name in names if name not in found]:
             raise CheckpointError(f"{file}: {some(missing)}: not in this file, though {index.name} says so")
         tensors.update({name: found[name] for name in names})

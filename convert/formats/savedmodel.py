@@ -26,7 +26,7 @@ from convert.formats.table import Names, Part, Source, TableCheckpoint, check_na
 from convert.pickle_values import shown
 from convert.tokenizers import has_tokenizer
 from convert.torch_file import CheckpointError
-from exports.assets import CONFIG, GENERATION_CONFIG
+from exports.assets import CONFIG
 from tf_model.config import ConfigError, GPT2Config
 from tf_model.storage import DTYPES, SCALE, stored_tensors
 
@@ -138,14 +138,13 @@ def _open(folder: Path, n_head: int | None, any_heads: bool) -> Checkpoint:
         name: Part([Dequantized(sources[name], sources[name + SCALE]) if name in quantized else sources[name]], whole)
         for name in config.tensor_shapes()
     }
-    generation = assets / GENERATION_CONFIG
-    special = {**values, **(read_json(generation) if generation.exists() else {})}
     checkpoint = TableCheckpoint(
         NAME,
         config,
         parts,
         details={"quantized": dtype} if quantized else {},
-        tokens=tokens_of(special, config.vocab_size),
+        notes=[f"the weights are those of {dtype}, not of the original: they were rounded then"] if quantized else [],
+        tokens=tokens_of(assets, values, config.vocab_size),
         # BERT's vocabulary keeps its name, which may be anything.
         tokenizer=assets if has_tokenizer(assets) or any(assets.glob("*.txt")) else None,
     )

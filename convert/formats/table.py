@@ -150,18 +150,18 @@ class TableCheckpoint:
         config: the sizes.
         details: see ``Checkpoint``.
         parts: every canonical tensor of the config.
-        left_out: what else the files hold.
+        left_out, notes: see ``Checkpoint``.
         tokens, tokenizer: see ``Checkpoint``.
         check: called once, before the first tensor is read: for what takes reading.
     """
 
     def __init__(
         self, format: str, config: GPT2Config, parts: Mapping[str, Part], *,
-        details: dict[str, str | int] | None = None, left_out: Sequence[str] = (), tokens: SpecialTokens | None = None,
-        tokenizer: Path | None = None, check: Callable[[], None] | None = None,
+        details: dict[str, str | int] | None = None, left_out: Sequence[str] = (), notes: Sequence[str] = (),
+        tokens: SpecialTokens | None = None, tokenizer: Path | None = None, check: Callable[[], None] | None = None,
     ) -> None:  # fmt: skip
         self.format, self.config, self.details = format, config, details or {}
-        self.left_out, self.tokens, self.tokenizer = list(left_out), tokens, tokenizer
+        self.left_out, self.notes, self.tokens, self.tokenizer = list(left_out), list(notes), tokens, tokenizer
         self._parts, self._check = parts, check
         self._shapes = config.tensor_shapes()
         sources = [source for part in parts.values() for source in part.sources]

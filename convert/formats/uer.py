@@ -10,6 +10,7 @@ are apart. Layer norms divide by the unbiased deviation plus 1e-6 (``tf_model.co
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -44,6 +45,14 @@ EPSILON = 1e-6
 """Of UER's layer norms; no file says it."""
 _ACTIVATIONS = {"gelu_fast": "gelu_new", "gelu": "gelu", "relu": "relu"}
 """UER's names -> transformers'."""
+
+_ONLY = {
+    "encoder": "transformer", "mask": "causal", "layernorm": "normal", "layernorm_positioning": "pre",
+    "feed_forward": "dense", "remove_attention_scale": False, "remove_transformer_bias": False,
+    "remove_embedding_layernorm": True, "relative_position_embedding": False, "rotary_position_embedding": False,
+    "factorized_embedding_parameterization": False, "parameter_sharing": False,
+}  # fmt: skip
+"""Options of UER-py that make another model, and what they have to be where they are said."""
 
 TENSORS: Mapping[str, tuple[str, ...]] = {
     "wte.weight": ("embedding.word.embedding.weight",),
@@ -138,9 +147,13 @@ def _open(file: Path, sources: dict[str, Source], n_head: int | None, any_heads:
     n_layer = count_layers(file, sources, "encoder.transformer.")
     said = _config_of(file, {"emb_size": n_embd, "feedforward_size": n_inner, "layers_num": n_layer})
     heads, activation = said.get("heads_num"), said.get("hidden_act", "gelu_fast")
+    if heads is not None and type(heads) is not int:
+        raise CheckpointError(f"{file.with_name(CONFIG)}: heads_num is {shown(heads)}: expected a number")
+    if not isinstance(activation, str):
+        raise CheckpointError(f"{file.with_name(CONFIG)}: hidden_act is {shown(activation)}: expected a name")
     config = GPT2Config(
         vocab_size, n_positions, n_embd, n_layer,
-        choose_heads(file, n_embd, 1, n_head, any_heads, heads if type(heads) is int else None),
+        choose_heads(file, n_embd, 1, n_head, any_heads, heads),
         n_inner, _ACTIVATIONS.get(activation, activation), EPSILON, UER,
         tie_word_embeddings=head not in sources or _is_same(sources[embedding], sources[head]),
     )  # fmt: skip
@@ -168,6 +181,9 @@ def _config_of(file: Path, sizes: Mapping[str, int]) -> Mapping[str, Any]:
     for key, size in sizes.items():
         if values.get(key, size) != size:
             raise CheckpointError(f"{path}: {key} is {shown(values[key])}, but the tensors have {size}")
+    for key, needed in _ONLY.items():
+        if values.get(key, needed) != needed:
+            raise CheckpointError(f"{path}: {key} is {shown(values[key])}: no GPT-2, where it is {json.dumps(needed)}")
     return values
 
 

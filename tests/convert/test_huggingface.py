@@ -15,9 +15,9 @@ import tensorflow as tf
 import torch
 import transformers
 
-from convert.__main__ import main
 from convert.formats.huggingface import open_huggingface
 from convert.torch_file import CheckpointError
+from tests.convert.light import main, run
 
 SIZES: dict[str, Any] = {
     "vocab_size": 96, "n_positions": 24, "n_embd": 48, "n_layer": 3, "n_head": 4, "bos_token_id": 1, "eos_token_id": 1,
@@ -56,10 +56,6 @@ def logits_of(folder: Path, ids: list[list[int]] = IDS) -> np.ndarray:
     """By the SavedModel in ``folder``."""
     model = tf.saved_model.load(str(folder))
     return model.signatures["logits"](input_ids=tf.constant(ids, tf.int64))["logits"].numpy()
-
-
-def run(*words: object) -> None:
-    assert main([*map(str, words), "--quiet"]) == 0
 
 
 QUICK = ("plain", "gelu", "untied", "all")

@@ -16,7 +16,8 @@ import tensorflow as tf
 import torch
 import transformers
 
-from tests.convert.test_huggingface import SIZES, random_model, run
+from convert.__main__ import main
+from tests.convert.test_huggingface import SIZES, random_model
 from tests.convert.test_uer import random_state, save
 
 NEW = 16
@@ -26,6 +27,10 @@ PROMPT = [5, 9, 60]
 def greedy(model: transformers.GPT2LMHeadModel) -> list[int]:
     ids = model.generate(torch.tensor([PROMPT]), do_sample=False, max_new_tokens=NEW, eos_token_id=None, pad_token_id=0)
     return [int(i) for i in ids[0]]
+
+
+def convert(*words: object) -> None:
+    assert main([*map(str, words), "--quiet"]) == 0
 
 
 def with_vocabulary(folder: Path) -> None:
@@ -44,11 +49,11 @@ def test_the_same_greedy_text_everywhere(source: str, tmp_path: Path) -> None:
     else:
         random_model().save_pretrained(tmp_path / "theirs")
         checkpoint, options = tmp_path / "theirs", []
-    run("to-huggingface", "--checkpoint", checkpoint, "--output", tmp_path / "hf", *options)
+    convert("to-huggingface", "--checkpoint", checkpoint, "--output", tmp_path / "hf", *options)
     expected = greedy(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval())
     assert len(set(expected)) > 3
 
-    run("to-tf", "--checkpoint", tmp_path / "hf", "--output", tmp_path / "tf")
+    convert("to-tf", "--checkpoint", tmp_path / "hf", "--output", tmp_path / "tf")
     model = tf.saved_model.load(str(tmp_path / "tf"))
     ours = model.generate(tf.constant([PROMPT], tf.int64), tf.constant([len(PROMPT)], tf.int64), max_new_tokens=NEW,
                     temperature=0.0, eos_token_id=-1)  # fmt: skip

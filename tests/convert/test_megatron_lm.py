@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from convert.__main__ import main
 from convert.formats.megatron_lm import open_megatron_lm
 from tests.checkpoints import State, fill_transformers, random_state, shards, write_megatron
-from tests.convert.test_huggingface import logits_of, run
+from tests.convert.light import main, run
+from tests.convert.test_huggingface import logits_of
 from tests.convert.test_megatron import megatron_name
 from tf_model.config import GPT2Config
 

@@ -16,12 +16,12 @@ import tensorflow as tf
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 
-from convert.__main__ import main
 from convert.errors import ConvertError
 from convert.formats.huggingface import open_huggingface
 from convert.formats.openai_tf1 import open_openai_tf1, write_openai_tf1
 from convert.torch_file import CheckpointError
-from tests.convert.test_huggingface import random_model, run
+from tests.convert.light import main, run
+from tests.convert.test_huggingface import random_model
 
 Tensors = dict[str, np.ndarray[Any, Any]]
 

@@ -15,11 +15,11 @@ import safetensors.torch
 import tensorflow as tf
 import torch
 
-from convert.__main__ import main
 from convert.formats.savedmodel import open_savedmodel
 from exports.tensor_bundle import BundleWriter
 from tests.checkpoints import random_state, write_megatron
-from tests.convert.test_huggingface import VARIANTS, random_model, run
+from tests.convert.light import main, run
+from tests.convert.test_huggingface import VARIANTS, random_model
 from tf_model.config import GPT2Config
 from tf_model.storage import DTYPES
 

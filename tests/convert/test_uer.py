@@ -13,9 +13,9 @@ import pytest
 import torch
 import transformers
 
-from convert.__main__ import main
 from convert.formats.uer import open_uer
-from tests.convert.test_huggingface import IDS, logits_of, random_model, run
+from tests.convert.light import main, run
+from tests.convert.test_huggingface import IDS, logits_of, random_model
 
 SIZES = {"vocab": 96, "positions": 24, "hidden": 48, "inner": 40, "layers": 2}
 HEADS = 4

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert.__main__ import main
 from convert.checkpoint import Checkpoint
 from convert.formats.megatron import open_megatron
 from exports.assets import CPM_TOKENS, write_assets
 from exports.saved_model import write_saved_model
 from tests.checkpoints import random_state
+from tests.convert.light import logits_alone, main
 from tf_model.config import GPT2Config
 
 CONFIG = GPT2Config(vocab_size=96, n_positions=40, n_embd=48, n_layer=3, n_head=12)
@@ -24,10 +24,11 @@ def open_checkpoint(root: Path) -> Checkpoint:
 
 
 def convert(root: Path, folder: Path, dtype: str = "float32") -> Path:
-    """The SavedModel of the checkpoint in ``root``, written as ``pytorch-to-tf`` does."""
+    """The SavedModel of the checkpoint in ``root``, as ``pytorch-to-tf`` writes it, with one signature."""
     checkpoint = open_checkpoint(root)
     folder.mkdir()
-    write_saved_model(folder, checkpoint.config, dtype, CPM_TOKENS, checkpoint.read)
+    with logits_alone():
+        write_saved_model(folder, checkpoint.config, dtype, CPM_TOKENS, checkpoint.read)
     write_assets(folder / "assets", checkpoint.config, dtype, CPM_TOKENS, None)
     return folder
 

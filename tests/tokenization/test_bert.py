@@ -216,8 +216,8 @@ def test_line_ends(tmp_path: Path) -> None:
     [
         (b"[PAD]\n[UNK]\n\xff\n", "not UTF-8: byte 12 is 0xff"),
         (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\na\nb\na\n", "lines 5 and 7 are the same piece 'a'"),
-        (b"[PAD]\n[UNK]\n[CLS]\n", r"none of its 3 lines is \[SEP\]"),
-        (b"", r"none of its 1 lines is \[PAD\]"),
+        (b"[PAD]\n[UNK]\n[CLS]\n", r"none of its 3 pieces is \[SEP\]"),
+        (b"", r"none of its 1 pieces is \[PAD\]"),
     ],
 )
 def test_broken_vocabularies(tmp_path: Path, content: bytes, message: str) -> None:

@@ -298,7 +298,7 @@ def test_vocabularies_that_cannot_be_derived(tmp_path: Path, merges: str, messag
 
 
 def test_folders_that_are_no_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(TokenizerError, match=r"merges\.txt or vocab\.bpe, found neither"):
+    with pytest.raises(TokenizerError, match=r"merges\.txt or vocab\.bpe or tokenizer\.json, found none"):
         ByteBPETokenizer(tmp_path)
     with pytest.raises(TokenizerError, match=r"absent\.txt: cannot be read: No such file"):
         ByteBPETokenizer(tmp_path / "absent.txt")

@@ -1,0 +1,184 @@
+"""``tokenizer.json`` as transformers writes it, against transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+from convert.tokenizers import save_for_huggingface, save_for_openai, save_for_uer
+from tests.tokenization.test_byte_bpe import END, symbols
+from tokenization import BertTokenizer, ByteBPETokenizer, TokenizerError, load_tokenizer
+
+MERGES = ["h e", "l l", "he ll", "hell o", "Ġ w", "Ġw o", "1 2"]
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "hello",
+    "Hello",
+    "wor",
+    "##ld",
+    "今",
+    "天",
+    "é",
+    "e",
+    "1",
+    "##2",
+]
+TEXTS = [
+    "",
+    "Hello hello world",
+    "今天12 hello é e\u0301",
+    "hello\n\n  hello",
+    "[SEP] <|endoftext|>",
+]
+
+
+def bpe(folder: Path) -> Any:
+    """transformers' GPT-2 tokenizer of a small vocabulary."""
+    folder.mkdir()
+    pieces = [*sorted(symbols()), *(merge.replace(" ", "") for merge in MERGES), END]
+    (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}), "utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *MERGES, ""]), "utf-8")
+    return transformers.GPT2TokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
+
+
+def bert(folder: Path, **options: Any) -> Any:
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join([*WORDS, ""]), "utf-8")
+    return transformers.BertTokenizerFast(str(folder / "vocab.txt"), **options)
+
+
+MAKERS: dict[str, Callable[[Path], Any]] = {
+    "bpe": bpe,
+    "bert": bert,
+    "bert, capital letters": lambda folder: bert(folder, do_lower_case=False),
+    "bert, accents": lambda folder: bert(folder, strip_accents=False, tokenize_chinese_chars=False),
+}
+
+
+def alone(theirs: Any, folder: Path) -> Path:
+    """What transformers 5 saves; version 4 wrote the vocabulary's own files, too."""
+    theirs.save_pretrained(folder)
+    for name in ("vocab.json", "merges.txt", "vocab.txt", "special_tokens_map.json"):
+        (folder / name).unlink(missing_ok=True)
+    return folder
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_ids_and_texts_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
+    theirs = MAKERS[kind](tmp_path / "own")
+    ours = load_tokenizer(alone(theirs, tmp_path / "saved"))
+    same = load_tokenizer(tmp_path / "own") if not kind.startswith("bert,") else None
+    assert ours.vocab_size == len(theirs)
+    assert ours.eos_token_id == (theirs.eos_token_id if kind == "bpe" else theirs.sep_token_id)
+    for text in TEXTS:
+        ids = ours.encode(text)
+        assert ids == theirs.encode(text, add_special_tokens=False, split_special_tokens=True)
+        if same is not None:
+            assert (same.encode(text), same.decode(ids)) == (ids, ours.decode(ids))
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_saved_again_for_each_program(kind: str, tmp_path: Path) -> None:
+    theirs = MAKERS[kind](tmp_path / "own")
+    ours = load_tokenizer(alone(theirs, tmp_path / "saved"))
+    for name, save in (("hf", save_for_huggingface), ("openai", save_for_openai), ("uer", save_for_uer)):
+        (tmp_path / name).mkdir()
+        assert all(file.is_file() for file in save(ours, tmp_path / name))
+        again = load_tokenizer(tmp_path / name)
+        assert [again.encode(text) for text in TEXTS] == [ours.encode(text) for text in TEXTS]
+    auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    for text in TEXTS:
+        assert auto.encode(text, add_special_tokens=False, split_special_tokens=True) == ours.encode(text)
+    wanted = {"openai": ("encoder.json", "vocab.bpe")} if kind == "bpe" else {"uer": ("vocab.txt",)}
+    assert all((tmp_path / folder / name).is_file() for folder, names in wanted.items() for name in names)
+
+
+def test_merges_alone_get_their_vocabulary(tmp_path: Path) -> None:
+    """OpenAI's vocabulary follows from the merges; other programs want the file."""
+    bpe(tmp_path / "own")
+    (tmp_path / "own" / "vocab.json").unlink()
+    ours = ByteBPETokenizer(tmp_path / "own")
+    for name, save in (("hf", save_for_huggingface), ("openai", save_for_openai)):
+        (tmp_path / name).mkdir()
+        save(ours, tmp_path / name)
+        assert ByteBPETokenizer(tmp_path / name).encode("hello world") == ours.encode("hello world")
+    auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert auto.encode("hello world") == ours.encode("hello world")
+
+
+def test_older_merges_are_strings(tmp_path: Path) -> None:
+    folder = alone(bpe(tmp_path / "own"), tmp_path / "saved")
+    expected = load_tokenizer(folder).encode("hello world")
+    change(folder, lambda values: values["model"].update(merges=MERGES))
+    assert load_tokenizer(folder).encode("hello world") == expected
+
+
+def test_beside_a_text(tmp_path: Path) -> None:
+    """The only ``.txt`` of a folder is a vocabulary of BERT, but not where there is a better file."""
+    folder = alone(bpe(tmp_path / "own"), tmp_path / "saved")
+    (folder / "LICENSE.txt").write_text("MIT\n")
+    assert isinstance(load_tokenizer(folder), ByteBPETokenizer)
+    folder = alone(bert(tmp_path / "words"), tmp_path / "saved words")
+    assert isinstance(load_tokenizer(folder / "tokenizer.json"), BertTokenizer)
+
+
+def change(folder: Path, how: Callable[[dict[str, Any]], Any]) -> None:
+    values = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    how(values)
+    (folder / "tokenizer.json").write_text(json.dumps(values), "utf-8")
+
+
+BROKEN: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
+    "unigram": ("bpe", lambda v: v["model"].update(type="Unigram"), "of the type 'Unigram'"),
+    "no model": ("bpe", lambda v: v.pop("model"), "of the type None"),
+    "model is a list": ("bpe", lambda v: v.update(model=[1]), "expected an object of objects"),
+    "normalizer": ("bpe", lambda v: v.update(normalizer={"type": "NFC"}), "has a normalizer"),
+    "space in front": ("bpe", lambda v: v["pre_tokenizer"].update(add_prefix_space=True), "add_prefix_space is True"),
+    "no splitting": ("bpe", lambda v: v["pre_tokenizer"].update(use_regex=False), "use_regex is False"),
+    "Llama's splitting": ("bpe", lambda v: v.update(pre_tokenizer={"type": "Sequence"}), "type is 'Sequence'"),
+    "no splitting at all": ("bpe", lambda v: v.update(pre_tokenizer=None), "type is None"),
+    "id twice": ("bpe", lambda v: v["model"]["vocab"].update(he=0), "have the same id 0"),
+    "id is text": ("bpe", lambda v: v["model"]["vocab"].update(he="0"), "has the id 0"),
+    "gap": ("bpe", lambda v: v["added_tokens"].append({"content": "<x>", "id": 999}), "has the id 999"),
+    "added with another id": ("bpe", lambda v: v["added_tokens"].append({"content": "he", "id": 1}), "has two ids"),
+    "added is none": ("bpe", lambda v: v["added_tokens"].append({}), "damaged"),
+    "no merges": ("bpe", lambda v: v["model"].pop("merges"), "expected a list of merges"),
+    "merge of three": ("bpe", lambda v: v["model"]["merges"].append(["a", "b", "c"]), "expected two pieces"),
+    "merge of nothing known": ("bpe", lambda v: v["model"]["merges"].append(["a", "b"]), "needs 'ab'"),
+    "a merge less": ("bpe", lambda v: v["model"]["merges"].pop(), "the file is cut"),
+    "no end": ("bpe", lambda v: (v["model"]["vocab"].pop(END), v.update(added_tokens=[])), "no piece <|endoftext|>"),
+    "other prefix": ("bert", lambda v: v["model"].update(continuing_subword_prefix="@@"), "expected '##'"),
+    "other splitter": ("bert", lambda v: v.update(pre_tokenizer={"type": "Whitespace"}), "expected 'BertPreTokenizer'"),
+    "control characters": ("bert", lambda v: v["normalizer"].update(clean_text=False), "clean_text is False"),
+    "lowercase is text": ("bert", lambda v: v["normalizer"].update(lowercase="yes"), "expected true or false"),
+    "no SEP": ("bert", lambda v: (v["model"]["vocab"].update({"x": v["model"]["vocab"].pop("[SEP]")}),
+                                  v.update(added_tokens=[])), r"pieces is [SEP]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken(case: str, tmp_path: Path) -> None:
+    kind, how, words = BROKEN[case]
+    folder = alone(MAKERS[kind](tmp_path / "own"), tmp_path / "saved")
+    change(folder, how)
+    with pytest.raises(TokenizerError) as caught:
+        load_tokenizer(folder)
+    assert words in str(caught.value)
+    assert str(folder / "tokenizer.json") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000])
+def test_no_json(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
+        load_tokenizer(tmp_path)
