@@ -36,10 +36,8 @@ class Kind:
 
 
 SAVED_MODEL = Kind(
-    others="that are not of a SavedModel",
-    is_older=lambda folder: (
-        (folder / "saved_model.pb").is_file() and (not (folder / MANIFEST).exists() or has_only_its_own(folder))
-    ),
+    others="that this program did not write",
+    is_older=lambda folder: (folder / MANIFEST).is_file() and has_only_its_own(folder),
     forbidden="*?[]",
     because="TensorFlow loads nothing from a path with * ? [ or ]",
 )

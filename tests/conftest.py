@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
 import pytest
+
+from tf_model import storage
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
@@ -21,6 +24,25 @@ def shared(path: str) -> Path:
     if not found.exists():
         pytest.skip(f"no {path} in {SHARED}: set GPT2_SAVEDMODEL_SHARED to the folder that has it")
     return found
+
+
+INT8 = pytest.param("int8", marks=pytest.mark.int8)
+DTYPES = [pytest.param(d, marks=pytest.mark.int8) if d.startswith("int8") else d for d in storage.DTYPES]
+"""For tests that compute with them."""
+
+
+@functools.cache
+def _computes_int8() -> bool:
+    import tensorflow as tf
+
+    from tf_model.quantization import is_exact
+
+    return bool(tf.function(is_exact)())
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("int8") and not _computes_int8():
+        pytest.skip("int8 needs a processor with VNNI instructions")
 
 
 @pytest.fixture(scope="session")

@@ -148,7 +148,7 @@ def test_output_exists(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     (folder / "finetuned" / "notes.txt").write_text("mine")
     capsys.readouterr()
     assert convert(root, "--force") == 2
-    assert "has files in it that are not of a SavedModel" in capsys.readouterr().err
+    assert "has files in it that this program did not write" in capsys.readouterr().err
     assert (folder / "finetuned" / "notes.txt").read_text() == "mine"
 
 

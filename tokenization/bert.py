@@ -22,7 +22,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from tokenization.base import StreamDecoder, TokenizerError, checked_ids, checked_text, copy_files, read_text
-from tokenization.tokenizer_json import FILE, read_tokenizer_json
+from tokenization.tokenizer_json import FILE, read_tokenizer_json, with_added
 
 PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 VOCABULARY, CONFIG = "vocab.txt", "tokenizer_config.json"
@@ -113,8 +113,9 @@ class BertTokenizer:
             self._files = [file]
             self.options = _checked(file, {name: said.get(_JSON_NAMES.get(name, name)) for name in _OPTIONS})
         else:
-            ids, config = _read_pieces(file), file.with_name(CONFIG)
-            self._files = [file, config] if config.is_file() else [file]
+            config = file.with_name(CONFIG)
+            ids, added = with_added(file.parent, _read_pieces(file))
+            self._files = [file, *added, *([config] if config.is_file() else [])]
             self.options = _options(config)
         self._normalizer = _normalizer(self.options)
         _check(file, ids)

@@ -19,7 +19,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 from tokenization.base import StreamDecoder, TokenizerError, checked_ids, checked_text, copy_files, read_text
-from tokenization.tokenizer_json import FILE, checked_vocabulary, read_tokenizer_json
+from tokenization.tokenizer_json import FILE, checked_vocabulary, read_tokenizer_json, with_added
 
 END = "<|endoftext|>"
 VOCABULARIES, MERGES = ("vocab.json", "encoder.json"), ("merges.txt", "vocab.bpe")
@@ -149,9 +149,9 @@ def _read(path: Path) -> tuple[dict[str, int], dict[tuple[str, str], int], list[
     merges = _read_merges(source)
     if vocabulary is None:
         return _derived(source, merges), merges, [source]
-    pieces = _read_vocabulary(vocabulary)
+    pieces, added = with_added(source.parent, _read_vocabulary(vocabulary))
     _check(pieces, merges, vocabulary, source)
-    return pieces, merges, [vocabulary, source]
+    return pieces, merges, [vocabulary, source, *added]
 
 
 class ByteBPETokenizer:

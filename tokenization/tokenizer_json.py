@@ -14,7 +14,7 @@ from typing import Any
 
 from tokenization.base import TokenizerError, read_text
 
-FILE = "tokenizer.json"
+FILE, ADDED = "tokenizer.json", "added_tokens.json"
 _STEPS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "BPE": {
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
@@ -61,6 +61,26 @@ def read_tokenizer_json(path: Path, kind: str) -> tuple[dict[str, int], Mapping[
             raise
         raise TokenizerError(f"{path}: expected model.vocab and added_tokens: damaged") from error
     return checked_vocabulary(path, list(pieces.items())), values
+
+
+def with_added(folder: Path, pieces: dict[str, int]) -> tuple[dict[str, int], list[Path]]:
+    """``pieces`` and those that ``added_tokens.json`` of transformers 4 has beside them; and that file, if it is there.
+
+    Raises:
+        TokenizerError: the file is damaged, or contradicts the pieces.
+    """
+    path = folder / ADDED
+    if not path.is_file():
+        return pieces, []
+    try:
+        added = json.loads(read_text(path))
+        pairs = list(added.items())
+    except (ValueError, AttributeError, RecursionError) as error:
+        if isinstance(error, TokenizerError):
+            raise
+        raise TokenizerError(f"{path}: expected a JSON object of pieces and their ids") from error
+    new = [(piece, index) for piece, index in pairs if pieces.get(piece) != index]
+    return checked_vocabulary(path, [*pieces.items(), *new]), [path]
 
 
 def kind_of(path: Path) -> str:

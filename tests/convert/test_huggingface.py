@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,6 +186,14 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         _edit_tensors(lambda t: t.update({"lm_head.weight": t[WTE] + 1})),
         "lm_head.weight differs from transformer.wte.weight",
     ),
+    "a head that is not there": (_edit_config(tie_word_embeddings=False), "1 missing tensor: lm_head.weight"),
+    "a link to no config": (
+        lambda f: ((f / "config.json").unlink(), (f / "config.json").symlink_to("gone")), "cannot be read: No such",
+    ),
+    "a pipe": (lambda f: ((f / "config.json").unlink(), os.mkfifo(f / "config.json")), "found something else"),
+    "a temperature that cannot be": (
+        lambda f: (f / "generation_config.json").write_text('{"temperature": -1}'), "config.json: temperature",
+    ),
     "cut off": (_edit_bytes(lambda data: data[:-1]), "cut off"),
     "too long": (_edit_bytes(lambda data: data + b"x"), "bytes, found"),
     "empty": (_edit_bytes(lambda data: b""), "expected a safetensors file"),
@@ -253,3 +263,100 @@ def test_files_are_what_the_library_reads(tmp_path: Path) -> None:
     with safetensors.safe_open(tmp_path / "ours" / "model.safetensors", "pt") as opened:
         assert opened.metadata() == {"format": "pt"}
     assert not (json.loads((tmp_path / "ours" / "config.json").read_text()).keys() & {"layer_norm", "n_ctx"})
+
+
+def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / name).read_text())
+    return found
+
+
+def test_the_file_that_is_named_is_read(tmp_path: Path) -> None:
+    """A fine-tuning's ``epoch-3.safetensors`` beside the model that it began with; one of several is all of them."""
+    models = {"model.safetensors": random_model(), "epoch-3.safetensors": random_model(3)}
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / "saved")
+        (tmp_path / "saved" / "model.safetensors").rename(tmp_path / name)
+    (tmp_path / "saved" / "config.json").rename(tmp_path / "config.json")
+    for name, model in models.items():
+        value = open_huggingface(tmp_path / name).read("ln_f.bias", np.dtype(np.float32))
+        assert np.array_equal(value, model.transformer.ln_f.bias.detach().numpy())
+    random_model().save_pretrained(tmp_path / "parts", max_shard_size="60KB")
+    file = next((tmp_path / "parts").glob("model-00002-of-*"))
+    assert len(open_huggingface(file).files) > 3
+
+
+def test_an_index_says_which_of_two_copies_counts(tmp_path: Path) -> None:
+    state = random_model().state_dict()
+    _save_torch(random_model(), tmp_path / "x", {})
+    torch.save({**state, WTE: state[WTE] + 1}, tmp_path / "x" / "a.bin")
+    torch.save({WTE: state[WTE]}, tmp_path / "x" / "b.bin")
+    (tmp_path / "x" / "pytorch_model.bin").unlink()
+    weight_map = {name: "b.bin" if name in (WTE, "lm_head.weight") else "a.bin" for name in state}
+    del weight_map["lm_head.weight"]
+    for order in (sorted(weight_map), sorted(weight_map, reverse=True)):
+        index = {"weight_map": {name: weight_map[name] for name in order}}
+        (tmp_path / "x" / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+        value = open_huggingface(tmp_path / "x").read("wte.weight", np.dtype(np.float32))
+        assert np.array_equal(value, state[WTE].numpy())
+
+
+def test_without_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    random_model().save_pretrained(tmp_path / "theirs")
+    (tmp_path / "theirs" / "config.json").unlink()
+    words = ["to-huggingface", "--checkpoint", str(tmp_path / "theirs"), "--output", str(tmp_path / "ours")]
+    assert main([*words, "--heads", "4"]) == 0
+    assert "no config.json: taken for a GPT-2 with the tanh gelu and an epsilon of 1e-5" in capsys.readouterr().err
+
+
+def test_our_own_words_mean_nothing_in_their_config(tmp_path: Path) -> None:
+    random_model().save_pretrained(tmp_path)
+    _edit_config(layer_norm="uer")(tmp_path)
+    assert open_huggingface(tmp_path).config.layer_norm == "standard"
+
+
+def test_how_texts_are_generated_is_kept(tmp_path: Path) -> None:
+    """``generation_config.json`` counts more than ``config.json``, as in transformers; to a SavedModel and back."""
+    model = random_model(pad_token_id=3, bos_token_id=2)
+    model.generation_config = transformers.GenerationConfig(
+        do_sample=True, temperature=0.7, top_k=12, max_length=20, eos_token_id=[9, 8], bos_token_id=2, pad_token_id=3
+    )
+    model.save_pretrained(tmp_path / "theirs")
+    run("to-tf", "--checkpoint", tmp_path / "theirs", "--output", tmp_path / "tf")
+    found = read_config(tmp_path / "tf" / "assets", "generation_config.json")
+    expected = {"do_sample": True, "temperature": 0.7, "top_k": 12, "max_length": 20, "eos_token_id": [9, 8]}
+    assert {key: found.get(key) for key in expected} == expected
+    assert "max_new_tokens" not in found
+    run("to-huggingface", "--checkpoint", tmp_path / "tf", "--output", tmp_path / "back")
+    back = transformers.GenerationConfig.from_pretrained(tmp_path / "back")
+    assert {key: getattr(back, key) for key in expected} == expected
+    ids = {"bos_token_id": 2, "eos_token_id": 9, "pad_token_id": 3}
+    for folder in (tmp_path / "tf" / "assets", tmp_path / "back"):
+        assert {key: read_config(folder)[key] for key in ids} == ids
+
+
+@pytest.mark.parametrize(("said", "end"), [(5, 5), ([6, 5], 6), (50256, None), (None, None), ("5", None)])
+def test_no_end_of_text_is_made_up(said: Any, end: int | None, tmp_path: Path) -> None:
+    """CPM's 7 is no end of another vocabulary, nor is 50256 where there are 96 tokens."""
+    random_model().save_pretrained(tmp_path / "theirs")
+    (tmp_path / "theirs" / "generation_config.json").unlink()
+    _edit_config(eos_token_id=said, bos_token_id=None)(tmp_path / "theirs")
+    run("to-huggingface", "--checkpoint", tmp_path / "theirs", "--output", tmp_path / "ours")
+    assert [read_config(tmp_path / "ours")[key] for key in ("eos_token_id", "bos_token_id")] == [end, end]
+    run("to-tf", "--checkpoint", tmp_path / "ours", "--output", tmp_path / "tf")
+    first = end if not isinstance(said, list) else said
+    assert read_config(tmp_path / "tf" / "assets", "generation_config.json")["eos_token_id"] == first
+    card = (tmp_path / "tf" / "assets.extra" / "README.md").read_text()
+    assert (f"Texts end at token {end} unless" if end is not None else "Texts end at no token unless") in card
+    transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_whose_end_of_text_counts(given: bool, demo: Path, tmp_path: Path) -> None:
+    """Of a folder with a tokenizer, what its config says; of a tokenizer that was asked for, the tokenizer's."""
+    model = random_model(vocab_size=6000, eos_token_id=11, pad_token_id=12)
+    model.save_pretrained(tmp_path / "theirs")
+    shutil.copytree(demo / "tokenizer", tmp_path / "theirs", dirs_exist_ok=True)
+    words = ["--tokenizer", demo / "tokenizer"] if given else []
+    run("to-huggingface", "--checkpoint", tmp_path / "theirs", "--output", tmp_path / "ours", *words)
+    assert read_config(tmp_path / "ours", "generation_config.json")["eos_token_id"] == (7 if given else 11)
+    assert (tmp_path / "ours" / "chinese_vocab.model").is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,8 @@ from tf_model.config import GPT2Config
 CONFIG = GPT2Config(vocab_size=96, n_positions=40, n_embd=48, n_layer=4, n_head=8, n_inner=80)
 HEADS, WIDTH = 8, 6
 STATE = random_state(CONFIG, np.random.default_rng(7))
+USUAL = random_state(dataclasses.replace(CONFIG, n_inner=192), np.random.default_rng(8))
+"""Of the width that CPM's programs have."""
 IDS = [[int(i) for i in np.random.default_rng(3).integers(0, 96, 40)]]
 QKV = "attention.query_key_value"
 
@@ -134,7 +137,7 @@ def test_logits_are_those_of_transformers(p: int, stages: int, version: float, t
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_there_and_back(version: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """CPM's layout -> newer Megatron-LM's -> CPM's, bit for bit; and what lies between is as Megatron-LM has it."""
-    before = write_megatron(tmp_path / "cpm", STATE, 4, dtype=dtype, extras=False)
+    before = write_megatron(tmp_path / "cpm", USUAL, 4, dtype=dtype, extras=False)
     layout = ["--layout", "megatron-lm", "--checkpoint-version", version, "--tensor-parallel", "2"]
     run("to-megatron", "--checkpoint", tmp_path / "cpm", "--output", tmp_path / "lm", "--heads", HEADS, *layout)
     run("to-megatron", "--checkpoint", tmp_path / "lm", "--output", tmp_path / "back", "--tensor-parallel", "4")
@@ -144,7 +147,7 @@ def test_there_and_back(version: str, dtype: torch.dtype, tmp_path: Path) -> Non
         assert found.keys() == expected.keys()
         assert all(found[name].dtype == dtype and torch.equal(found[name], expected[name]) for name in expected)
     # Loaded by PyTorch alone, the middle is what the rules of this test make of the weights.
-    for rank, tensors in enumerate(shards(STATE, 2)):
+    for rank, tensors in enumerate(shards(USUAL, 2)):
         file = tmp_path / "lm" / "iter_0080000" / f"mp_rank_{rank:02d}" / "model_optim_rng.pt"
         top = torch.load(file, weights_only=False)
         wanted = content(tensors, float(version), 0, 1, encoder=version == "3.0", args=None, padding=0)
@@ -253,6 +256,22 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "other heads": (args_of(num_attention_heads=7), "7 heads do not fit (hidden size 48, 2 ranks)"),
     "other layers": (args_of(num_layers=5), "args.num_layers is 5, but the files have 4"),
     "another vocabulary": (args_of(padded_vocab_size=128), "args.padded_vocab_size is 128, but the files have 96"),
+    "layer norms around 1": (args_of(apply_layernorm_1p=True), "args.apply_layernorm_1p is True: no GPT-2"),
+    "an epsilon that is no number": (args_of(norm_epsilon="1e-6"), "args.norm_epsilon is '1e-6': expected"),
+    "two epsilons": (
+        args_of(layernorm_epsilon=1e-5, norm_epsilon=1e-6), "norm_epsilon is 1e-06, but args.layernorm_epsilon 1e-05",
+    ),
+    "heads that are no number": (args_of(num_attention_heads=8.0), "args.num_attention_heads is 8.0: expected a plain"),
+    "a head that is not there": (
+        args_of(untie_embeddings_and_output_weights=True), "untie_embeddings_and_output_weights is True: ",
+    ),
+    "a copied rank": (
+        lambda root: (
+            write(root, 2.0, 2),
+            shutil.copy(*(root / "iter_0000500" / f"mp_rank_0{i}" / "model_optim_rng.pt" for i in (0, 1))),
+        ),
+        "each rank has a part of its own: a copy of that file",
+    ),
     "a vocabulary beyond the rows": (args_of(vocab_size=97), "args say a vocabulary of 97, but the files have 96 rows"),
 }  # fmt: skip
 
@@ -261,7 +280,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_broken_checkpoints(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spoil, words = BROKEN[case]
     spoil(tmp_path / "lm")
-    for command in (["to-tf"], ["to-megatron", "--tensor-parallel", "1"]):
+    for command in (["to-tf"], ["to-megatron", "--tensor-parallel", "1", "--layout", "megatron-lm"]):
         options = ["--checkpoint", str(tmp_path / "lm"), "--output", str(tmp_path / "new" / "x"), "--quiet"]
         assert main([*command, *options, "--from", "megatron-lm"]) == 2
         error = capsys.readouterr().err
@@ -284,3 +303,17 @@ def test_bad_options(options: list[str], words: str, tmp_path: Path, capsys: pyt
     where = ["--checkpoint", str(tmp_path / "lm"), "--output", str(tmp_path / "new"), "--tensor-parallel", "2"]
     assert main(["to-megatron", *where, *options]) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["layernorm_epsilon", "norm_epsilon"])
+def test_the_epsilon_by_both_its_names(name: str, tmp_path: Path) -> None:
+    write(tmp_path, 3.0, 2, encoder=True, args={**ARGS, name: 1e-6})
+    assert open_megatron_lm(tmp_path).config.layer_norm_epsilon == 1e-6
+
+
+def test_cpms_programs_have_one_width(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "lm", 2.0, 2)
+    words = ["to-megatron", "--checkpoint", str(tmp_path / "lm"), "--tensor-parallel", "2", "--quiet", "--output"]
+    assert main([*words, str(tmp_path / "cpm")]) == 2
+    assert "n_inner is 80, there it is always 192" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "other"), "--layout", "megatron-lm"]) == 0

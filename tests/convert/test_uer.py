@@ -219,6 +219,22 @@ BROKEN: dict[str, tuple[Callable[[State, Path], object], str]] = {
     "an activation that nobody knows": (
         lambda s, f: (f / "config.json").write_text('{"heads_num": 4, "hidden_act": "swish"}'), "'swish': known are",
     ),
+    "heads that are no number": (
+        lambda s, f: (f / "config.json").write_text('{"heads_num": "4"}'), "heads_num is '4': expected a number",
+    ),
+    "an activation that is no name": (
+        lambda s, f: (f / "config.json").write_text('{"heads_num": 4, "hidden_act": []}'), "hidden_act is a list",
+    ),
+    **{
+        f"{key} {value}": (
+            lambda s, f, key=key, value=value: (f / "config.json").write_text(json.dumps({"heads_num": 4, key: value})),
+            f"{key} is {value!r}: no GPT-2, where it is",
+        )
+        for key, value in {
+            "mask": "fully_visible", "layernorm": "t5", "layernorm_positioning": "post", "feed_forward": "gated",
+            "remove_attention_scale": True, "relative_position_embedding": True, "remove_embedding_layernorm": False,
+        }.items()
+    },
 }  # fmt: skip
 
 
@@ -266,12 +282,46 @@ def test_formats_without_an_epsilon_take_a_copy_only(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = random_state()
-    if command[0] == "to-openai":  # which is always 4 h wide
-        for layer in range(SIZES["layers"]):
-            name = f"encoder.transformer.{layer}.feed_forward.linear"
-            state |= {f"{name}_1.weight": torch.ones(192, 48), f"{name}_1.bias": torch.ones(192),
-                      f"{name}_2.weight": torch.ones(48, 192)}  # fmt: skip
+    for layer in range(SIZES["layers"]):  # which are always 4 h wide
+        name = f"encoder.transformer.{layer}.feed_forward.linear"
+        state |= {f"{name}_1.weight": torch.ones(192, 48), f"{name}_1.bias": torch.ones(192),
+                  f"{name}_2.weight": torch.ones(48, 192)}  # fmt: skip
     options = ["--checkpoint", str(save(tmp_path / "theirs", state)), "--output", str(tmp_path / "new"), "--quiet"]
     assert main([*command, *options, "--heads", str(HEADS)]) == 2
     assert "--uer-layer-norm standard copies the layer norms of UER-py as they are" in capsys.readouterr().err
     assert main([*command, *options, "--heads", str(HEADS), "--uer-layer-norm", "standard"]) == 0
+
+
+def test_an_epsilon_that_uer_has_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A usual one is told, one that counts is refused: UER's layer norms have none inside the root."""
+    for epsilon, code, words in (
+        (1e-5, 0, "note: {}: layer_norm_epsilon 1e-05 becomes UER-py's 1e-6 beside the root"),
+        (1e-12, 0, ""),
+        (1e-4, 2, "error: {}: layer_norm_epsilon is 0.0001: UER-py's layer norms have none inside"),
+    ):
+        folder = tmp_path / str(epsilon)
+        random_model(layer_norm_epsilon=epsilon).save_pretrained(folder / "hf")
+        capsys.readouterr()
+        assert main(["to-uer", "--checkpoint", str(folder / "hf"), "--output", str(folder / "uer")]) == code
+        err = capsys.readouterr().err
+        assert words.format(folder / "hf" / "model.safetensors") in err
+        assert ("epsilon" in err) == bool(words)
+        assert (folder / "uer").exists() == (code == 0)
+
+
+def test_one_value_has_no_deviation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    random_model(n_embd=1, n_head=1).save_pretrained(tmp_path / "hf")
+    assert main(["to-uer", "--checkpoint", str(tmp_path / "hf"), "--output", str(tmp_path / "uer")]) == 2
+    assert "a hidden size of 1: one value has no unbiased deviation" in capsys.readouterr().err
+
+
+def test_a_weight_that_float16_cannot_hold_any_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """UER's layer norm makes it larger, by 1 % at a hidden size of 48."""
+    model = random_model().half()
+    with torch.no_grad():
+        model.transformer.ln_f.weight[5] = 65504
+    model.save_pretrained(tmp_path / "hf")
+    words = ["to-uer", "--checkpoint", str(tmp_path / "hf"), "--output", str(tmp_path / "uer"), "--quiet"]
+    assert main(words) == 2
+    assert "ln_f.weight: float16 cannot hold 1 of 48 values" in capsys.readouterr().err
+    assert main([*words, "--dtype", "float32"]) == 0

@@ -22,10 +22,9 @@ from convert.parity import TOLERANCES, Comparison, ParityReport, PromptParity, V
 from convert.sharding import COLUMN, QKV, Split, merge
 from convert.verify import random_prompts, verify
 from tests.checkpoints import fill_transformers, write_megatron
-from tests.conftest import ROOT
+from tests.conftest import DTYPES, INT8, ROOT
 from tests.convert.verified import CONFIG, STATE, convert, open_checkpoint
 from tf_model import layers
-from tf_model.storage import DTYPES
 
 
 class TestReference:
@@ -176,7 +175,11 @@ def assert_caught(root: Path, folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("read", "dtype"),
-    [*((read, "float32") for read in READS), *((read, dtype) for read in READS[:2] for dtype in DTYPES[1:])],
+    [
+        *((read, "float32") for read in READS),
+        *((read, "bfloat16") for read in READS[:2]),
+        *(pytest.param(read, "int8", marks=pytest.mark.int8) for read in READS[:2]),
+    ],
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_broken_readers_are_caught(
@@ -188,7 +191,7 @@ def test_broken_readers_are_caught(
     assert_caught(roots[2], tmp_path / "model")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", INT8])
 @pytest.mark.parametrize("tensors", ["biases", "all"])
 def test_broken_merges_are_caught(
     tensors: str, dtype: str, roots: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -221,9 +221,10 @@ class TestText:
 @pytest.mark.parametrize(
     ("dtype", "tokens"),
     [
-        ("int8", 8_000),
+        pytest.param("int8", 8_000, marks=pytest.mark.int8),
         ("bfloat16", 2_000),
-        *(pytest.param(dtype, 40_000, marks=pytest.mark.slow) for dtype in ("int8", "bfloat16")),
+        pytest.param("int8", 40_000, marks=[pytest.mark.slow, pytest.mark.int8]),
+        pytest.param("bfloat16", 40_000, marks=pytest.mark.slow),
     ],
 )
 def test_what_the_demo_loses(

@@ -18,6 +18,7 @@ from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 from exports.assets import CPM_TOKENS
 from exports.options import BEAMS, SAMPLING, SHARED
 from exports.saved_model import write_saved_model
+from tests.conftest import INT8
 from tests.exports.loaded import CONFIG, PAD, Loaded, Tensors, matrix, random_options, random_prompts, row_of, texts
 from tests.exports.loaded import reference as cache_free
 from tests.tf_model.test_beam import whole
@@ -300,7 +301,7 @@ def test_score_equals_transformers(loaded: Loaded) -> None:
             assert (logprobs[len(row) :] == 0).all()
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", INT8])
 def test_other_types_run_every_signature(dtype: str, tmp_path: Path) -> None:
     half = Loaded(tmp_path, dtype)
     state = half("prefill", PROMPTS)
@@ -317,6 +318,7 @@ def test_other_types_run_every_signature(dtype: str, tmp_path: Path) -> None:
         assert np.abs(row - expected).max() < (0.2 if dtype == "int8" else 0.05) * (expected.max() - expected.min())
 
 
+@pytest.mark.int8
 def test_a_row_of_int8_does_not_depend_on_its_neighbours(tmp_path: Path) -> None:
     """Drawn by chance, ragged, each with its own scale of activations: the same tokens alone as among others."""
     int8, rng = Loaded(tmp_path, "int8"), np.random.default_rng(5)

@@ -38,6 +38,7 @@ def test_every_row_has_the_scale_of_its_largest_value() -> None:
     assert (error <= 0.5001 * scale[:, np.newaxis]).all()
 
 
+@pytest.mark.int8
 @pytest.mark.parametrize("rows", [1, 2, 5, 16, 33])
 @pytest.mark.parametrize(("width", "outputs"), [(48, 96), (768, 64), (64, 3000), (7, 5)])
 def test_the_product_is_that_of_integers(rows: int, width: int, outputs: int) -> None:
@@ -58,6 +59,7 @@ def test_the_product_is_that_of_integers(rows: int, width: int, outputs: int) ->
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.int8
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
     rng = np.random.default_rng(1)
     x = (rng.normal(size=(9, 256)) * 10.0 ** rng.integers(-3, 3, (9, 1))).astype(np.float32)
@@ -69,6 +71,7 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
         np.testing.assert_array_equal(graph(tf.constant(row[np.newaxis])).numpy()[0], expected)
 
 
+@pytest.mark.int8
 def test_the_model_is_that_of_its_weights() -> None:
     """float32 with the same, quantised weights: only the activations' rounding is left."""
     exact, model = GPT2(CONFIG), GPT2(CONFIG, dtype="int8")
@@ -96,6 +99,7 @@ def test_offsets_are_exact() -> None:
     assert offset(quantized).astype(np.int64).tolist() == [-128 * 127 * 60_000, -128 * 30_000]
 
 
+@pytest.mark.int8
 def test_a_processor_that_cannot_is_found_out() -> None:
     """oneDNN is told to do without VNNI; then its sums of pairs saturate, and a large product is wrong."""
     program = """

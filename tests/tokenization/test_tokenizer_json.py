@@ -131,6 +131,27 @@ def test_beside_a_text(tmp_path: Path) -> None:
     assert isinstance(load_tokenizer(folder / "tokenizer.json"), BertTokenizer)
 
 
+@pytest.mark.parametrize("kind", ["bpe", "bert"])
+def test_added_tokens(kind: str, tmp_path: Path) -> None:
+    """Beside the files that transformers 4 wrote, and inside of the one of version 5."""
+    theirs = MAKERS[kind](tmp_path / "own")
+    theirs.add_tokens(["[VERSE]", "<line>"])
+    alone(theirs, tmp_path / "saved")
+    size = load_tokenizer(tmp_path / "own").vocab_size
+    (tmp_path / "own" / "added_tokens.json").write_text(json.dumps({"[VERSE]": size, "<line>": size + 1}))
+    (tmp_path / "copy").mkdir()
+    for folder in (tmp_path / "own", tmp_path / "saved"):
+        ours = load_tokenizer(folder)
+        assert ours.vocab_size == len(theirs) == size + 2
+        assert ours.decode([size, size + 1]).replace(" ", "") == "[VERSE]<line>"
+        assert ours.encode("[VERSE]hello") == load_tokenizer(tmp_path / "own").encode("[VERSE]hello")
+        ours.save(tmp_path / "copy")
+        assert load_tokenizer(tmp_path / "copy").vocab_size == size + 2
+    (tmp_path / "own" / "added_tokens.json").write_text(json.dumps({"[VERSE]": 3}))
+    with pytest.raises(TokenizerError, match=r"added_tokens\.json"):
+        load_tokenizer(tmp_path / "own")
+
+
 def change(folder: Path, how: Callable[[dict[str, Any]], Any]) -> None:
     values = json.loads((folder / "tokenizer.json").read_text("utf-8"))
     how(values)
