@@ -8,9 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, pre_tokenizers
+from tokenizers.models import WordLevel
+
 from convert.checkpoint import Checkpoint
 from exports.assets import NO_TOKENS, SpecialTokens
-from tokenization import BertTokenizer, ByteBPETokenizer, Tokenizer, TokenizerError, load_tokenizer
+from tokenization import BertTokenizer, ByteBPETokenizer, CPMTokenizer, Tokenizer, TokenizerError, load_tokenizer
+from tokenization.cpm import EOD, NEWLINE, PAD, SPACE
 from tokenization.tokenizer_json import FILE as TOKENIZER_JSON
 
 TO_HUGGINGFACE = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
@@ -18,7 +23,18 @@ TO_OPENAI = {new: old for old, new in TO_HUGGINGFACE.items()}
 """The contents are the same."""
 CONFIG = "tokenizer_config.json"
 _PATTERNS = ("*.model", "merges.txt", "vocab.bpe", "vocab.txt", TOKENIZER_JSON)
-_CLASSES = ((ByteBPETokenizer, "GPT2Tokenizer"), (BertTokenizer, "BertTokenizer"))
+_CONFIGS: tuple[tuple[type, dict[str, str]], ...] = (
+    (ByteBPETokenizer, {"tokenizer_class": "GPT2Tokenizer"}),
+    (BertTokenizer, {"tokenizer_class": "BertTokenizer", "bos_token": "[CLS]", "eos_token": "[SEP]"}),
+    (
+        CPMTokenizer,
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": EOD, "eos_token": EOD, "pad_token": PAD,
+            "unk_token": "<unk>",
+        },
+    ),
+)  # fmt: skip
+"""What ``tokenizer_config.json`` has to say. CTranslate2 asks for a beginning and an end; BERT's class has none."""
 
 
 def add_tokenizer_option(parser: argparse.ArgumentParser, what: str) -> None:
@@ -66,23 +82,45 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def save_for_huggingface(tokenizer: Tokenizer, folder: Path) -> list[Path]:
-    """The tokenizer's files as ``AutoTokenizer`` finds them; CPM's it does not know, they keep their names."""
+    """The tokenizer's files as ``AutoTokenizer`` finds them.
+
+    transformers has nothing that gives CPM's ids (its ``CpmTokenizer`` does without jieba's words). What it gets is the
+    list of pieces, by which it decodes, and which converters ask for; a text that is not pieces is an error there.
+    """
     files = save_as(tokenizer, folder, TO_HUGGINGFACE)
-    kind = next((name for cls, name in _CLASSES if isinstance(tokenizer, cls)), None)
     if isinstance(tokenizer, BertTokenizer):
         files = [file.rename(folder / "vocab.txt") if file.suffix == ".txt" else file for file in files]
     if isinstance(tokenizer, ByteBPETokenizer) and not (folder / TOKENIZER_JSON).exists():
         files += _missing(tokenizer, folder, "vocab.json", "merges.txt")
-    if kind is not None and not (folder / CONFIG).exists():
-        files.append(_write_config(tokenizer, folder, {"tokenizer_class": kind}))
-    return files
+    if isinstance(tokenizer, CPMTokenizer):
+        (folder / TOKENIZER_JSON).write_text(_pieces_json(tokenizer), "utf-8")
+        files.append(folder / TOKENIZER_JSON)
+    values = next(values for kind, values in _CONFIGS if isinstance(tokenizer, kind))
+    return list(dict.fromkeys([*files, _write_config(tokenizer, folder, values)]))
+
+
+def _pieces_json(tokenizer: CPMTokenizer) -> str:
+    """``tokenizer.json``: pieces with spaces between them -> ids; ids -> the text as CPM's own decoder makes it."""
+    backend = Backend(WordLevel({piece: index for index, piece in enumerate(tokenizer.pieces)}, unk_token=""))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    replaced = (("\u2581", ""), (SPACE, " "), (NEWLINE, "\n"))
+    backend.decoder = decoders.Sequence([decoders.Fuse(), *(decoders.Replace(old, new) for old, new in replaced)])
+    return backend.to_str() + "\n"
 
 
 def _write_config(tokenizer: Tokenizer, folder: Path, values: Mapping[str, Any]) -> Path:
-    """What of a BERT vocabulary its list of pieces does not say; transformers believes this file, not the other."""
-    options = tokenizer.options if isinstance(tokenizer, BertTokenizer) else {}
-    (folder / CONFIG).write_text(json.dumps({**values, **options}) + "\n", "utf-8")
-    return folder / CONFIG
+    """``values``, what of a vocabulary its pieces do not say, and over both what the file has already.
+
+    transformers believes this file where ``tokenizer.json`` says something else.
+    """
+    path = folder / CONFIG
+    options = tokenizer.options if isinstance(tokenizer, (BertTokenizer, ByteBPETokenizer)) else {}
+    there = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    path.write_text(
+        json.dumps({**values, **options, **{key: value for key, value in there.items() if value is not None}},
+                   ensure_ascii=False, indent=2) + "\n", "utf-8"
+    )  # fmt: skip
+    return path
 
 
 def save_for_openai(tokenizer: Tokenizer, folder: Path) -> list[Path]:

@@ -22,6 +22,7 @@ from tokenization.base import StreamDecoder, TokenizerError, checked_ids, checke
 from tokenization.tokenizer_json import FILE, checked_vocabulary, read_tokenizer_json, with_added
 
 END = "<|endoftext|>"
+CONFIG = "tokenizer_config.json"
 VOCABULARIES, MERGES = ("vocab.json", "encoder.json"), ("merges.txt", "vocab.bpe")
 """Hugging Face's names and OpenAI's; the contents are the same."""
 _MARKER = re.compile(r"<[^\ud800-\udfff]+>|\[[^\ud800-\udfff]+\]")
@@ -134,8 +135,8 @@ def _check(pieces: dict[str, int], merges: dict[tuple[str, str], int], vocabular
         )
 
 
-def _read(path: Path) -> tuple[dict[str, int], dict[tuple[str, str], int], list[Path]]:
-    """Pieces, merges, and the files that they are from."""
+def _read(path: Path) -> tuple[dict[str, int], dict[tuple[str, str], int], list[Path], bool]:
+    """Pieces, merges, the files that they are from, and whether a text gets a space in front."""
     vocabulary, source = _files(path)
     if source.name == FILE:
         pieces, values = read_tokenizer_json(source, "BPE")
@@ -145,13 +146,30 @@ def _read(path: Path) -> tuple[dict[str, int], dict[tuple[str, str], int], list[
         # Older versions of the library wrote "a b", newer ones ["a", "b"].
         merges = _ranks(source, [tuple(pair.split(" ") if isinstance(pair, str) else map(str, pair)) for pair in pairs])
         _check(pieces, merges, source, source)
-        return pieces, merges, [source]
+        return pieces, merges, [source], values["pre_tokenizer"].get("add_prefix_space") is True
     merges = _read_merges(source)
     if vocabulary is None:
-        return _derived(source, merges), merges, [source]
+        return _derived(source, merges), merges, [source], False
+    configs, prefix = _config(source.with_name(CONFIG))
     pieces, added = with_added(source.parent, _read_vocabulary(vocabulary))
     _check(pieces, merges, vocabulary, source)
-    return pieces, merges, [vocabulary, source, *added]
+    return pieces, merges, [vocabulary, source, *added, *configs], prefix
+
+
+def _config(path: Path) -> tuple[list[Path], bool]:
+    """``tokenizer_config.json``, if it is there, and whether it says that a text gets a space in front."""
+    if not path.is_file():
+        return [], False
+    try:
+        values = json.loads(read_text(path))
+        prefix = values.get("add_prefix_space") or False
+    except (ValueError, AttributeError, RecursionError) as error:
+        if isinstance(error, TokenizerError):
+            raise
+        raise TokenizerError(f"{path}: not a JSON object: {error}") from error
+    if not isinstance(prefix, bool):
+        raise TokenizerError(f"{path}: add_prefix_space: expected true or false, found {str(prefix)[:40]!r}")
+    return [path], prefix
 
 
 class ByteBPETokenizer:
@@ -166,10 +184,11 @@ class ByteBPETokenizer:
     """
 
     def __init__(self, path: str | Path) -> None:
-        pieces, merges, self._files = _read(Path(path))
+        pieces, merges, self._files, prefix = _read(Path(path))
+        self.options: dict[str, bool] = {"add_prefix_space": prefix}
         # The library is told of no special piece, so that it looks for none in a text.
         self._backend = Backend(BPE(vocab=pieces, merges=list(merges)))
-        self._backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
+        self._backend.pre_tokenizer = ByteLevel(add_prefix_space=prefix)
         self.pieces: Mapping[str, int] = pieces
         self.merges: Sequence[tuple[str, str]] = list(merges)
         self._bytes = [_bytes_of(piece) for piece in sorted(pieces, key=pieces.__getitem__)]

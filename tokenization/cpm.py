@@ -167,6 +167,11 @@ class CPMTokenizer:
             )
 
     @property
+    def pieces(self) -> list[str]:
+        """All of them, by id; words begin with U+2581."""
+        return [str(self._model.id_to_piece(index)) for index in range(self.vocab_size)]
+
+    @property
     def eod_id(self) -> int:
         """The id of ``<eod>``, the end of a document; the same as ``eos_token_id``."""
         return self.eos_token_id

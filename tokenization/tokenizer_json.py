@@ -17,7 +17,7 @@ from tokenization.base import TokenizerError, read_text
 FILE, ADDED = "tokenizer.json", "added_tokens.json"
 _STEPS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "BPE": {
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+        "pre_tokenizer": {"type": "ByteLevel", "use_regex": True},
         "model": {
             "dropout": None, "continuing_subword_prefix": "", "end_of_word_suffix": "", "byte_fallback": False,
             "ignore_merges": False,
