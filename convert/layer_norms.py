@@ -77,6 +77,11 @@ def with_layer_norm(checkpoint: Checkpoint, kind: str, *, copy: bool = False) ->
             f"{file}: layer_norm_epsilon {config.layer_norm_epsilon:g} becomes UER-py's 1e-6 beside the root: logits "
             "are the same but where a variance is about as small"
         )
+    if kind == STANDARD and not copy:
+        notes.append(
+            f"{file}: layer norms of UER-py's kind: (N - 1) / N under the root is taken into their weights; for a "
+            "model that was trained with the usual ones, as most on the Hugging Face hub: --uer-layer-norm standard"
+        )
     epsilon = EPSILONS[kind]
     if copy and kind == STANDARD:
         epsilon = PLAIN_EPSILON

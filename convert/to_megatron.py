@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from convert import copying
 from convert.checkpoint import DType
 from convert.errors import ConvertError
 from convert.formats import megatron_lm
-from convert.formats.megatron_lm_writer import check_config, write_megatron_lm
+from convert.formats.megatron_lm_writer import check_config, padded_vocab_size, write_megatron_lm
 from convert.formats.megatron_writer import check_ranks, check_writable, named_iteration, shard_bytes, write_megatron
 from convert.layer_norms import with_layer_norm
 from convert.source import open_source
@@ -29,6 +30,7 @@ EXAMPLE = "python -m convert to-megatron --checkpoint CPM-Generate --tensor-para
 
 CPM = "cpm"
 LAYOUTS = (CPM, megatron_lm.NAME)
+_DIVISIBLE_BY = 128
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,30 +53,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=megatron_lm.VERSIONS,
         help=f"of --layout {megatron_lm.NAME}, the order of Q, K and V (default: {megatron_lm.VERSIONS[-1]})",
     )
+    parser.add_argument(
+        "--make-vocab-size-divisible-by",
+        type=int,
+        metavar="N",
+        help=f"of --layout {megatron_lm.NAME}: pad each rank's rows of the vocabulary to a multiple of N, with zeros "
+        f"(default: {_DIVISIBLE_BY}, as there)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.layout == CPM and args.checkpoint_version is not None:
-        raise ConvertError(f"--checkpoint-version {args.checkpoint_version}: expected --layout {megatron_lm.NAME} too")
+    for option in ("checkpoint_version", "make_vocab_size_divisible_by"):
+        if args.layout == CPM and (value := getattr(args, option)) is not None:
+            name = f"--{option.replace('_', '-')}"
+            raise ConvertError(f"{name} {value}: expected --layout {megatron_lm.NAME} too")
     version = args.checkpoint_version or megatron_lm.VERSIONS[-1]
     checkpoint = with_layer_norm(open_source(args), STANDARD)
     if args.layout == CPM:
         check_writable(checkpoint)
     else:
         check_config(checkpoint.config)
-    p = args.tensor_parallel
-    check_ranks(checkpoint.config, p)
+    p, config, divisible_by = args.tensor_parallel, checkpoint.config, args.make_vocab_size_divisible_by
+    if args.layout != CPM:
+        divisible_by = _DIVISIBLE_BY if divisible_by is None else divisible_by
+        if not 1 <= divisible_by <= 1 << 20:
+            raise ConvertError(f"--make-vocab-size-divisible-by {divisible_by}: expected a number from 1 to {1 << 20}")
+        config = dataclasses.replace(config, vocab_size=padded_vocab_size(config, max(p, 1), divisible_by))
+    check_ranks(config, p)
     dtypes = copying.dtypes_of(checkpoint, args.dtype)
 
     def write(folder: Path, dtypes: Mapping[str, DType], read: copying.Read) -> list[Path]:
         if args.layout == CPM:
             return write_megatron(folder, checkpoint, dtypes, p, read)
-        return write_megatron_lm(folder, checkpoint, dtypes, p, version, read)
+        return write_megatron_lm(folder, checkpoint, dtypes, p, version, divisible_by, read)
 
-    size = shard_bytes(checkpoint.config, dtypes, p, lambda name: megatron_lm.source_name(name)[1])
+    size = shard_bytes(config, dtypes, p, lambda name: megatron_lm.source_name(name)[1])
     options: dict[str, Any] = {"tensor_parallel": p, "iteration": named_iteration(checkpoint)}
     if args.layout != CPM:
-        options.update(layout=args.layout, checkpoint_version=version)
+        options.update(layout=args.layout, checkpoint_version=version, make_vocab_size_divisible_by=divisible_by)
     copying.copy(
         args, checkpoint, dtypes, write, size=size, options=options
     )  # fmt: skip

@@ -14,6 +14,7 @@ from convert.layer_norms import with_layer_norm
 from convert.source import open_source
 from convert.tokenizers import add_tokenizer_option, save_for_openai, tokenizer_for
 from tf_model.config import STANDARD
+from tokenization import ByteBPETokenizer
 
 HELP = "a checkpoint -> OpenAI's TensorFlow 1 checkpoint: model.ckpt, hparams.json, encoder.json, vocab.bpe"
 DESCRIPTION = """\
@@ -40,6 +41,8 @@ def run(args: argparse.Namespace) -> None:
         narrow = {own.name: None for name, own in checkpoint.dtypes.items() if own.itemsize < dtypes[name].itemsize}
         if narrow and not args.quiet:
             print(f"note: {' and '.join(narrow)} weights are widened to {args.dtype}: same values", file=sys.stderr)
+        if tokenizer is not None and not isinstance(tokenizer, ByteBPETokenizer) and not args.quiet:
+            print("note: OpenAI's code knows byte-level BPE only: the vocabulary is copied as it is", file=sys.stderr)
         files = write_openai_tf1(folder, checkpoint, dtypes, read)
         return files if tokenizer is None else [*files, *save_for_openai(tokenizer, folder)]
 

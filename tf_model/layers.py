@@ -25,7 +25,7 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "gelu_pytorch_tanh": lambda x: tf.nn.gelu(x, approximate=True),
     "gelu": lambda x: tf.nn.gelu(x, approximate=False),
     "relu": tf.nn.relu,
-    "silu": tf.nn.silu,
+    "silu": lambda x: x * tf.sigmoid(x),  # tf.nn.silu has a gradient of its own, and functions for it
     "tanh": tf.tanh,
 }
 

@@ -57,6 +57,8 @@ _HEAD = "lm_head.weight"
 _MASKS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
 """Causal masks, which older versions of transformers stored."""
 _LINEAR = re.compile(r"h\.\d+\.(attn|mlp)\.c_\w+\.weight")
+_ALIASES = {"swish": "silu", "gelu_python": "gelu", "gelu_python_tanh": "gelu_new", "gelu_accurate": "gelu_new"}
+"""Activations that transformers has under two names."""
 _SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer")
 _UNSUPPORTED = {"scale_attn_weights": True, "add_cross_attention": False}
 """What changes the maths in a way that no GPT-2 of these ecosystems uses, and what it has to be."""
@@ -149,13 +151,14 @@ def _open(
         said = values.get(key)
         if said is not None and said != size:
             raise CheckpointError(f"{where}: {key} is {shown(said)}, but the tensors have {size}")
-    stored = values.get("n_head")
+    stored, said_activation = values.get("n_head"), str(values.get("activation_function"))
     if stored is not None and type(stored) is not int:
         raise CheckpointError(f"{where}: n_head is {shown(stored)}: expected a number")
     config = GPT2Config.from_dict(
         {
             **values, **sizes, "n_inner": n_inner, "layer_norm": STANDARD,
-            "n_head": choose_heads(where, n_embd, 1, n_head, any_heads, stored),
+            "n_head": choose_heads(where if values else folder, n_embd, 1, n_head, any_heads, stored),
+            **({"activation_function": _ALIASES[name]} if (name := said_activation) in _ALIASES else {}),
         }
     )  # fmt: skip
     expected = {

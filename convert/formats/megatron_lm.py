@@ -201,7 +201,7 @@ def _open(path: Path, stages: list[list[_Shard]], n_head: int | None, any_heads:
     details: dict[str, str | int] = {"checkpoint_version": first.version, "tensor_parallel": p}
     if len(stages) > 1:
         details["pipeline_parallel"] = len(stages)
-    if first.iteration is not None:
+    if first.iteration:  # 0 is a release
         details["iteration"] = first.iteration
     if rows != config.vocab_size:
         details["padded_vocab_size"] = rows

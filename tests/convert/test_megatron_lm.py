@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
+from convert.formats.huggingface import open_huggingface
 from convert.formats.megatron_lm import open_megatron_lm
 from tests.checkpoints import State, fill_transformers, random_state, shards, write_megatron
 from tests.convert.light import main, run
-from tests.convert.test_huggingface import logits_of
+from tests.convert.test_huggingface import logits_of, random_model
 from tests.convert.test_megatron import megatron_name
 from tf_model.config import GPT2Config
 
@@ -138,7 +140,8 @@ def test_logits_are_those_of_transformers(p: int, stages: int, version: float, t
 def test_there_and_back(version: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """CPM's layout -> newer Megatron-LM's -> CPM's, bit for bit; and what lies between is as Megatron-LM has it."""
     before = write_megatron(tmp_path / "cpm", USUAL, 4, dtype=dtype, extras=False)
-    layout = ["--layout", "megatron-lm", "--checkpoint-version", version, "--tensor-parallel", "2"]
+    layout = ["--layout", "megatron-lm", "--checkpoint-version", version, "--tensor-parallel", "2",
+              "--make-vocab-size-divisible-by", "1"]  # fmt: skip
     run("to-megatron", "--checkpoint", tmp_path / "cpm", "--output", tmp_path / "lm", "--heads", HEADS, *layout)
     run("to-megatron", "--checkpoint", tmp_path / "lm", "--output", tmp_path / "back", "--tensor-parallel", "4")
     for file in before:
@@ -189,7 +192,9 @@ def test_a_head_of_its_own(tmp_path: Path) -> None:
     run("to-megatron", "--checkpoint", tmp_path / "lm", "--output", tmp_path / "new", "--layout", "megatron-lm",
         "--tensor-parallel", "1")  # fmt: skip
     found = torch.load(tmp_path / "new" / "iter_0000500" / "mp_rank_00" / "model_optim_rng.pt", weights_only=False)
-    assert torch.equal(found["model"]["language_model"]["output_layer"]["weight"], head)
+    written = found["model"]["language_model"]["output_layer"]["weight"]
+    assert torch.equal(written[:96], head)
+    assert not written[96:].any()
     assert found["args"].untie_embeddings_and_output_weights
 
 
@@ -317,3 +322,68 @@ def test_cpms_programs_have_one_width(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main([*words, str(tmp_path / "cpm")]) == 2
     assert "n_inner is 80, there it is always 192" in capsys.readouterr().err
     assert main([*words, str(tmp_path / "other"), "--layout", "megatron-lm"]) == 0
+
+
+GELUS: list[tuple[dict[str, Any], str]] = [
+    ({}, "gelu_new"),
+    ({"bias_gelu_fusion": True, "openai_gelu": False}, "gelu_new"),
+    ({"bias_gelu_fusion": False, "openai_gelu": False}, "gelu"),
+    ({"bias_gelu_fusion": False, "openai_gelu": True}, "gelu_new"),
+]
+
+
+@pytest.mark.parametrize(("said", "activation"), GELUS)
+def test_which_gelu(said: dict[str, Any], activation: str, tmp_path: Path) -> None:
+    """The fused kernel and OpenAI's have the tanh form, PyTorch's the exact one (``ParallelMLP`` of Megatron-LM)."""
+    write(tmp_path, 2.0, 2, args={**ARGS, **said})
+    assert open_megatron_lm(tmp_path).config.activation_function == activation
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"activation_function": "gelu"}, {"bias_gelu_fusion": False, "openai_gelu": False}),
+        ({"activation_function": "gelu_fast"}, {"bias_gelu_fusion": True}),
+        ({"layer_norm_epsilon": 1e-3}, {"layernorm_epsilon": 1e-3, "untie_embeddings_and_output_weights": False}),
+        ({"tie_word_embeddings": False}, {"layernorm_epsilon": 1e-5, "untie_embeddings_and_output_weights": True}),
+        ({"n_inner": 72}, {"ffn_hidden_size": 72, "num_attention_heads": 4, "max_position_embeddings": 24}),
+    ],
+)
+def test_args_say_what_the_weights_do_not(options: dict[str, Any], said: dict[str, Any], tmp_path: Path) -> None:
+    random_model(**options).save_pretrained(tmp_path / "hf")
+    words = ["--tensor-parallel", 2, "--layout", "megatron-lm"]
+    run("to-megatron", "--checkpoint", tmp_path / "hf", "--output", tmp_path / "lm", *words)
+    top = torch.load(tmp_path / "lm" / "release" / "mp_rank_01" / "model_optim_rng.pt", weights_only=False)
+    assert {key: getattr(top["args"], key) for key in said} == said
+    theirs, ours = open_huggingface(tmp_path / "hf").config, open_megatron_lm(tmp_path / "lm").config
+    assert ours == dataclasses.replace(theirs, activation_function=ours.activation_function)
+    assert (ours.activation_function == "gelu") == (theirs.activation_function == "gelu")
+
+
+@pytest.mark.parametrize(("p", "divisible_by", "rows"), [(1, None, 128), (2, None, 256), (4, 5, 100), (2, 48, 96)])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_vocabulary_is_padded(p: int, divisible_by: int | None, rows: int, tied: bool, tmp_path: Path) -> None:
+    """As Megatron-LM does it: 50,257 tokens could not be shared out otherwise. Of 256 rows a rank has no token."""
+    model = random_model(tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path / "hf")
+    words = ["--tensor-parallel", p, "--layout", "megatron-lm"]
+    words += [] if divisible_by is None else ["--make-vocab-size-divisible-by", divisible_by]
+    run("to-megatron", "--checkpoint", tmp_path / "hf", "--output", tmp_path / "lm", *words)
+    tops = [torch.load(file, weights_only=False) for file in sorted((tmp_path / "lm").rglob("*.pt"))]
+    assert [top["args"].padded_vocab_size for top in tops] == [rows] * p
+    name = ("embedding", "word_embeddings") if tied else ("output_layer",)
+    parts = []
+    for top in tops:
+        part = top["model"]["language_model"]
+        for key in name:
+            part = part[key]
+        parts.append(part["weight"])
+    assert [len(part) for part in parts] == [rows // p] * p
+    whole, expected = torch.cat(parts), model.lm_head.weight.detach()
+    assert torch.equal(whole[:96], expected)
+    assert not whole[96:].any()
+    run("to-huggingface", "--checkpoint", tmp_path / "lm", "--output", tmp_path / "back")
+    names = [tmp_path / folder / "model.safetensors" for folder in ("hf", "back")]
+    before, after = (safetensors.torch.load_file(file) for file in names)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[key], before[key]) for key in before)
