@@ -20,8 +20,7 @@ def add_checkpoint_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help=CHECKPOINT_HELP)
 
 
-def add_source_options(parser: argparse.ArgumentParser) -> None:
-    """What the files of a checkpoint may not say: its format, the number of heads, and which iteration is meant."""
+def add_format_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from",
         dest="from_format",
@@ -29,6 +28,11 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         metavar="FORMAT",
         help=f"format of the checkpoint, where it is not recognised: {', '.join(NAMES)}",
     )
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """What the files of a checkpoint may not say: its format, the number of heads, and which iteration is meant."""
+    add_format_option(parser)
     parser.add_argument(
         "--heads",
         type=int,

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
-import re
-import textwrap
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from convert.arguments import add_format_option
 from convert.checkpoint import BFLOAT16, DType
 from convert.errors import ConvertError
+from convert.formats import savedmodel
 from convert.formats.heads import possible_heads
 from convert.formats.registry import open_checkpoint
 from convert.formats.savedmodel import GRAPH, weight_name
+from convert.inspect_text import TENSORFLOW_BYTES, Report, lines
 from convert.torch_file import CheckpointError
 from exports.assets import CONFIG, GENERATION_CONFIG
 from exports.manifest import MANIFEST, ManifestError, read_manifest
@@ -38,31 +40,14 @@ cache, whose size for one position is given.
 """
 EXAMPLE = "python -m convert inspect CPM-Generate --json"
 
-_TENSORFLOW_BYTES = 700_000_000
-"""What a process has after ``hub.load`` beside the variables: 0.64 GB with the 12 layers of CPM-distill."""
-
-_WIDTH = 100
-"""Columns that a text is wrapped at."""
-
-_LAYER = re.compile(r"(?<=^cache_)\d+")
-
-_MEMORY = {
-    "bytes_on_disk": "on disk",
-    "bytes_loaded": "loaded, about",
-    "bytes_generating": "generating, about",
-    "cache_bytes_per_position": "cache per position and row",
-}
-"""The columns of the table of memory, by their key in the report."""
-
 _NUMPY_TYPES: dict[str, DType] = {"bfloat16": BFLOAT16}
-
-Report = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "path", type=Path, metavar="PATH", help="a checkpoint, as for pytorch-to-tf, or the folder of a SavedModel"
     )
+    add_format_option(parser)
     parser.add_argument(
         "--heads", type=int, metavar="N", help="number of attention heads, to see whether the conversion accepts it"
     )
@@ -76,23 +61,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     try:
-        report = _describe(args.path, args.heads, args.iteration)
+        report = _describe(args.path, args.from_format, args.heads, args.iteration)
     except (ConvertError, ConfigError) as error:
         if args.json:
             print(json.dumps({"error": str(error)}, ensure_ascii=False))
         raise
-    print(json.dumps(report, ensure_ascii=False) if args.json else "\n".join(_lines(report)))
+    print(json.dumps(report, ensure_ascii=False) if args.json else "\n".join(lines(report)))
 
 
-def _describe(path: Path, heads: int | None, iteration: str | None) -> Report:
+def _describe(path: Path, from_format: str | None, heads: int | None, iteration: str | None) -> Report:
     """The report on whatever is at ``path``; plain data, as ``--json`` prints it.
 
     Raises:
         ConvertError, ConfigError: it cannot be read or used.
     """
     try:
-        if not (path / GRAPH).is_file():
-            return _describe_checkpoint(path, heads, iteration)
+        if not (path / GRAPH).is_file() or from_format not in (None, savedmodel.NAME):
+            return _describe_checkpoint(path, from_format, heads, iteration)
         if heads is not None or iteration is not None:
             raise ConvertError(f"{path}: a SavedModel: leave out --heads and --iteration")
         return _describe_saved_model(path)
@@ -119,22 +104,23 @@ def _memory(config: GPT2Config, dtype: str) -> dict[str, int]:
     weights = stored_bytes(config, dtype)
     return {
         "bytes_on_disk": weights,
-        "bytes_loaded": weights + _TENSORFLOW_BYTES,
-        "bytes_generating": weights + packed_bytes(config, dtype) + _TENSORFLOW_BYTES,
+        "bytes_loaded": weights + TENSORFLOW_BYTES,
+        "bytes_generating": weights + packed_bytes(config, dtype) + TENSORFLOW_BYTES,
         "cache_bytes_per_position": 2 * config.n_layer * config.n_embd * BYTES[PRECISIONS[dtype].compute],
     }
 
 
-def _describe_checkpoint(path: Path, heads: int | None, iteration: str | None) -> Report:
+def _describe_checkpoint(path: Path, from_format: str | None, heads: int | None, iteration: str | None) -> Report:
     """The report on a checkpoint.
 
     Raises:
         ConvertError: it cannot be converted.
     """
+    opened = functools.partial(open_checkpoint, path, n_head=heads, iteration=iteration, from_format=from_format)
     try:
-        checkpoint, known = open_checkpoint(path, n_head=heads, iteration=iteration), True
+        checkpoint, known = opened(), True
     except CheckpointError:  # nobody knows the heads, or something else is wrong, which comes up again
-        checkpoint, known = open_checkpoint(path, n_head=heads, iteration=iteration, any_heads=True), heads is not None
+        checkpoint, known = opened(any_heads=True), heads is not None
     config, ranks = checkpoint.config, checkpoint.details.get("tensor_parallel", 1)
     files = {str(file): file.stat().st_size for file in checkpoint.files}
     return {
@@ -145,6 +131,9 @@ def _describe_checkpoint(path: Path, heads: int | None, iteration: str | None) -
         **checkpoint.details,
         "config": {**config.to_dict(), "n_head": config.n_head if known else None},
         "possible_heads": possible_heads(config.n_embd, int(ranks)),
+        **({} if checkpoint.tokens is None else checkpoint.tokens.to_dict()),
+        "tokenizer": None if checkpoint.tokenizer is None else [str(checkpoint.tokenizer)],
+        "notes": checkpoint.notes,
         "parameters": config.parameter_count,
         "files": files,
         "bytes_on_disk": sum(files.values()),
@@ -185,6 +174,8 @@ def _describe_saved_model(folder: Path) -> Report:
         "format": "saved_model",
         **_graph(folder),
         "config": {**stored, **config.to_dict()},
+        "eos_token_id": stored.get("eos_token_id"),
+        "pad_token_id": stored.get("pad_token_id"),
         "parameters": config.parameter_count,
         "tokenizer": sorted(
             name for name in sizes if name.startswith("assets/") and Path(name).name not in (CONFIG, GENERATION_CONFIG)
@@ -263,91 +254,3 @@ def _graph(folder: Path) -> Report:
             if not name.startswith("__saved_model")  # a node that initialises tables, not a function
         },
     }
-
-
-def _lines(report: Report) -> Iterable[str]:
-    """The report as text: facts, memory, signatures, tensors."""
-    yield f"{report['path']}: {report['format'].replace('_', ' ')}{' checkpoint' * (report['kind'] == 'checkpoint')}"
-    yield from _table([(f"  {name}", value) for name, value in _facts(report).items() if value is not None])
-    yield ""
-    yield from _table(
-        [
-            ("written as", *_MEMORY.values()),
-            *((dtype, *(_bytes(sizes[key]) for key in _MEMORY)) for dtype, sizes in report["outputs"].items()),
-        ]
-    )
-    yield f"loaded: the variables and {_bytes(_TENSORFLOW_BYTES)} for TensorFlow and the graph"
-    if any(dtype.startswith("int8") for dtype in report["outputs"]):
-        yield "int8: needs TensorFlow for x86-64 and a processor with VNNI instructions"
-    if "int8" in report["outputs"]:
-        yield "int8 keeps a copy of the matrices for each signature that is called (here one); int8-low-memory none"
-    if signatures := report.get("signatures"):
-        yield ""
-        for name, signature in signatures.items():
-            yield f"signature {name}"
-            for kind in ("inputs", "outputs"):
-                yield textwrap.fill(f"  {kind}: {_named(signature[kind])}", _WIDTH, subsequent_indent="    ")
-    yield ""
-    yield from _table([("tensor", "shape", "type", "number"), *_grouped(report["tensors"])])
-
-
-def _facts(report: Report) -> dict[str, str | None]:
-    """What stands at the top, by its label; None is left out."""
-    config, manifest = report["config"], report.get("manifest")
-    heads = config["n_head"] or f"not in the files; possible: {', '.join(map(str, report['possible_heads']))}"
-    source = (manifest or {}).get("source")
-    facts = (
-        [f"{key} {value}" for key, value in source.items() if not isinstance(value, (dict, type(None)))]
-        if isinstance(source, dict)
-        else []
-    )
-    return {
-        "iteration": _text(report.get("iteration")),
-        "tensor parallel": _text(report.get("tensor_parallel")),
-        "layers": _text(config["n_layer"]),
-        "hidden size": f"{config['n_embd']}, feed-forward {config['n_inner']}",
-        "heads": _text(heads),
-        "vocabulary": _text(config["vocab_size"]),
-        "positions": _text(config["n_positions"]),
-        "parameters": f"{report['parameters']:,}",
-        "weights": f"{_bytes(report['bytes_of_weights'])}, tensors of "
-        + ", ".join(f"{dtype} ({count})" for dtype, count in report["dtypes"].items()),
-        "on disk": _bytes(report["bytes_on_disk"]) + (f", {len(report['files'])} files" if "files" in report else ""),
-        "tokenizer": ", ".join(report["tokenizer"]) or "none" if "tokenizer" in report else None,
-        "TensorFlow": _text(report.get("tensorflow")),
-        "written by": manifest and _text(manifest.get("program")),
-        "converted from": ", ".join(facts) or None,
-    }
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
-
-
-def _bytes(count: int) -> str:
-    unit, size = next((pair for pair in (("GB", 1e9), ("MB", 1e6)) if count >= pair[1]), ("KB", 1e3))
-    return f"{count / size:,.2f} {unit}"
-
-
-def _named(tensors: Report) -> str:
-    """Tensors of a signature, with one for the caches of all layers."""
-    parts = (f"{_LAYER.sub('*', key)} {info['dtype']} {_extents(info['shape'])}" for key, info in tensors.items())
-    return ", ".join(dict.fromkeys(parts))
-
-
-def _extents(shape: list[int | None] | None) -> str:
-    return "any" if shape is None else f"[{', '.join('?' if d is None else str(d) for d in shape)}]"
-
-
-def _grouped(tensors: list[Report]) -> list[tuple[str, str, str, str]]:
-    """A row for the tensors that are the same in all layers: name with ``*`` for the layer, shape, type, number."""
-    rows = Counter(
-        (re.sub(r"^h\.\d+\.", "h.*.", tensor["name"]), str(tensor["shape"]), tensor["dtype"]) for tensor in tensors
-    )
-    return [(*row, str(count)) for row, count in rows.items()]
-
-
-def _table(rows: list[tuple[Any, ...]]) -> Iterable[str]:
-    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

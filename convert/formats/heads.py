@@ -6,6 +6,7 @@ from pathlib import Path
 
 from convert.formats.wording import plural, some
 from convert.torch_file import CheckpointError
+from exports.manifest import ManifestError, read_manifest
 
 HEADS = {768: 12, 1024: 16, 2560: 32}
 """Heads by hidden size of the published models: CPM-distill, the medium configuration, CPM-Generate."""
@@ -14,6 +15,23 @@ HEADS = {768: 12, 1024: 16, 2560: 32}
 def possible_heads(hidden: int, p: int) -> list[int]:
     """The numbers of heads that divide the hidden size and can be shared out to ``p`` ranks, ascending."""
     return [heads for heads in range(p, hidden + 1, p) if hidden % heads == 0]
+
+
+def noted_heads(path: Path, hidden: int) -> int | None:
+    """What the manifest of a copy that this program wrote says; CPM's files themselves say nothing.
+
+    Args:
+        path: the copy, or the folder of its iteration.
+        hidden: its hidden size.
+    """
+    for folder in (path, path.parent):
+        try:
+            config = read_manifest(folder)["config"]
+            if config["n_embd"] == hidden and type(config["n_head"]) is int:
+                return int(config["n_head"])
+        except (ManifestError, KeyError, TypeError):
+            continue
+    return None
 
 
 def choose_heads(file: Path, hidden: int, p: int, given: int | None, any_heads: bool, stored: int | None = None) -> int:

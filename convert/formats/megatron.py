@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from convert.checkpoint import FLOATS, Array, Checkpoint, DType, check_finite, empty, widest
-from convert.formats.heads import choose_heads
+from convert.formats.heads import choose_heads, noted_heads
 from convert.formats.megatron_files import RankFile, check_saved_ranks, find
 from convert.formats.ranks import check_parts
 from convert.formats.wording import plural, some
@@ -276,7 +276,8 @@ def open_megatron(
         check_saved_ranks(files)
         config = _sizes(shards, n_layer)
         number = _check_numbers(shards)
-        heads = choose_heads(shards[0].file, config.n_embd, len(shards), n_head, any_heads)
+        given = noted_heads(path, config.n_embd) if n_head is None else n_head
+        heads = choose_heads(shards[0].file, config.n_embd, len(shards), given, any_heads)
         return MegatronCheckpoint(dataclasses.replace(config, n_head=heads), shards, number)
     except (ConfigError, ShardingError) as error:
         raise CheckpointError(f"{path}: {error}") from error
