@@ -93,6 +93,11 @@ def _load_shard(file: Path) -> _Shard:
     key = next((key for key in ("module", "model") if isinstance(top.get(key), dict)), None)
     if key is None:
         raise CheckpointError(f"{file}: expected a dict under 'module' or 'model', found the keys {some(top, 9)}")
+    if top.get("checkpoint_version"):  # Q, K and V are in another order since 1.0
+        raise CheckpointError(
+            f"{file}: checkpoint_version is {shown(top['checkpoint_version'])}, which CPM's Megatron has not: expected "
+            "none, or a language_model under 'model', as newer Megatron-LM has it"
+        )
     state = top[key]
     prefixes = (re.match(r"(?:module\.)*", name) if isinstance(name, str) else None for name in state)
     if shared := min((prefix.end() if prefix else 0 for prefix in prefixes), default=0):

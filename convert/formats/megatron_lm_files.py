@@ -13,12 +13,20 @@ _FOLDER = re.compile(r"mp_rank_(\d{2,4})(?:_(\d{3}))?")
 
 
 def _ranks(folder: Path) -> dict[tuple[int, int], Path]:
-    """(stage, rank) -> file, of the folders in ``folder``."""
-    return {
-        (int(match[2] or 0), int(match[1])): path / MEGATRON_FILE
-        for path in sorted(folder.iterdir())
-        if (match := _FOLDER.fullmatch(path.name)) and (path / MEGATRON_FILE).is_file()
-    }
+    """(stage, rank) -> file, of the folders in ``folder``.
+
+    Raises:
+        CheckpointError: two folders are the same rank.
+    """
+    ranks: dict[tuple[int, int], Path] = {}
+    for path in sorted(folder.iterdir()):
+        if (match := _FOLDER.fullmatch(path.name)) and (path / MEGATRON_FILE).is_file():
+            other = ranks.setdefault((int(match[2] or 0), int(match[1])), path / MEGATRON_FILE)
+            if other.parent != path:
+                raise CheckpointError(
+                    f"{folder}: {other.parent.name} and {path.name} are the same rank: of two checkpoints, keep one"
+                )
+    return ranks
 
 
 def first_file(path: Path) -> Path | None:

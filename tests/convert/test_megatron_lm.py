@@ -270,6 +270,13 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "a head that is not there": (
         args_of(untie_embeddings_and_output_weights=True), "untie_embeddings_and_output_weights is True: ",
     ),
+    "two of a rank": (
+        lambda root: (
+            write(root, 2.0, 2),
+            shutil.copytree(root / "iter_0000500" / "mp_rank_00", root / "iter_0000500" / "mp_rank_00_000"),
+        ),
+        "mp_rank_00 and mp_rank_00_000 are the same rank",
+    ),
     "a copied rank": (
         lambda root: (
             write(root, 2.0, 2),

@@ -325,3 +325,16 @@ def test_a_weight_that_float16_cannot_hold_any_more(tmp_path: Path, capsys: pyte
     assert main(words) == 2
     assert "ln_f.weight: float16 cannot hold 1 of 48 values" in capsys.readouterr().err
     assert main([*words, "--dtype", "float32"]) == 0
+
+
+def test_a_head_of_its_own(tmp_path: Path) -> None:
+    """There and back, and the logits by the formulas."""
+    state = random_state()
+    state["target.lm.output_layer.weight"] = state["target.lm.output_layer.weight"] + 0.1
+    file = save(tmp_path / "theirs", state)
+    assert not open_uer(file, n_head=HEADS).config.tie_word_embeddings
+    run("to-uer", "--checkpoint", file, "--heads", HEADS, "--output", tmp_path / "uer")
+    back = torch.load(tmp_path / "uer" / "model.bin", weights_only=True)
+    assert all(torch.equal(back[name], state[name]) for name in state)
+    run("to-tf", "--checkpoint", tmp_path / "uer", "--output", tmp_path / "tf")
+    np.testing.assert_allclose(logits_of(tmp_path / "tf")[0], uer_logits(state, IDS[0]), atol=1e-4)
