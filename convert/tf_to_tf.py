@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convert.pytorch_to_tf import DESCRIPTION, add_arguments, run
+from convert.to_tf import DESCRIPTION, add_arguments, run
 
 __all__ = ["DESCRIPTION", "EXAMPLE", "HELP", "add_arguments", "run"]
 

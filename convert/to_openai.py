@@ -10,6 +10,7 @@ from pathlib import Path
 from convert import copying
 from convert.checkpoint import DType
 from convert.formats.openai_tf1 import HEADER_BYTES, check_config, write_openai_tf1
+from convert.formats.wording import plural
 from convert.layer_norms import with_layer_norm
 from convert.source import open_source
 from convert.tokenizers import add_tokenizer_option, save_for_openai, tokenizer_for
@@ -38,6 +39,9 @@ def run(args: argparse.Namespace) -> None:
     dtypes = copying.dtypes_of(checkpoint, args.dtype)
 
     def write(folder: Path, dtypes: Mapping[str, DType], read: copying.Read) -> list[Path]:
+        wide = [name for name, own in checkpoint.dtypes.items() if own.itemsize > dtypes[name].itemsize]
+        if wide and not args.quiet:
+            print(f"note: {plural(len(wide), 'tensor')} of a wider type rounded to {args.dtype}", file=sys.stderr)
         narrow = {own.name: None for name, own in checkpoint.dtypes.items() if own.itemsize < dtypes[name].itemsize}
         if narrow and not args.quiet:
             print(f"note: {' and '.join(narrow)} weights are widened to {args.dtype}: same values", file=sys.stderr)

@@ -59,6 +59,12 @@ _MASKS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
 _LINEAR = re.compile(r"h\.\d+\.(attn|mlp)\.c_\w+\.weight")
 _ALIASES = {"swish": "silu", "gelu_python": "gelu", "gelu_python_tanh": "gelu_new", "gelu_accurate": "gelu_new"}
 """Activations that transformers has under two names."""
+_OTHER_NAMES = {
+    "hidden_size": "n_embd", "max_position_embeddings": "n_positions", "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}  # fmt: skip
+"""What transformers takes for the same (``GPT2Config.attribute_map``)."""
+_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 _SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer")
 _UNSUPPORTED = {"scale_attn_weights": True, "add_cross_attention": False}
 """What changes the maths in a way that no GPT-2 of these ecosystems uses, and what it has to be."""
@@ -136,6 +142,7 @@ def _open(
     folder: Path, values: Mapping[str, Any], sources: dict[str, Source], n_head: int | None, any_heads: bool
 ) -> Checkpoint:
     where = folder / CONFIG
+    values = {**{ours: values[theirs] for theirs, ours in _OTHER_NAMES.items() if theirs in values}, **values}
     if values.get("model_type", "gpt2") != "gpt2":
         raise CheckpointError(f"{where}: model_type is {shown(values['model_type'])}: expected gpt2")
     for key, needed in _UNSUPPORTED.items():
@@ -174,6 +181,8 @@ def _open(
         for name in config.tensor_shapes()
     }
     notes = [] if values else [f"{folder}: no {CONFIG}: taken for a GPT-2 with the tanh gelu and an epsilon of 1e-5"]
+    if adapter := next((folder / name for name in _ADAPTERS if (folder / name).exists()), None):
+        notes.append(f"{adapter}: an adapter, which is left out: merge it before (peft's merge_and_unload)")
     own_tokenizer, check = folder if has_tokenizer(folder) else None, None
     if is_copy:
         embedding, copy = sources[_name("wte.weight", prefix)], sources[_HEAD]

@@ -112,9 +112,12 @@ def recognise(path: Path, from_format: str | None = None) -> Format:
     try:
         if not path.exists() and openai_tf1.find(path) is None:  # what TensorFlow calls a checkpoint is no file
             raise CheckpointError(f"{path}: no such file or folder")
-        for format in FORMATS:
-            if format.matches(path):
-                return format
+        if fitting := [format for format in FORMATS if format.matches(path)]:
+            # What looks like Megatron in general may well be the newer kind of it.
+            names = [format.name for format in fitting if format is not FORMATS[-1]]
+            if len(names) > 1:
+                raise CheckpointError(f"{path}: looks like {' and '.join(names)}: say which with --from")
+            return fitting[0]
         inside = f"has {some(sorted(p.name for p in path.iterdir()), 5) or 'nothing'}" if path.is_dir() else "a file"
     except OSError as error:
         raise ConvertError(f"{path}: cannot be read: {error.strerror}") from error

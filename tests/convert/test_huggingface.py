@@ -342,6 +342,7 @@ def test_no_end_of_text_is_made_up(said: Any, end: int | None, tmp_path: Path) -
     _edit_config(eos_token_id=said, bos_token_id=None)(tmp_path / "theirs")
     run("to-huggingface", "--checkpoint", tmp_path / "theirs", "--output", tmp_path / "ours")
     assert [read_config(tmp_path / "ours")[key] for key in ("eos_token_id", "bos_token_id")] == [end, end]
+    assert read_config(tmp_path / "ours")["pad_token_id"] == (0 if end is None else end)
     run("to-tf", "--checkpoint", tmp_path / "ours", "--output", tmp_path / "tf")
     first = end if not isinstance(said, list) else said
     assert read_config(tmp_path / "tf" / "assets", "generation_config.json")["eos_token_id"] == first
@@ -360,3 +361,44 @@ def test_whose_end_of_text_counts(given: bool, demo: Path, tmp_path: Path) -> No
     run("to-huggingface", "--checkpoint", tmp_path / "theirs", "--output", tmp_path / "ours", *words)
     assert read_config(tmp_path / "ours", "generation_config.json")["eos_token_id"] == (7 if given else 11)
     assert (tmp_path / "ours" / "chinese_vocab.model").is_file()
+
+
+def test_sizes_by_their_other_names(tmp_path: Path) -> None:
+    """A hidden size of 768 has 12 heads in CPM's models, but not if the config says 8."""
+    random_model(n_embd=768, n_head=8, n_inner=16).save_pretrained(tmp_path)
+    values = read_config(tmp_path)
+    for name, other in {
+        "n_head": "num_attention_heads",
+        "n_embd": "hidden_size",
+        "n_layer": "num_hidden_layers",
+    }.items():
+        values[other] = values.pop(name)
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert open_huggingface(tmp_path).config.n_head == 8
+    (tmp_path / "config.json").write_text(json.dumps({**values, "num_hidden_layers": 4}))
+    with pytest.raises(CheckpointError, match="n_layer is 4, but the tensors have 3"):
+        open_huggingface(tmp_path)
+
+
+def test_an_adapter_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    random_model().save_pretrained(tmp_path / "theirs")
+    (tmp_path / "theirs" / "adapter_model.safetensors").touch()
+    assert main(["to-huggingface", "--checkpoint", str(tmp_path / "theirs"), "--output", str(tmp_path / "ours")]) == 0
+    assert "adapter_model.safetensors: an adapter, which is left out" in capsys.readouterr().err
+
+
+def test_cpms_format_has_one_epsilon(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    random_model(layer_norm_epsilon=1e-3).save_pretrained(tmp_path / "theirs")
+    words = ["--checkpoint", str(tmp_path / "theirs"), "--output", str(tmp_path / "ours"), "--tensor-parallel", "1"]
+    assert main(["to-megatron", *words]) == 2
+    assert "layer_norm_epsilon is 0.001, there it is always 1e-05" in capsys.readouterr().err
+
+
+def test_two_formats_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    random_model().save_pretrained(tmp_path / "theirs")
+    run("to-openai", "--checkpoint", tmp_path / "theirs", "--output", tmp_path / "openai")
+    shutil.copytree(tmp_path / "openai", tmp_path / "theirs", dirs_exist_ok=True)
+    words = ["--checkpoint", str(tmp_path / "theirs"), "--output", str(tmp_path / "ours")]
+    assert main(["to-huggingface", *words]) == 2
+    assert "looks like huggingface and openai-tf1: say which with --from" in capsys.readouterr().err
+    assert main(["to-huggingface", *words, "--from", "openai-tf1"]) == 0

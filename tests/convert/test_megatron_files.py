@@ -161,4 +161,6 @@ def test_shards_that_changed_names(tmp_path: Path, state: State) -> None:
 def test_a_version_that_orders_qkv_otherwise(state: State, tmp_path: Path) -> None:
     """Flat names of CPM's, but the version of a later Megatron: read as CPM's it would be another model."""
     write_megatron(tmp_path, state, 2, edit=lambda rank, top: top.update(checkpoint_version=2.0))
-    assert "checkpoint_version is 2.0, which CPM's Megatron has not" in error_of(lambda: open_megatron(tmp_path, n_head=CONFIG.n_head))
+    assert "checkpoint_version is 2.0, which CPM's Megatron has not" in error_of(
+        lambda: open_megatron(tmp_path, n_head=CONFIG.n_head)
+    )
