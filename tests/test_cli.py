@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from convert.__main__ import main
 from convert.cli import PROGRAM
 from tests.checkpoints import random_state, write_megatron
 from tests.conftest import ROOT
+from tests.light import main
 from tf_model.config import GPT2Config
 
 CONFIG = GPT2Config(vocab_size=48, n_positions=16, n_embd=24, n_layer=2, n_head=6)
@@ -135,12 +135,13 @@ def test_a_tokenizer_of_another_model(root: Path, demo: Path, capsys: pytest.Cap
 
 def test_output_exists(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "out" / "model"
-    folder.mkdir(parents=True)
+    assert convert(root) == 0
     (folder / "saved_model.pb").write_text("an older one")
     assert convert(root) == 2
     assert "--force" in capsys.readouterr().err
     assert (folder / "saved_model.pb").read_text() == "an older one"
     assert convert(root, "--force") == 0
+    assert (folder / "saved_model.pb").read_bytes() != b"an older one"
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["assets", "assets.extra", "fingerprint.pb", "saved_model.pb", "variables"]
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
@@ -157,11 +158,14 @@ def test_force_replaces_nothing_but_a_saved_model(
 ) -> None:
     """Not a folder of somebody's files, not the checkpoint itself, not a folder around it, not the current one."""
     (tmp_path / "novels").mkdir()
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "saved_model.pb").write_text("somebody else's")
     (tmp_path / "novels" / "chapter1.txt").write_text("mine")
     monkeypatch.chdir(root.parent)
     before = sorted(tmp_path.rglob("*"))
     for output in (
         tmp_path / "novels",
+        tmp_path / "others",
         root,
         root / "80000",
         root.parent,

@@ -110,8 +110,10 @@ def recognise(path: Path, from_format: str | None = None) -> Format:
     if from_format is not None:
         return next(format for format in FORMATS if format.name == from_format)
     try:
-        if not path.exists() and openai_tf1.find(path) is None:  # what TensorFlow calls a checkpoint is no file
-            raise CheckpointError(f"{path}: no such file or folder")
+        if not path.exists():  # what TensorFlow calls a checkpoint is no file
+            if openai_tf1.find(path) is None:
+                raise CheckpointError(f"{path}: no such file or folder")
+            return next(format for format in FORMATS if format.name == openai_tf1.NAME)
         if fitting := [format for format in FORMATS if format.matches(path)]:
             # What looks like Megatron in general may well be the newer kind of it.
             names = [format.name for format in fitting if format is not FORMATS[-1]]

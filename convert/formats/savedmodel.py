@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +28,7 @@ from convert.formats.table import Names, Part, Source, TableCheckpoint, check_na
 from convert.pickle_values import shown
 from convert.tokenizers import has_tokenizer
 from convert.torch_file import CheckpointError
-from exports.assets import CONFIG
+from exports.assets import CONFIG, GENERATION_DEFAULTS, SpecialTokens
 from tf_model.config import ConfigError, GPT2Config
 from tf_model.storage import DTYPES, SCALE, stored_tensors
 
@@ -106,6 +108,13 @@ def open_savedmodel(
         raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
 
 
+def _tokens(assets: Path, values: Mapping[str, Any], vocab_size: int) -> SpecialTokens:
+    """As of a Hugging Face folder, without what this program says by itself: no source has said it."""
+    tokens = tokens_of(assets, values, vocab_size)
+    defaults = {key: value for key, value in tokens.defaults.items() if GENERATION_DEFAULTS.get(key) != value}
+    return dataclasses.replace(tokens, defaults=defaults)
+
+
 def _open(folder: Path, n_head: int | None, any_heads: bool) -> Checkpoint:
     assets = folder / "assets"
     where = assets / CONFIG
@@ -144,7 +153,7 @@ def _open(folder: Path, n_head: int | None, any_heads: bool) -> Checkpoint:
         parts,
         details={"quantized": dtype} if quantized else {},
         notes=[f"the weights are those of {dtype}, not of the original: they were rounded then"] if quantized else [],
-        tokens=tokens_of(assets, values, config.vocab_size),
+        tokens=_tokens(assets, values, config.vocab_size),
         # BERT's vocabulary keeps its name, which may be anything.
         tokenizer=assets if has_tokenizer(assets) or any(assets.glob("*.txt")) else None,
     )

@@ -21,7 +21,8 @@ import pytest
 
 from convert.errors import ConvertError
 from convert.output import new_folder
-from exports.manifest import MANIFEST, differences
+from exports.hashing import Hasher
+from exports.manifest import MANIFEST, differences, write_manifest
 from tests.checkpoints import random_state, write_megatron
 from tests.conftest import ROOT
 from tf_model.config import GPT2Config
@@ -163,6 +164,8 @@ def test_force_exchanges_old_and_new(tmp_path: Path, monkeypatch: pytest.MonkeyP
         for content in ("old", "new"):
             with new_folder(output, force=True, size=0) as folder:
                 (folder / "saved_model.pb").write_text(content)
+                with Hasher() as hasher:
+                    write_manifest(folder, {}, hasher)
             assert (output / "saved_model.pb").read_text() == content
         assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

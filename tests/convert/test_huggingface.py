@@ -19,7 +19,7 @@ import transformers
 
 from convert.formats.huggingface import open_huggingface
 from convert.torch_file import CheckpointError
-from tests.convert.light import main, run
+from tests.light import main, run
 
 SIZES: dict[str, Any] = {
     "vocab_size": 96, "n_positions": 24, "n_embd": 48, "n_layer": 3, "n_head": 4, "bos_token_id": 1, "eos_token_id": 1,

@@ -80,6 +80,11 @@ def test_a_checkpoint(p: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
             "activation_function": "gelu_new",
             "layer_norm_epsilon": 1e-5,
         },
+        "bos_token_id": 7,
+        "eos_token_id": 7,
+        "pad_token_id": 5,
+        "tokenizer": None,
+        "notes": [],
         "possible_heads": [1, 2, 3, 4, 6, 8, 12, 24] if p == 1 else [2, 4, 6, 8, 12, 24],
         "parameters": PARAMETERS,
         "dtypes": {"float16": 28},
@@ -149,12 +154,14 @@ def test_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "tensor parallel 2",
         "heads not in the files; possible: 2, 4, 6, 8, 12, 24",
         f"parameters {PARAMETERS:,}",
+        "maths gelu_new, layer norms with epsilon 1e-05, tied output matrix",
+        "end of text 7",
         "wte.weight [48, 24] float16 1",
         "h.*.mlp.c_fc.weight [40, 24] float16 2",
     ):
         assert words in lines
     assert any(line.startswith("bfloat16 ") for line in lines)
-    assert len(out.splitlines()) < 40
+    assert len(out.splitlines()) < 45
     assert max(map(len, out.splitlines())) < 120
 
 

@@ -17,9 +17,9 @@ import torch
 from convert.formats.huggingface import open_huggingface
 from convert.formats.megatron_lm import open_megatron_lm
 from tests.checkpoints import State, fill_transformers, random_state, shards, write_megatron
-from tests.convert.light import main, run
 from tests.convert.test_huggingface import logits_of, random_model
 from tests.convert.test_megatron import megatron_name
+from tests.light import main, run
 from tf_model.config import GPT2Config
 
 CONFIG = GPT2Config(vocab_size=96, n_positions=40, n_embd=48, n_layer=4, n_head=8, n_inner=80)

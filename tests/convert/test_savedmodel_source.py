@@ -18,8 +18,8 @@ import torch
 from convert.formats.savedmodel import open_savedmodel
 from exports.tensor_bundle import BundleWriter
 from tests.checkpoints import random_state, write_megatron
-from tests.convert.light import main, run
 from tests.convert.test_huggingface import VARIANTS, random_model
+from tests.light import main, run
 from tf_model.config import GPT2Config
 from tf_model.storage import DTYPES
 

@@ -14,8 +14,8 @@ import torch
 import transformers
 
 from convert.formats.uer import open_uer
-from tests.convert.light import main, run
 from tests.convert.test_huggingface import IDS, logits_of, random_model
+from tests.light import main, run
 
 SIZES = {"vocab": 96, "positions": 24, "hidden": 48, "inner": 40, "layers": 2}
 HEADS = 4

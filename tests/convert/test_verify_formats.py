@@ -14,9 +14,9 @@ import torch
 from convert.formats.registry import open_checkpoint
 from convert.layer_norms import with_layer_norm
 from convert.reference import CheckpointReference
-from tests.convert.light import main, run
 from tests.convert.test_huggingface import IDS, VARIANTS, random_model
 from tests.convert.test_uer import HEADS, random_state, save, uer_logits
+from tests.light import main, run
 from tf_model.config import UER
 
 

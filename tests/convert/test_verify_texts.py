@@ -18,8 +18,8 @@ from convert.texts import _decoded
 from demo.corpus import write_held_out
 from tests.checkpoints import fill_transformers, random_state, write_megatron
 from tests.conftest import shared
-from tests.convert.light import main
 from tests.convert.verified import assert_refused, convert, run
+from tests.light import main
 from tf_model.config import GPT2Config
 from tokenization import CPMTokenizer
 

@@ -12,7 +12,7 @@ from convert.formats.megatron import open_megatron
 from exports.assets import CPM_TOKENS, write_assets
 from exports.saved_model import write_saved_model
 from tests.checkpoints import random_state
-from tests.convert.light import logits_alone, main
+from tests.light import logits_alone, main
 from tf_model.config import GPT2Config
 
 CONFIG = GPT2Config(vocab_size=96, n_positions=40, n_embd=48, n_layer=3, n_head=12)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from convert import releases
-from convert.__main__ import main
 from convert.releases import CPM_GENERATE, may_be_known, release_name
 from exports.hashing import Hasher, hash_file
 from exports.manifest import MANIFEST
 from tests.checkpoints import random_state, write_megatron
+from tests.light import main
 from tf_model.config import GPT2Config
 
 CONFIG = GPT2Config(vocab_size=48, n_positions=16, n_embd=24, n_layer=2, n_head=6)

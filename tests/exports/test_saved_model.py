@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +17,15 @@ import torch
 import transformers
 
 from convert.__main__ import main
+from tests import light
 from tests.checkpoints import fill_transformers, random_state, write_megatron
 from tests.tf_model.test_sampling import chi_squared_p_value
 from tf_model.config import GPT2Config
 
 CONFIG = GPT2Config(vocab_size=96, n_positions=40, n_embd=48, n_layer=3, n_head=12)
+
+
+Main = Callable[[list[str]], int]
 
 
 class Exported(NamedTuple):
@@ -46,7 +51,9 @@ class Exported(NamedTuple):
         return outputs["output_0"].numpy()
 
 
-def export(folder: Path, p: int = 2, dtype: str = "float32", config: GPT2Config = CONFIG, **layout: Any) -> Exported:
+def export(
+    folder: Path, p: int = 2, dtype: str = "float32", config: GPT2Config = CONFIG, main: Main = main, **layout: Any
+) -> Exported:
     state = random_state(config, np.random.default_rng(p))
     write_megatron(folder / "checkpoint", state, p, **layout)
     arguments = ["--checkpoint", str(folder / "checkpoint"), "--output", str(folder / "model"), "--dtype", dtype]
@@ -67,7 +74,7 @@ def ids_of(batch: int, size: int) -> np.ndarray:
 @pytest.mark.parametrize("p", [1, 2, 3, 4])
 def test_logits_are_the_originals(p: int, tmp_path: Path) -> None:
     """float32: within 1e-4 at every length. erf gelu costs 2e-3, an unmerged bias far more."""
-    exported = export(tmp_path, p)
+    exported = export(tmp_path, p, main=light.main)
     for size in range(1, CONFIG.n_positions + 1):
         ids = ids_of(2, size)
         expected = exported.oracle_logits(ids)
