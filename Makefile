@@ -20,7 +20,7 @@ demo: $(VENV)/ready ## convert the checkpoint in the repository, load it, print 
 	@$(RUN) -m demo
 
 test: $(VENV)/ready ## run the tests
-	@OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/ready ## run the tests that take minutes or gigabytes
 	@$(RUN) -m pytest -q -m slow

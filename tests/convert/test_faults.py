@@ -1,6 +1,6 @@
 """The converter killed at random moments, and two of them at once.
 
-``GPT2_SAVEDMODEL_KILLS`` sets the number of kills (default 2; ``make test-slow`` takes 30).
+``GPT2_SAVEDMODEL_KILLS`` sets the number of kills (default 1; ``make test-slow`` takes 30).
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def kills(checkpoint: Path, folder: Path, number: int) -> None:
 
 
 def test_a_few_kills(checkpoint: Path, tmp_path: Path) -> None:
-    kills(checkpoint, tmp_path, int(os.environ.get("GPT2_SAVEDMODEL_KILLS", "2")))
+    kills(checkpoint, tmp_path, int(os.environ.get("GPT2_SAVEDMODEL_KILLS", "1")))
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def test_logits_are_the_originals(p: int, tmp_path: Path) -> None:
         np.testing.assert_allclose(exported.logits(ids), expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("read", [1, 7, 20, 39])
+@pytest.mark.parametrize("read", [7, 39, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 20))])
 def test_texts_that_are_read_in_pieces(read: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("exports.signatures._READ", read)
     exported = export(tmp_path)
