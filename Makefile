@@ -24,6 +24,7 @@ test: $(VENV)/ready ## run the tests
 
 test-slow: $(VENV)/ready ## run the tests that take minutes or gigabytes
 	@$(RUN) -m pytest -q -m slow
+	@GPT2_SAVEDMODEL_FUZZ=2000 $(RUN) -m pytest -q tests/convert/test_fuzz.py
 
 lint: $(VENV)/ready ## ruff and mypy
 	@$(RUN) -m ruff check .

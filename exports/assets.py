@@ -52,10 +52,7 @@ def write_assets(
     folder.mkdir(exist_ok=True)
     special = tokens.to_dict()
     _write_json(folder / CONFIG, {**config.to_dict(), "dtype": dtype, **special})
-    defaults = {**GENERATION_DEFAULTS, **tokens.defaults}
-    if "max_length" in tokens.defaults and "max_new_tokens" not in tokens.defaults:
-        del defaults["max_new_tokens"]
-    _write_json(folder / GENERATION_CONFIG, {**special, **defaults})
+    _write_json(folder / GENERATION_CONFIG, {**special, **(tokens.defaults or GENERATION_DEFAULTS)})
     if tokenizer is not None:
         tokenizer.save(folder)
 

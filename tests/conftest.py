@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,12 +59,25 @@ def demo() -> Path:
     return ROOT / "demo" / "song-ci"
 
 
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """The folder that ``make`` writes, once for all processes that run tests; ``name`` is its own."""
+    base = factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
+    folder = base / name
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            make(new := Path(tempfile.mkdtemp(dir=base)))
+            new.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def song_ci(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The SavedModel of the demo."""
+    """The SavedModel of the demo, as ``python -m demo`` converts it."""
     from convert.__main__ import main
 
-    folder = tmp_path_factory.mktemp("song-ci") / "model"
-    arguments = ["--checkpoint", str(demo), "--tokenizer", str(demo / "tokenizer"), "--heads", "4"]
-    assert main(["pytorch-to-tf", *arguments, "--output", str(folder), "--quiet"]) == 0
-    return folder
+    def make(folder: Path) -> None:
+        arguments = ["--checkpoint", str(demo), "--tokenizer", str(demo / "tokenizer"), "--heads", "4"]
+        assert main(["pytorch-to-tf", *arguments, "--output", str(folder / "model"), "--quiet"]) == 0
+
+    return once(tmp_path_factory, "song-ci", make) / "model"

@@ -299,7 +299,7 @@ def until(condition: Callable[[], Any], seconds: float = 60) -> None:
 
 
 @pytest.mark.parametrize(("sent", "code", "said"), [(signal.SIGKILL, -9, ""), (signal.SIGINT, 130, "interrupted"),
-                                                    (signal.SIGTERM, 143, "terminated")])  # fmt: skip
+                          pytest.param(signal.SIGTERM, 143, "terminated", marks=pytest.mark.slow)])  # fmt: skip
 def test_interrupted_and_resumed(
     run: Run, song_ci: Path, tmp_path: Path, sent: signal.Signals, code: int, said: str
 ) -> None:

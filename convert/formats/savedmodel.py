@@ -111,8 +111,7 @@ def open_savedmodel(
 def _tokens(assets: Path, values: Mapping[str, Any], vocab_size: int) -> SpecialTokens:
     """As of a Hugging Face folder, without what this program says by itself: no source has said it."""
     tokens = tokens_of(assets, values, vocab_size)
-    defaults = {key: value for key, value in tokens.defaults.items() if GENERATION_DEFAULTS.get(key) != value}
-    return dataclasses.replace(tokens, defaults=defaults)
+    return dataclasses.replace(tokens, defaults={}) if tokens.defaults == GENERATION_DEFAULTS else tokens
 
 
 def _open(folder: Path, n_head: int | None, any_heads: bool) -> Checkpoint:

@@ -119,6 +119,7 @@ def test_too_little_disk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     assert "GB are needed, 20.0 GB are free" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_is_copied(tmp_path: Path) -> None:
     """``cp`` gets the bytes that the table says: all of the input and the output, and half as many."""
     copied: list[int] = []

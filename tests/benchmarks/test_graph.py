@@ -9,6 +9,7 @@ import pytest
 from benchmarks import graph
 
 
+@pytest.mark.slow
 def test_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = tmp_path / "performance.md"
     graph.main(["--shape", "1x16x2x40x8", "--repeat", "1", "--folder", str(tmp_path), "--write", str(document)])

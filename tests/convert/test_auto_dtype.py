@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from convert import auto_dtype, pytorch_to_tf
-from convert.__main__ import main
 from convert.auto_dtype import Choice, choose, choose_dtype
 from tests.checkpoints import random_state, write_megatron
 from tests.conftest import ROOT
+from tests.light import main
 from tf_model.config import GPT2Config
 from tf_model.storage import KERNEL
 

@@ -25,7 +25,7 @@ from convert.__main__ import main
 from tests.checkpoints import random_state, write_megatron
 from tf_model.config import GPT2Config
 
-CASES = int(os.environ.get("GPT2_SAVEDMODEL_FUZZ", "2000"))
+CASES = int(os.environ.get("GPT2_SAVEDMODEL_FUZZ", "600"))
 CONFIG = GPT2Config(vocab_size=24, n_positions=8, n_embd=12, n_layer=2, n_head=2)
 Files = dict[str, bytes]
 

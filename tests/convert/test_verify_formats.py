@@ -90,8 +90,7 @@ def test_conversion_with_verify(tmp_path: Path) -> None:
     assert manifest["source"]["format"] == "uer"
 
 
-@pytest.mark.parametrize("activation", ["silu", "relu"])
-def test_every_activation_survives_the_pruning(activation: str, tmp_path: Path) -> None:
-    """TensorFlow's own silu has a gradient of its own, whose functions go round in a circle without the others."""
-    random_model(activation_function=activation).save_pretrained(tmp_path / "hf")
+def test_silu_survives_the_pruning(tmp_path: Path) -> None:
+    """TensorFlow's own has a gradient of its own, whose functions go round in a circle without the others."""
+    random_model(activation_function="silu").save_pretrained(tmp_path / "hf")
     run("to-tf", "--checkpoint", tmp_path / "hf", "--output", tmp_path / "tf", "--verify")

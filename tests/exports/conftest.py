@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import pytest
 
-from tests.exports.loaded import Loaded
-from tests.exports.text_models import KINDS, TextModel, make
+from tests.conftest import once
+from tests.exports.loaded import Loaded, write_usual
+from tests.exports.text_models import KINDS, TextModel, load, write
 
 
 @pytest.fixture(scope="session")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
-    return Loaded(tmp_path_factory.mktemp("signatures"))
+    return Loaded(once(tmp_path_factory, "signatures", write_usual))
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +24,7 @@ def text_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Text
 
     def get(kind: str) -> TextModel:
         if kind not in made:
-            made[kind] = make(kind, tmp_path_factory.mktemp(kind))
+            made[kind] = load(kind, once(tmp_path_factory, kind, functools.partial(write, kind)))
         return made[kind]
 
     return get

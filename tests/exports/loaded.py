@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from convert.__main__ import main
-from tests.checkpoints import fill_transformers, random_state, write_megatron
+from tests.checkpoints import State, fill_transformers, random_state, write_megatron
 from tests.tf_model.test_beam import vivid
 from tests.tf_model.test_sampling import splitmix
 from tf_model.config import GPT2Config
@@ -30,15 +30,26 @@ Tensors = dict[str, np.ndarray]
 Lists = Sequence[Sequence[int]]
 
 
+def write(folder: Path, state: State, dtype: str = "float32", config: GPT2Config = CONFIG) -> None:
+    """The SavedModel ``folder/model`` of the checkpoint ``state``."""
+    write_megatron(folder / "checkpoint", state, 1)
+    arguments = ["--checkpoint", str(folder / "checkpoint"), "--output", str(folder / "model"), "--dtype", dtype]
+    assert main(["pytorch-to-tf", *arguments, "--heads", str(config.n_head), "--quiet"]) == 0
+
+
+def write_usual(folder: Path) -> None:
+    """The one that ``Loaded(folder)`` has by default."""
+    write(folder, vivid(random_state(CONFIG, np.random.default_rng(0))))
+
+
 class Loaded:
     """A SavedModel as its users have it, and transformers' model with the same weights."""
 
     def __init__(self, folder: Path, dtype: str = "float32", config: GPT2Config = CONFIG) -> None:
         state = vivid(random_state(config, np.random.default_rng(0)))
-        write_megatron(folder / "checkpoint", state, 1)
-        arguments = ["--checkpoint", str(folder / "checkpoint"), "--output", str(folder / "model"), "--dtype", dtype]
-        assert main(["pytorch-to-tf", *arguments, "--heads", str(config.n_head), "--quiet"]) == 0
         self.folder = folder / "model"
+        if not self.folder.exists():
+            write(folder, state, dtype, config)
         self.theirs = fill_transformers(state, config)
         self.model = tf.saved_model.load(str(self.folder))
 

@@ -301,7 +301,7 @@ def test_score_equals_transformers(loaded: Loaded) -> None:
             assert (logprobs[len(row) :] == 0).all()
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", INT8])
+@pytest.mark.parametrize("dtype", [pytest.param("float16", marks=pytest.mark.slow), "bfloat16", INT8])
 def test_other_types_run_every_signature(dtype: str, tmp_path: Path) -> None:
     half = Loaded(tmp_path, dtype)
     state = half("prefill", PROMPTS)

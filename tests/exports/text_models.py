@@ -14,7 +14,7 @@ import transformers
 
 from convert.__main__ import main
 from exports.text_generator import TextGenerator
-from tests.checkpoints import fill_transformers, random_state, write_megatron
+from tests.checkpoints import State, fill_transformers, random_state, write_megatron
 from tests.conftest import ROOT
 from tf_model.config import GPT2Config
 from tokenization import Tokenizer, load_tokenizer
@@ -68,15 +68,24 @@ def write_tokenizer(kind: str, folder: Path) -> Path:
     return folder
 
 
-def make(kind: str, folder: Path) -> TextModel:
-    """A model whose vocabulary is padded by 5 rows that mean nothing, as Megatron does it."""
+def write(kind: str, folder: Path) -> None:
+    """The SavedModel ``folder/model``: its vocabulary is padded by 5 rows that mean nothing, as Megatron does it."""
     files = write_tokenizer(kind, folder / "tokenizer")
-    size = load_tokenizer(files).vocab_size + 5
-    config = GPT2Config(vocab_size=size, n_positions=POSITIONS, n_embd=24, n_layer=2, n_head=4)
-    state = random_state(config, np.random.default_rng(len(kind)))
+    _, state = _model(kind, files)
     write_megatron(folder / "checkpoint", state, 1, extras=False)
     arguments = ["--checkpoint", str(folder / "checkpoint"), "--tokenizer", str(files), "--heads", "4", "--quiet"]
     assert main(["pytorch-to-tf", *arguments, "--output", str(folder / "model")]) == 0
+
+
+def _model(kind: str, files: Path) -> tuple[GPT2Config, State]:
+    size = load_tokenizer(files).vocab_size + 5
+    config = GPT2Config(vocab_size=size, n_positions=POSITIONS, n_embd=24, n_layer=2, n_head=4)
+    return config, random_state(config, np.random.default_rng(len(kind)))
+
+
+def load(kind: str, folder: Path) -> TextModel:
+    """What ``write`` wrote."""
+    config, state = _model(kind, folder / "model" / "assets")
     return TextModel(kind, folder / "model", TextGenerator.load(folder / "model"), fill_transformers(state, config))
 
 
