@@ -1,7 +1,7 @@
 """Damaged checkpoints, thousands of them: a correct conversion, or exit code 2 and one line. Nothing else.
 
-``GPT2_SAVEDMODEL_FUZZ`` sets the number of cases (default 600; ``make test-slow`` takes 2,000). The graph is not built in each of them: what is
-written in its place is every tensor that the writer of the SavedModel would have been given.
+``GPT2_SAVEDMODEL_FUZZ`` sets the number of cases (default 600; ``make test-slow`` takes 2,000). The graph is not built
+in each of them: what is written in its place is every tensor that the writer of the SavedModel would have been given.
 """
 
 from __future__ import annotations
