@@ -65,7 +65,6 @@ _OTHER_NAMES = {
 }  # fmt: skip
 """What transformers takes for the same (``GPT2Config.attribute_map``)."""
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-_SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer")
 _UNSUPPORTED = {"scale_attn_weights": True, "add_cross_attention": False}
 """What changes the maths in a way that no GPT-2 of these ecosystems uses, and what it has to be."""
 
@@ -142,39 +141,15 @@ def _open(
     folder: Path, values: Mapping[str, Any], sources: dict[str, Source], n_head: int | None, any_heads: bool
 ) -> Checkpoint:
     where = folder / CONFIG
-    values = {**{ours: values[theirs] for theirs, ours in _OTHER_NAMES.items() if theirs in values}, **values}
-    if values.get("model_type", "gpt2") != "gpt2":
-        raise CheckpointError(f"{where}: model_type is {shown(values['model_type'])}: expected gpt2")
-    for key, needed in _UNSUPPORTED.items():
-        if values.get(key, needed) is not needed:
-            raise CheckpointError(f"{where}: {key} is {shown(values[key])}: only {str(needed).lower()} is supported")
     prefix = _PREFIX if f"{_PREFIX}wte.weight" in sources else ""
-    vocab_size, n_embd = matrix_shape(folder, sources, f"{prefix}wte.weight")
-    n_positions, _ = matrix_shape(folder, sources, f"{prefix}wpe.weight")
-    _, n_inner = matrix_shape(folder, sources, f"{prefix}h.0.mlp.c_fc.weight")
-    n_layer = count_layers(folder, sources, f"{prefix}h.")
-    sizes = dict(zip(_SIZES, (vocab_size, n_positions, n_embd, n_layer), strict=True))
-    for key, size in {**sizes, "n_inner": n_inner}.items():
-        said = values.get(key)
-        if said is not None and said != size:
-            raise CheckpointError(f"{where}: {key} is {shown(said)}, but the tensors have {size}")
-    stored, said_activation = values.get("n_head"), str(values.get("activation_function"))
-    if stored is not None and type(stored) is not int:
-        raise CheckpointError(f"{where}: n_head is {shown(stored)}: expected a number")
-    config = GPT2Config.from_dict(
-        {
-            **values, **sizes, "n_inner": n_inner, "layer_norm": STANDARD,
-            "n_head": choose_heads(where if values else folder, n_embd, 1, n_head, any_heads, stored),
-            **({"activation_function": _ALIASES[name]} if (name := said_activation) in _ALIASES else {}),
-        }
-    )  # fmt: skip
+    config = _config(folder, values, sources, prefix, n_head, any_heads)
     expected = {
         _name(name, prefix): shape[::-1] if _LINEAR.fullmatch(name) else shape
         for name, shape in config.tensor_shapes().items()
     }
     is_copy = config.tie_word_embeddings and _HEAD in sources
     if is_copy:
-        expected[_HEAD] = (vocab_size, n_embd)
+        expected[_HEAD] = (config.vocab_size, config.n_embd)
     check_names(folder, sources, Names(expected, lambda name: _MASKS.fullmatch(name) is not None))
     parts = {
         name: Part([sources[_name(name, prefix)]], transposed if _LINEAR.fullmatch(name) else whole)
@@ -183,14 +158,51 @@ def _open(
     notes = [] if values else [f"{folder}: no {CONFIG}: taken for a GPT-2 with the tanh gelu and an epsilon of 1e-5"]
     if adapter := next((folder / name for name in _ADAPTERS if (folder / name).exists()), None):
         notes.append(f"{adapter}: an adapter, which is left out: merge it before (peft's merge_and_unload)")
-    own_tokenizer, check = folder if has_tokenizer(folder) else None, None
+    check = None
     if is_copy:
         embedding, copy = sources[_name("wte.weight", prefix)], sources[_HEAD]
         check = lambda: _check_tied(where, embedding, copy)  # noqa: E731
     return TableCheckpoint(
-        NAME, config, parts, notes=notes, tokens=tokens_of(folder, values, vocab_size), tokenizer=own_tokenizer,
-        check=check,
+        NAME, config, parts, notes=notes, tokens=tokens_of(folder, values, config.vocab_size),
+        tokenizer=folder if has_tokenizer(folder) else None, check=check,
     )  # fmt: skip
+
+
+def _config(
+    folder: Path, values: Mapping[str, Any], sources: Mapping[str, Source], prefix: str, n_head: int | None,
+    any_heads: bool,
+) -> GPT2Config:  # fmt: skip
+    """The sizes by the tensors, everything else by ``config.json``, which must not say other sizes.
+
+    Raises:
+        CheckpointError: it does, or it is of another model.
+        ConfigError: no GPT-2 has what it says.
+    """
+    where = folder / CONFIG
+    values = {**{ours: values[theirs] for theirs, ours in _OTHER_NAMES.items() if theirs in values}, **values}
+    if values.get("model_type", "gpt2") != "gpt2":
+        raise CheckpointError(f"{where}: model_type is {shown(values['model_type'])}: expected gpt2")
+    for key, needed in _UNSUPPORTED.items():
+        if values.get(key, needed) is not needed:
+            raise CheckpointError(f"{where}: {key} is {shown(values[key])}: only {str(needed).lower()} is supported")
+    vocab_size, n_embd = matrix_shape(folder, sources, f"{prefix}wte.weight")
+    n_positions, _ = matrix_shape(folder, sources, f"{prefix}wpe.weight")
+    _, n_inner = matrix_shape(folder, sources, f"{prefix}h.0.mlp.c_fc.weight")
+    sizes = {
+        "vocab_size": vocab_size, "n_positions": n_positions, "n_embd": n_embd,
+        "n_layer": count_layers(folder, sources, f"{prefix}h."), "n_inner": n_inner,
+    }  # fmt: skip
+    for key, size in sizes.items():
+        if values.get(key) not in (None, size):
+            raise CheckpointError(f"{where}: {key} is {shown(values[key])}, but the tensors have {size}")
+    stored, activation = values.get("n_head"), values.get("activation_function")
+    if stored is not None and type(stored) is not int:
+        raise CheckpointError(f"{where}: n_head is {shown(stored)}: expected a number")
+    heads = choose_heads(where if values else folder, n_embd, 1, n_head, any_heads, stored)
+    if isinstance(activation, str):
+        activation = _ALIASES.get(activation, activation)
+    changed = {**sizes, "n_head": heads, "activation_function": activation, "layer_norm": STANDARD}
+    return GPT2Config.from_dict({**values, **changed})
 
 
 def _name(canonical: str, prefix: str) -> str:
