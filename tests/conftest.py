@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from tf_model import storage
-
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
@@ -30,8 +28,7 @@ def shared(path: str) -> Path:
 
 
 INT8 = pytest.param("int8", marks=pytest.mark.int8)
-DTYPES = [pytest.param(d, marks=pytest.mark.int8) if d.startswith("int8") else d for d in storage.DTYPES]
-"""For tests that compute with them."""
+"""For tests that compute with it."""
 
 
 @functools.cache

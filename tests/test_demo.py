@@ -33,13 +33,15 @@ def phrases(poem: str) -> list[int]:
     return [len(phrase) for phrase in re.split("[，。、\n]+", poem.partition("\n")[2]) if phrase]
 
 
-@pytest.mark.parametrize("tune", FORMS)
+@pytest.mark.parametrize(
+    "tune", [pytest.param(t, marks=[pytest.mark.slow] if t in ("菩萨蛮", "西江月") else []) for t in FORMS]
+)
 def test_poems_have_the_form_of_their_tune(song_ci: Path, tune: str) -> None:
     form, share = FORMS[tune]
-    poems = verses(song_ci, [tune], 30, seed=0)
+    poems = verses(song_ci, [tune], 60, seed=0)
     assert all(poem.startswith(f"{tune}\n") for poem in poems)
-    assert len(set(poems)) == 30
-    assert sum(phrases(poem) == form for poem in poems) >= share * 30
+    assert len(set(poems)) == 60
+    assert sum(phrases(poem) == form for poem in poems) >= share * 60
 
 
 def test_it_prints_poems_within_a_minute() -> None:

@@ -298,8 +298,14 @@ def until(condition: Callable[[], Any], seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("sent", "code", "said"), [(signal.SIGKILL, -9, ""), (signal.SIGINT, 130, "interrupted"),
-                          pytest.param(signal.SIGTERM, 143, "terminated", marks=pytest.mark.slow)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("sent", "code", "said"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        pytest.param(signal.SIGTERM, 143, "terminated", marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, -9, "", marks=pytest.mark.slow),
+    ],
+)
 def test_interrupted_and_resumed(
     run: Run, song_ci: Path, tmp_path: Path, sent: signal.Signals, code: int, said: str
 ) -> None:

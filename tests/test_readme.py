@@ -61,7 +61,8 @@ def run_here(arguments: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(folder)
     monkeypatch.setattr("signal.signal", lambda *_: None)
     assert arguments[0] == "-m"
-    assert importlib.import_module(f"{arguments[1]}.__main__").main(arguments[2:]) == 0
+    monkeypatch.setattr("sys.argv", arguments[1:])
+    assert importlib.import_module(f"{arguments[1]}.__main__").main() == 0
     out, err = capture.readouterr()
     assert err == ""
     assert isinstance(out, str)
@@ -130,10 +131,12 @@ def test_links_lead_somewhere() -> None:
 
 
 @pytest.mark.parametrize("command", INLINE)
-def test_inline_commands(command: str, folder: Path) -> None:
+def test_inline_commands(
+    command: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     program, *arguments = shlex.split(command)
     assert program == ".venv/bin/python"
-    assert run([sys.executable, *arguments], folder).count("西江月\n") == 3
+    assert run_here(arguments, folder, monkeypatch, capsys).count("西江月\n") == 3
 
 
 def test_make_targets_exist() -> None:

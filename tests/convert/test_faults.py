@@ -1,6 +1,6 @@
 """The converter killed at random moments, and two of them at once.
 
-``GPT2_SAVEDMODEL_KILLS`` sets the number of kills (default 1; ``make test-slow`` takes 30).
+``GPT2_SAVEDMODEL_KILLS`` sets the number of kills (default 30).
 """
 
 from __future__ import annotations
@@ -89,13 +89,9 @@ def kills(checkpoint: Path, folder: Path, number: int) -> None:
     assert killed or number < 10  # a few may all come too late, where the machine has become faster meanwhile
 
 
-def test_a_few_kills(checkpoint: Path, tmp_path: Path) -> None:
-    kills(checkpoint, tmp_path, int(os.environ.get("GPT2_SAVEDMODEL_KILLS", "1")))
-
-
 @pytest.mark.slow
-def test_thirty_kills(checkpoint: Path, tmp_path: Path) -> None:
-    kills(checkpoint, tmp_path, 30)
+def test_kills(checkpoint: Path, tmp_path: Path) -> None:
+    kills(checkpoint, tmp_path, int(os.environ.get("GPT2_SAVEDMODEL_KILLS", "30")))
 
 
 def test_two_at_once(checkpoint: Path, tmp_path: Path) -> None:

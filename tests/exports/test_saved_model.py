@@ -82,7 +82,7 @@ def test_logits_are_the_originals(p: int, tmp_path: Path) -> None:
         np.testing.assert_allclose(exported.logits(ids), expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("read", [7, 39, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 20))])
+@pytest.mark.parametrize("read", [7, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 20, 39))])
 def test_texts_that_are_read_in_pieces(read: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("exports.signatures._READ", read)
     exported = export(tmp_path)
@@ -265,7 +265,7 @@ def test_no_weight_is_copied_when_it_is_read(exported: Exported) -> None:
     assert not [node.op for function in functions for node in function.node_def if node.op == "ResourceGather"]
 
 
-@pytest.mark.parametrize("library", ["tensorflow_hub", "tensorflow.saved_model"])
+@pytest.mark.parametrize("library", ["tensorflow_hub", pytest.param("tensorflow.saved_model", marks=pytest.mark.slow)])
 def test_loads_where_this_project_is_not(exported: Exported, library: str, tmp_path: Path) -> None:
     code = f"""
         import sys
