@@ -1,14 +1,15 @@
 """The signatures of the SavedModel, as traced functions of the model.
 
-They share two functions, which the graph holds once: the one that reads tokens, and the loop that generates them. So
-the graph hardly grows with the number of signatures. Each is a table of inputs and a body; an input with a default may
-be left out by whoever calls the function of the loaded object (``model.generate(...)``), and in requests to TensorFlow
-Serving.
+They share functions, which the graph holds once: the one that reads tokens (which calls one for all blocks), the loop
+that generates them, and the one that checks options. So the graph hardly grows with the number of signatures. Each is a
+table of inputs and a body; an input with a default may be left out by whoever calls the function of the loaded object
+(``model.generate(...)``), and in requests to TensorFlow Serving.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,7 +24,7 @@ from tf_model import quantization
 from tf_model.beam import beam_search
 from tf_model.cache import LayerCache
 from tf_model.generation import Context, Request, begin, random_seeds, resume
-from tf_model.gpt2 import GPT2, last_rows
+from tf_model.gpt2 import GPT2, last_rows, shared_block
 from tf_model.processors import Constraints
 from tf_model.sampling import Sampling
 from tf_model.storage import PRECISIONS
@@ -80,7 +81,11 @@ class Signatures:
         width = tf.TensorSpec([None, self._config.head_dim], model.compute_dtype)
         ids, row, number = (tf.TensorSpec([None] * rank, tf.int32) for rank in (2, 1, 0))
         layers = [LayerCache(width, width)] * self._config.n_layer
-        self._feed = tf.function(model.feed, input_signature=[ids, row, row, layers, number], autograph=False)
+        self._feed = tf.function(
+            functools.partial(model.feed, apply=shared_block(model)),
+            input_signature=[ids, row, row, layers, number],
+            autograph=False,
+        )
         real = tf.TensorSpec([None], tf.float32)
         seed = tf.TensorSpec([None], tf.int64)
         request = Request(
@@ -99,6 +104,12 @@ class Signatures:
             autograph=False,
         )
         prompt = {"input_ids": IDS, "input_lengths": ROW}
+        read = {name: requests.spec(option) for name, option in {**SHARED, **SAMPLING}.items()}
+        self._request = tf.function(
+            lambda inputs: requests.generation_request(inputs, self._config),
+            input_signature=[{**prompt, **read}],
+            autograph=False,
+        )
         ends = () if tokens.eos_token_id is None else (tokens.eos_token_id,)
         shared = {**SHARED, "eos_token_id": dataclasses.replace(SHARED["eos_token_id"], default=ends)}
         sampled = {**shared, **SAMPLING}
@@ -202,7 +213,7 @@ class Signatures:
         return {"output_0": self._generated(request)["sequences"]}
 
     def _generate(self, inputs: Tensors) -> Tensors:
-        return self._generated(requests.generation_request(inputs, self._config))
+        return self._generated(self._request(inputs))
 
     def _generated(self, request: Request) -> Tensors:
         capacity, context = begin(self._model.allocate, self._config.n_positions, request)
@@ -255,7 +266,7 @@ class Signatures:
         # Everything that only matters when tokens are drawn has its default.
         unused = {name: requests.default(option) for name, option in {**SHARED, **SAMPLING}.items()}
         nothing = {"max_new_tokens": tf.constant(0, tf.int64)}
-        request = requests.generation_request({**unused, **inputs, **nothing}, self._config)
+        request = self._request({**unused, **_without(inputs, "capacity"), **nothing})
         batch = tf.shape(request.input_ids)[0]
         limit = self._config.n_positions
         capacity = requests.same(per_row(inputs["capacity"], batch, "capacity"), "capacity")
@@ -267,7 +278,7 @@ class Signatures:
         return {"logits": logits, **self._state(context, batch)}
 
     def _decode(self, inputs: Tensors) -> Tensors:
-        request = requests.generation_request(inputs, self._config)
+        request = self._request(_without(inputs, *self._state_specs()))
         batch = tf.shape(inputs["input_ids"])[0]
         capacity, context = self._context(inputs, request)
         generated, context, logits = self._resume(request, context, capacity)
@@ -334,6 +345,10 @@ _CAPACITY = Option(0, 0, 2**31 - 1, "")
 
 def _cache_names(layer: int) -> tuple[str, str]:
     return f"cache_{layer:02d}_keys", f"cache_{layer:02d}_values"
+
+
+def _without(inputs: Tensors, *names: str) -> Tensors:
+    return {name: x for name, x in inputs.items() if name not in names}
 
 
 def _outputs(values: Mapping[str, tf.Tensor]) -> Tensors:

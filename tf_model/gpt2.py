@@ -15,7 +15,7 @@ import tensorflow as tf
 from tf_model import cache as kv
 from tf_model.cache import LayerCache
 from tf_model.config import GPT2Config
-from tf_model.layers import Block, Frame, LayerNorm, Matrix, Unwritten
+from tf_model.layers import ApplyBlock, Block, Frame, LayerNorm, Matrix, Unwritten
 from tf_model.storage import OFFSET, PRECISIONS, SCALE, stored_tensors
 
 _KERAS_NAMES = {
@@ -86,7 +86,13 @@ class GPT2(keras.Model):
         return kv.allocate(config.n_layer, batch, config.n_head, capacity, config.head_dim, self.compute_dtype)
 
     def feed(
-        self, tokens: tf.Tensor, start: tf.Tensor, count: tf.Tensor, cache: list[LayerCache], capacity: tf.Tensor
+        self,
+        tokens: tf.Tensor,
+        start: tf.Tensor,
+        count: tf.Tensor,
+        cache: list[LayerCache],
+        capacity: tf.Tensor,
+        apply: ApplyBlock = Block.__call__,
     ) -> tuple[tf.Tensor, list[LayerCache]]:
         """Reads new tokens, each row's behind what its cache has: a prompt, one token, a window; only s differs.
 
@@ -96,6 +102,7 @@ class GPT2(keras.Model):
             count: int32 ``[B]``, how many of the s tokens are the row's own.
             cache: as ``allocate`` or the last ``feed`` gave it; used up by this call.
             capacity: as given to ``allocate``.
+            apply: ``shared_block(model)`` where the graph is to hold one block for all.
 
         Returns:
             float32 ``[B * s, h]`` for ``logits``, row b's token j at b * s + j, and the cache to go on with.
@@ -109,7 +116,7 @@ class GPT2(keras.Model):
             tf.range(capacity + 1) <= position[:, tf.newaxis, :, tf.newaxis],
             kv.slots(position, column < count[:, tf.newaxis], self.config.n_head, capacity),
         )
-        return self._hidden(tokens, tf.minimum(position, self.config.n_positions - 1), frame, cache)
+        return self._hidden(tokens, tf.minimum(position, self.config.n_positions - 1), frame, cache, apply)
 
     def step(
         self, tokens: tf.Tensor, start: tf.Tensor, count: tf.Tensor, cache: list[LayerCache], capacity: tf.Tensor
@@ -119,13 +126,18 @@ class GPT2(keras.Model):
         return self.logits(last_rows(rows, tokens, count)), cache
 
     def _hidden(
-        self, tokens: tf.Tensor, position: tf.Tensor, frame: Frame, cache: list[Any]
+        self,
+        tokens: tf.Tensor,
+        position: tf.Tensor,
+        frame: Frame,
+        cache: list[Any],
+        apply: ApplyBlock = Block.__call__,
     ) -> tuple[tf.Tensor, list[Any]]:
         """Rows ``[B * s, h]`` before the final layer norm."""
         x = tf.reshape(self.wte(tokens) + self.wpe(position), [-1, self.config.n_embd])
         written = []
         for block, layer_cache in zip(self.h, cache, strict=True):
-            x, layer_cache = block(x, frame, layer_cache)
+            x, layer_cache = apply(block, x, frame, layer_cache)
             written.append(layer_cache)
         return x, written
 
@@ -141,6 +153,41 @@ class GPT2(keras.Model):
             name = scope.replace("/", ".").replace("h_", "h.", 1) if scope.startswith("h_") else scope
             named[f"{name}.{_KERAS_NAMES.get(leaf, leaf)}"] = variable.value
         return {name: named[name] for name in stored_tensors(self.config, self.weight_dtype)}
+
+
+def shared_block(model: GPT2) -> ApplyBlock:
+    """A way to call the blocks of ``model`` that adds one function to a graph, for all of them: weights are arguments.
+
+    TensorFlow puts the function's body in the place of each call before it runs a graph, so that a graph runs as it
+    would without. But it is traced once, and loaded once.
+    """
+    config = model.config
+    first = model.h[0]
+    weights = first.variables  # of all blocks in the same order
+
+    def call(x: tf.Tensor, frame: Frame, cache: LayerCache, scale: tf.Tensor, values: list[tf.Tensor]) -> Any:
+        with keras.StatelessScope(state_mapping=zip(weights, values, strict=True)):
+            return first(x, frame, cache, scale=scale)
+
+    number, row = (tf.TensorSpec([None] * rank, tf.int32) for rank in (0, 1))
+    width = tf.TensorSpec([None, config.head_dim], model.compute_dtype)
+    function = tf.function(
+        call,
+        input_signature=[
+            tf.TensorSpec([None, config.n_embd], tf.float32),
+            Frame(number, number, tf.TensorSpec([None, 1, None, None], tf.bool), row),
+            LayerCache(width, width),
+            tf.TensorSpec([], model.compute_dtype),
+            [tf.TensorSpec(weight.shape, weight.dtype) for weight in weights],
+        ],
+        autograph=False,
+    )
+
+    def apply(block: Block, x: tf.Tensor, frame: Frame, cache: LayerCache) -> Any:
+        scale = tf.constant(block.attn.scale, model.compute_dtype)
+        return function(x, frame, cache, scale, [tf.convert_to_tensor(weight.value) for weight in block.variables])
+
+    return apply
 
 
 def last_rows(rows: tf.Tensor, tokens: tf.Tensor, count: tf.Tensor) -> tf.Tensor:

@@ -173,7 +173,8 @@ class Linear(keras.layers.Layer):
 class Attention(keras.layers.Layer):
     """Causal multi-head attention: softmax(Q K^T / sqrt(head_dim)) V, then the output projection.
 
-    With ``scale_attn_by_inverse_layer_idx`` the scores of block i are divided by i + 1 as well.
+    With ``scale_attn_by_inverse_layer_idx`` the scores of block i are divided by i + 1 as well. A call may have another
+    block's ``scale``, as it may have another's weights.
     """
 
     def __init__(
@@ -189,7 +190,9 @@ class Attention(keras.layers.Layer):
         self.c_attn.build(input_shape)
         self.c_proj.build(input_shape)
 
-    def call(self, x: tf.Tensor, frame: Frame, cache: LayerCache | None) -> tuple[tf.Tensor, LayerCache | None]:
+    def call(
+        self, x: tf.Tensor, frame: Frame, cache: LayerCache | None, scale: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, LayerCache | None]:
         heads, width = self.config.n_head, self.config.head_dim
         shape = [frame.batch, frame.size, heads, width]
         query, key, value = (tf.reshape(part, shape) for part in tf.split(self.c_attn(x), 3, axis=-1))
@@ -200,7 +203,7 @@ class Attention(keras.layers.Layer):
             cache = cache.write(frame.slots, key, value)
             key, value = cache.read(frame.batch, heads)
         # The query is scaled, not the product: in float16 a product of large activations is infinite sooner.
-        mixed = attend(query * self.scale, key, value, frame.visible)
+        mixed = attend(query * (self.scale if scale is None else scale), key, value, frame.visible)
         merged = tf.reshape(tf.transpose(mixed, [0, 2, 1, 3]), [-1, self.config.n_embd])
         return self.c_proj(merged), cache
 
@@ -224,6 +227,10 @@ class MLP(keras.layers.Layer):
         return self.c_proj(self.activation(self.c_fc(x)))
 
 
+ApplyBlock = Callable[..., Any]
+"""``Block.__call__``, or a function that does the same."""
+
+
 class Block(keras.layers.Layer):
     """Pre-LN: a = x + attention(ln_1(x)); y = a + mlp(ln_2(a)). x and y are float32 ``[N, h]``."""
 
@@ -241,7 +248,9 @@ class Block(keras.layers.Layer):
         for layer in (self.ln_1, self.attn, self.ln_2, self.mlp):
             layer.build(input_shape)
 
-    def call(self, x: tf.Tensor, frame: Frame, cache: LayerCache | None) -> tuple[tf.Tensor, LayerCache | None]:
-        attended, cache = self.attn(self.ln_1(x), frame, cache)
+    def call(
+        self, x: tf.Tensor, frame: Frame, cache: LayerCache | None, scale: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, LayerCache | None]:
+        attended, cache = self.attn(self.ln_1(x), frame, cache, scale)
         x = x + tf.cast(attended, tf.float32)
         return x + tf.cast(self.mlp(self.ln_2(x)), tf.float32), cache
