@@ -5,6 +5,8 @@ That the maths is GPT-2's is tested on the exported model, against transformers 
 
 from __future__ import annotations
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import tensorflow as tf
 from tf_model.attention import attend
 from tf_model.config import ConfigError, GPT2Config
 from tf_model.generation import Request, generate
-from tf_model.gpt2 import GPT2
+from tf_model.gpt2 import GPT2, shared_block
 from tf_model.layers import Frame, LayerNorm
 from tf_model.processors import Constraints
 from tf_model.sampling import Sampling
@@ -218,3 +220,16 @@ def test_layer_norms_of_half_types_read_float32_rows(dtype: str, monkeypatch: py
     for x in seen:
         assert x.dtype == tf.float32
         assert (tf.cast(tf.cast(x, dtype), tf.float32).numpy() != x.numpy()).any()
+
+
+def test_one_function_for_all_blocks_has_the_weights_and_the_scale_of_each() -> None:
+    config = dataclasses.replace(CONFIG, n_layer=3, scale_attn_by_inverse_layer_idx=True)
+    model = random_model(config)
+    tokens = tf.constant([[1, 2, 3, 4, 5]])
+    apply, batch, size = shared_block(model), tf.constant(1), tf.constant(5)
+
+    @tf.function(autograph=False)
+    def rows() -> tf.Tensor:
+        return model.feed(tokens, tf.constant([0]), size[tf.newaxis], model.allocate(batch, size), size, apply)[0]
+
+    np.testing.assert_allclose(model.logits(rows()), model(tokens)[0], atol=1e-4)
