@@ -9,7 +9,7 @@ are joined, are a list for all rows.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -141,11 +141,25 @@ def _part(kind: Any, values: Mapping[str, tf.Tensor]) -> Any:
     return kind(**{field: values[field] for field in kind._fields})
 
 
-def generation_request(inputs: Mapping[str, tf.Tensor], config: GPT2Config) -> Request:
-    """The request that the inputs of ``generate`` or ``decode`` make."""
+class Prompt(NamedTuple):
+    """What every request for texts has, checked: int32 ``[B, S]`` and ``[B]``, and the options ``SHARED``."""
+
+    ids: tf.Tensor
+    lengths: tf.Tensor
+    options: dict[str, tf.Tensor]
+
+
+def read_prompt(inputs: Mapping[str, tf.Tensor], config: GPT2Config) -> Prompt:
+    """From ``input_ids``, ``input_lengths`` and the inputs named in ``SHARED``."""
     ids, lengths = checked_prompt(inputs, config)
+    return Prompt(ids, lengths, values(SHARED, inputs, tf.shape(ids)[0], config.vocab_size))
+
+
+def generation_request(prompt: Prompt, inputs: Mapping[str, tf.Tensor], config: GPT2Config) -> Request:
+    """The request that a prompt and the inputs named in ``SAMPLING`` make."""
+    ids = prompt.ids
     batch = tf.shape(ids)[0]
-    given = values({**SHARED, **SAMPLING}, inputs, batch, config.vocab_size)
+    given = {**prompt.options, **values(SAMPLING, inputs, batch, config.vocab_size)}
     seed, window, line = (given[name] for name in ("seed", "window_tokens", "window_line_token_id"))
     fits = check(
         window <= config.n_positions,
@@ -167,7 +181,7 @@ def generation_request(inputs: Mapping[str, tf.Tensor], config: GPT2Config) -> R
     )
     return Request(
         input_ids=ids,
-        input_lengths=lengths,
+        input_lengths=prompt.lengths,
         max_new_tokens=checked(new, small),
         sampling=_part(Sampling, {**given, "seed": tf.where(seed < 0, random_seeds(batch), seed)}),
         constraints=_part(Constraints, given),
@@ -184,10 +198,10 @@ def same(values: tf.Tensor, name: str) -> tf.Tensor:
     return tf.reduce_max(checked(values, equal))  # not [0], which has a message of its own about an empty batch
 
 
-def beam_request(inputs: Mapping[str, tf.Tensor], config: GPT2Config) -> BeamRequest:
-    """The request that the inputs of ``beam_search`` make."""
-    ids, lengths = checked_prompt(inputs, config)
-    given = values({**SHARED, **BEAMS}, inputs, tf.shape(ids)[0], config.vocab_size)
+def beam_request(prompt: Prompt, inputs: Mapping[str, tf.Tensor], config: GPT2Config) -> BeamRequest:
+    """The request that a prompt and the inputs named in ``BEAMS`` make."""
+    ids, lengths, shared = prompt
+    given = {**shared, **values(BEAMS, inputs, tf.shape(ids)[0], config.vocab_size)}
     beams, results = (same(given[name], name) for name in ("num_beams", "num_return_sequences"))
     limit = config.n_positions
     most = min(config.vocab_size, (2**31 - 1) // config.vocab_size)  # all continuations of a row are numbered in int32

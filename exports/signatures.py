@@ -104,10 +104,15 @@ class Signatures:
             autograph=False,
         )
         prompt = {"input_ids": IDS, "input_lengths": ROW}
-        read = {name: requests.spec(option) for name, option in {**SHARED, **SAMPLING}.items()}
+        common, more = ({name: requests.spec(option) for name, option in table.items()} for table in (SHARED, SAMPLING))
+        self._prompt = tf.function(
+            lambda inputs: requests.read_prompt(inputs, self._config),
+            input_signature=[{**prompt, **common}],
+            autograph=False,
+        )
         self._request = tf.function(
-            lambda inputs: requests.generation_request(inputs, self._config),
-            input_signature=[{**prompt, **read}],
+            lambda inputs: requests.generation_request(self._read_prompt(inputs), inputs, self._config),
+            input_signature=[{**prompt, **common, **more}],
             autograph=False,
         )
         ends = () if tokens.eos_token_id is None else (tokens.eos_token_id,)
@@ -178,6 +183,10 @@ class Signatures:
         )
         return tf.reshape(found, [-1, width])
 
+    def _read_prompt(self, inputs: Tensors) -> requests.Prompt:
+        prompt: requests.Prompt = self._prompt({name: inputs[name] for name in ("input_ids", "input_lengths", *SHARED)})
+        return prompt
+
     def _serving_default(self, inputs: Tensors) -> Tensors:
         ids, limit = inputs["inp"], self._config.n_positions
         batch, size = tf.unstack(tf.shape(ids))
@@ -220,7 +229,7 @@ class Signatures:
         return _outputs(self._resume(request, context, capacity)[0]._asdict())
 
     def _beam_search(self, inputs: Tensors) -> Tensors:
-        request = requests.beam_request(inputs, self._config)
+        request = requests.beam_request(self._read_prompt(inputs), inputs, self._config)
         limit = self._config.n_positions
         beams = beam_search(self._step, self._model.allocate, limit, request, self._pad_token_id)
         outer = tf.stack([tf.shape(inputs["input_ids"])[0], request.num_return_sequences])

@@ -61,6 +61,7 @@ def test_values_go_on_behind_the_block(tmp_path: Path) -> None:
     assert len(np.unique(checkpoint.read("wte.weight", np.dtype(np.float16)).view(np.uint16), axis=0)) == 700
 
 
+@pytest.mark.slow
 def test_the_notebooks_way_gives_the_same_weights(tmp_path: Path) -> None:
     import tensorflow as tf
 
@@ -79,6 +80,7 @@ def test_the_notebooks_way_gives_the_same_weights(tmp_path: Path) -> None:
         np.testing.assert_array_equal(ours.get_tensor(name), theirs.get_tensor(name))
 
 
+@pytest.mark.slow
 def test_it_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     work, document = tmp_path / "work", tmp_path / "performance.md"
     work.mkdir()

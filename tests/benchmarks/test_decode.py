@@ -165,12 +165,21 @@ def _is_there(contender: Contender) -> bool:
         return False
 
 
-def test_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "engines",
+    [
+        ["ours", "transformers", "llama.cpp"],
+        pytest.param(["ours", "transformers", "llama.cpp", "cpm-lm-tf2", "ctranslate2"], marks=pytest.mark.slow),
+    ],
+    ids=["few", "many"],
+)
+def test_it_runs(engines: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every measure with one type of weights; engines that are not there are named with a reason."""
     document, raw, work = tmp_path / "performance.md", tmp_path / "raw.json", tmp_path / "work"
     begin, end = report.markers(TINY)
     document.write_text(f"# Performance\n\n{begin}\nold\n{end}\n\nafter\n")
     arguments = ["--shape", TINY, "--only", "float32", "--dtype", "float32", "--repeat", "1", "--steps", "2"]
+    arguments += ["--engines", *engines]
     outputs = ["--json", str(raw), "--write", str(document), "--work", str(work)]
     benchmark.main([*arguments, "--threads", "1", *outputs])
     out = capsys.readouterr().out
@@ -179,8 +188,9 @@ def test_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not list(work.iterdir())
     result = json.loads(raw.read_text())
     (found,) = result["models"]
-    peers = {Contender("ctranslate2", "float32"), Contender("llama.cpp", "F32")}
-    there = {"ours/float32", "cpm-lm-tf2/float32", "transformers/float32", *map(str, filter(_is_there, peers))}
+    chosen = {Contender(name, "F32" if name == "llama.cpp" else "float32") for name in engines}
+    peers = {contender for contender in chosen if contender.engine in ("ctranslate2", "llama.cpp")}
+    there = {str(contender) for contender in chosen - peers | set(filter(_is_there, peers))}
     assert found["left_out"].keys() == {str(peer) for peer in peers} - there
     assert all("cannot be imported" in reason for reason in found["left_out"].values())
     measured = {(s["contender"], s["measure"]) for s in found["samples"]}

@@ -104,7 +104,8 @@ class TestReference:
 @pytest.mark.parametrize(
     ("p", "dtype"),
     [
-        (1, "float32"), (4, "float32"), (2, "float32"), (2, "float16"), (2, "bfloat16"),
+        (4, "float32"), (2, "float32"), (2, "bfloat16"),
+        *(pytest.param(p, dtype, marks=pytest.mark.slow) for p, dtype in ((1, "float32"), (2, "float16"))),
         *(pytest.param(2, dtype, marks=pytest.mark.int8) for dtype in ("int8", "int8-low-memory")),
     ],
 )  # fmt: skip
@@ -182,7 +183,8 @@ def assert_caught(root: Path, folder: Path) -> None:
     ("read", "dtype"),
     [
         *((read, "float32") for read in READS),
-        *((read, "bfloat16") for read in READS[:2]),
+        (READS[0], "bfloat16"),
+        pytest.param(READS[1], "bfloat16", marks=pytest.mark.slow),
         *(pytest.param(read, "int8", marks=pytest.mark.int8) for read in READS[:2]),
     ],
     ids=lambda value: getattr(value, "__name__", value),
@@ -196,7 +198,7 @@ def test_broken_readers_are_caught(
     assert_caught(roots[2], tmp_path / "model")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", INT8])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow), INT8])
 @pytest.mark.parametrize("tensors", ["biases", "all"])
 def test_broken_merges_are_caught(
     tensors: str, dtype: str, roots: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
