@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import gc
 import os
 import tempfile
 from collections.abc import Callable
@@ -38,6 +39,11 @@ def _computes_int8() -> bool:
     from tf_model.quantization import is_exact
 
     return bool(tf.function(is_exact)())
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the collector, which runs after each graph that is written, can leave it out."""
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

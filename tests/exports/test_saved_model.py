@@ -152,8 +152,6 @@ def test_top_p_keeps_the_token_that_crosses(exported: Exported) -> None:
     cumulated = np.cumsum(np.exp(logits[order] - logits.max())) / np.exp(logits - logits.max()).sum()
     for kept in (1, 2, 4):
         top_p = (cumulated[kept - 1] + (cumulated[kept - 2] if kept > 1 else 0)) / 2  # between kept - 1 and kept
-        drawn = exported.sample(np.repeat(prompt, 5_000, axis=0), 1, top_p, 3.0)[:, -1]
-        assert set(drawn) <= set(range(CONFIG.vocab_size))
         drawn = exported.sample(np.repeat(prompt, 5_000, axis=0), 1, top_p, 1.0)[:, -1]
         assert set(drawn) == set(order[:kept])
 
