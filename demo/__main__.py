@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from convert.__main__ import main as convert
+from exports.command_line import Parser
 
 CHECKPOINT = Path(__file__).parent / "song-ci"
 TUNES = ("浣溪沙", "鹧鸪天", "菩萨蛮", "如梦令")
@@ -44,7 +45,7 @@ def tune_name(text: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m demo", description="Converts the demo checkpoint, prints verses.")
+    parser = Parser(prog="python -m demo", description="Converts the demo checkpoint, prints verses.")
     parser.add_argument(
         "--tune", nargs="+", type=tune_name, default=list(TUNES), metavar="NAME", help=f"default: {' '.join(TUNES)}"
     )

@@ -40,7 +40,7 @@ class Program:
 
     def parser(self) -> argparse.ArgumentParser:
         first = next(iter(self.commands.values()))
-        top = _Parser(
+        top = Parser(
             prog=self.prog,
             description=self.description,
             epilog=f"example:\n  {first.EXAMPLE}\n\n{self.exit_codes}",
@@ -129,7 +129,7 @@ class Program:
         return f"{command}: unrecognized arguments: {' '.join(unknown)}{hint}"
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Says in one line what is wrong, without the list of all options in front."""
 
     def error(self, message: str) -> NoReturn:
