@@ -174,7 +174,10 @@ def load(folder: Path, rows: int) -> tuple[Loaded, Tokenizer]:
             raise ModelError(
                 f"{folder}: int8 needs TensorFlow for x86-64: convert again, as float32 or bfloat16"
             ) from error
-        raise ModelError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        raise ModelError(
+            f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}; if a file is damaged, "
+            f"`python -m convert check {folder}` says which: convert or copy it again"
+        ) from error
     if not all(hasattr(model, name) for name in ("generate", "beam_search", "score", "prefill", "decode")):
         raise ModelError(f"{folder}: made by an older version, without the signatures needed: convert it again")
     return Loaded(config, model), tokenizer
