@@ -1,6 +1,6 @@
 """One signature of a SavedModel, without the graph of the others.
 
-Loading makes Python objects of every node of every function, 0.4 GB for all signatures at 32 layers. Source of the
+Loading makes Python objects of every node of every function, 0.3 GB for all signatures at 32 layers. Source of the
 format: ``saved_object_graph.proto`` of TensorFlow.
 """
 

@@ -159,7 +159,8 @@ def shared_block(model: GPT2) -> ApplyBlock:
     """A way to call the blocks of ``model`` that adds one function to a graph, for all of them: weights are arguments.
 
     TensorFlow puts the function's body in the place of each call before it runs a graph, so that a graph runs as it
-    would without. But it is traced once, and loaded once.
+    would without. But it is traced once, and loaded once. int8 needs that, too: its kernel keeps the first matrix that
+    it packs, so every call must have a kernel of its own.
     """
     config = model.config
     first = model.h[0]

@@ -15,7 +15,7 @@ import tensorflow as tf
 from tests.checkpoints import random_state
 from tests.tf_model.test_beam import assign
 from tf_model.config import GPT2Config
-from tf_model.gpt2 import GPT2
+from tf_model.gpt2 import GPT2, shared_block
 from tf_model.quantization import offset, product, quantize
 from tf_model.storage import OFFSET, SCALE, stored_bytes, stored_tensors
 
@@ -71,26 +71,57 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
         np.testing.assert_array_equal(graph(tf.constant(row[np.newaxis])).numpy()[0], expected)
 
 
-@pytest.mark.int8
-def test_the_model_is_that_of_its_weights() -> None:
-    """float32 with the same, quantised weights: only the activations' rounding is left."""
-    exact, model = GPT2(CONFIG), GPT2(CONFIG, dtype="int8")
+def models(dtype: str, step: int = 1) -> tuple[GPT2, GPT2]:
+    """In float32 and in ``dtype``, with the same, quantised weights; all but every ``step``-th column is 0."""
+    exact, model = GPT2(CONFIG), GPT2(CONFIG, dtype=dtype)
     assign(exact, random_state(CONFIG, np.random.default_rng(2)))
     variables = model.canonical_variables()
     for name, variable in exact.canonical_variables().items():
         if name + SCALE in variables:
-            quantized, scale = quantize(variable.numpy())
+            matrix = np.zeros_like(variable.numpy())
+            matrix[:, ::step] = variable.numpy()[:, ::step]
+            quantized, scale = quantize(matrix)
             variables[name].assign(quantized)
             variables[name + SCALE].assign(scale)
             variables[name + OFFSET].assign(offset(quantized))
             variable.assign(quantized * scale[:, np.newaxis])
         else:
             variables[name].assign(variable)
-    ids = tf.constant(np.random.default_rng(3).integers(0, 96, (4, 40)))
-    expected, found = exact(ids).numpy(), model(ids).numpy()
-    span = expected.max() - expected.min()
-    assert np.abs(found - expected).max() < 0.05 * span
-    assert np.abs(found - expected).mean() < 0.005 * span
+    return exact, model
+
+
+def assert_close(found: tf.Tensor, expected: tf.Tensor) -> None:
+    """But for the rounding of activations."""
+    span = np.ptp(expected.numpy())
+    error = np.abs(found.numpy() - expected.numpy())
+    assert error.max() < 0.05 * span
+    assert error.mean() < 0.005 * span
+
+
+IDS = np.random.default_rng(3).integers(0, 96, (4, 40))
+
+
+@pytest.mark.int8
+def test_the_model_is_that_of_its_weights() -> None:
+    exact, model = models("int8")
+    assert_close(model(tf.constant(IDS)), exact(tf.constant(IDS)))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int8-low-memory"])
+def test_one_function_for_all_blocks_packs_the_weights_of_each(dtype: str) -> None:
+    """The kernel keeps the first matrix that it packs. Without VNNI, too: of each pair, whose sum might saturate, one
+    column is 0."""
+    exact, model = models(dtype, step=2)
+    ids, batch, size = tf.constant(IDS, tf.int32), tf.constant(4), tf.constant(40)
+    apply = shared_block(model)
+
+    @tf.function(autograph=False)
+    def rows() -> tf.Tensor:
+        start = tf.zeros([batch], tf.int32)
+        return model.feed(ids, start, tf.fill([batch], size), model.allocate(batch, size), size, apply)[0]
+
+    for _ in range(2):
+        assert_close(model.logits(rows()), tf.reshape(exact(ids), [-1, 96]))
 
 
 def test_offsets_are_exact() -> None:
