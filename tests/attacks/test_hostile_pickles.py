@@ -143,17 +143,17 @@ REFUSED: dict[str, Raw] = {
     "BINUNICODE8 of 10**12 bytes": Raw(b"\x8d" + struct.pack("<Q", 10**12)),
     "LONG4 of 2 GB": Raw(b"\x8b" + struct.pack("<i", 2**31 - 1)),
     "LONG4 of 1 MB": Raw(b"\x8b" + struct.pack("<i", 1 << 20) + b"\x7f" * (1 << 20)),
-    "a set copied 20,000 times": Raw(
+    "a set copied 100,000 times": Raw(
         value(list(range(1000)))
         + b"q\x00"
         + name("builtins", "list")
         + b"q\x01"
         + b"("
-        + b"h\1h\0\x85R" * 20_000
+        + b"h\1h\0\x85R" * 100_000
         + b"l"
     ),
 }
-DEEP = 20_000
+DEEP = 50_000
 BOMBS: dict[str, Raw] = {
     "lists in lists": Raw(b"]" * DEEP + b"a" * (DEEP - 1)),
     "tuples in tuples": Raw(b")" + b"\x85" * DEEP),

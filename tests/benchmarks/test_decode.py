@@ -168,7 +168,7 @@ def _is_there(contender: Contender) -> bool:
 @pytest.mark.parametrize(
     "engines",
     [
-        ["ours", "llama.cpp"],
+        ["ours", "transformers", "llama.cpp"],
         pytest.param(["ours", "transformers", "llama.cpp", "cpm-lm-tf2", "ctranslate2"], marks=pytest.mark.slow),
     ],
     ids=["few", "many"],

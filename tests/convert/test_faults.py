@@ -108,8 +108,9 @@ def test_two_at_once(checkpoint: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-@pytest.mark.slow  # where nothing is written yet, ``tests/test_cli.py`` has it
-@pytest.mark.parametrize("limit", [3_000_001, 8 << 20, 10_000_000])
+@pytest.mark.parametrize(
+    "limit", [8 << 20, *(pytest.param(limit, marks=pytest.mark.slow) for limit in (3_000_001, 10_000_000))]
+)
 def test_the_disk_fills_up(limit: int, checkpoint: Path, tmp_path: Path) -> None:
     """With the graph and some of the weights written. The kernel's limit on a file's size stands in for a disk."""
     code = (

@@ -1,6 +1,6 @@
 """Damaged checkpoints, thousands of them: a correct conversion, or exit code 2 and one line. Nothing else.
 
-``GPT2_SAVEDMODEL_FUZZ`` sets the number of cases (default 300; ``make test-slow`` takes 2,000). The graph is not built
+``GPT2_SAVEDMODEL_FUZZ`` sets the number of cases (default 600; ``make test-slow`` takes 2,000). The graph is not built
 in each of them: what is written in its place is every tensor that the writer of the SavedModel would have been given.
 """
 
@@ -25,7 +25,7 @@ from convert.__main__ import main
 from tests.checkpoints import random_state, write_megatron
 from tf_model.config import GPT2Config
 
-CASES = int(os.environ.get("GPT2_SAVEDMODEL_FUZZ", "300"))
+CASES = int(os.environ.get("GPT2_SAVEDMODEL_FUZZ", "600"))
 CONFIG = GPT2Config(vocab_size=24, n_positions=8, n_embd=12, n_layer=2, n_head=2)
 Files = dict[str, bytes]
 

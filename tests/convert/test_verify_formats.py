@@ -96,7 +96,7 @@ def test_silu_survives_the_pruning(tmp_path: Path) -> None:
     """TensorFlow's own has a gradient of its own, whose functions go round in a circle without the others."""
     model = random_model(activation_function="silu")
     model.save_pretrained(tmp_path / "hf")
-    run("to-tf", "--checkpoint", tmp_path / "hf", "--output", tmp_path / "tf")
+    run("to-tf", "--checkpoint", tmp_path / "hf", "--output", tmp_path / "tf", "--verify")
     logits = tf.saved_model.load(str(tmp_path / "tf")).signatures["logits"](tf.constant(IDS, tf.int64))["logits"]
     with torch.inference_mode():
         expected = model(torch.tensor(IDS)).logits

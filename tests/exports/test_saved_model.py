@@ -73,9 +73,9 @@ def ids_of(batch: int, size: int) -> np.ndarray:
 
 @pytest.mark.parametrize("p", [1, 2, 3, 4])
 def test_logits_are_the_originals(p: int, tmp_path: Path) -> None:
-    """float32: within 1e-4 at any length. erf gelu costs 2e-3, an unmerged bias far more."""
+    """float32: within 1e-4 at every length. erf gelu costs 2e-3, an unmerged bias far more."""
     exported = export(tmp_path, p, main=light.main)
-    for size in (*range(1, 18), 33, 50, CONFIG.n_positions - 1, CONFIG.n_positions):
+    for size in range(1, CONFIG.n_positions + 1):
         ids = ids_of(2, size)
         expected = exported.oracle_logits(ids)
         assert 3 < expected.std() < 30  # logits of the order of 10: the bound below means something
