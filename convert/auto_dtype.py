@@ -28,8 +28,12 @@ class Rule(NamedTuple):
     op: str | None = None
 
 
-RULES = (Rule("int8", ("avx512_vnni", "avx_vnni"), KERNEL), Rule("bfloat16", ("avx512_bf16", "amx_bf16")))
-"""The first that holds is taken: fewer bytes are read for a token, and the CPU multiplies them as they are."""
+RULES = (
+    Rule("int8", ("avx512_vnni", "avx_vnni"), KERNEL),
+    Rule("bfloat16", ("avx512_bf16", "amx_bf16")),
+    Rule("int8-avx2", ("avx2",), KERNEL),
+)
+"""The first that holds is taken: what generates fastest."""
 
 OTHERWISE = "float32"
 

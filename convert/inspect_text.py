@@ -41,9 +41,9 @@ def lines(report: Report) -> Iterable[str]:
     )
     yield f"loaded: the variables and {_bytes(TENSORFLOW_BYTES)} for TensorFlow and the graph"
     if any(dtype.startswith("int8") for dtype in report["outputs"]):
-        yield "int8: needs TensorFlow for x86-64 and a processor with VNNI instructions"
+        yield "int8: needs TensorFlow for x86-64, and VNNI instructions but for int8-avx2"
     if "int8" in report["outputs"]:
-        yield "int8 keeps a copy of the matrices for each signature that is called (here one); int8-low-memory none"
+        yield "int8 keeps a copy of the matrices for each signature that is called (here one); the others none"
     if signatures := report.get("signatures"):
         yield ""
         for name, signature in signatures.items():

@@ -47,14 +47,16 @@ input and output file; `python -m convert check` compares them.
 {parity}
 """
 
-_INT8 = (
-    " int8 needs TensorFlow\nfor x86-64, whose other builds do not have the kernel and refuse to load it, and a "
-    "processor with VNNI\ninstructions (Intel since Ice Lake, AMD since Zen 4): on others every call refuses."
+_INT8 = " int8 needs TensorFlow\nfor x86-64, whose other builds do not have the kernel and refuse to load it"
+_VNNI = (
+    f"{_INT8}, and a processor with VNNI\ninstructions (Intel since Ice Lake, AMD since Zen 4): on others every call "
+    "refuses, and --dtype int8-avx2 is for them."
 )
 _NOTES = {
     "float16": " float16 is meant for\nGPUs: most CPUs compute it several times more slowly than float32.",
-    "int8": _INT8 + " Each\nsignature that is called keeps a copy of the matrices in the kernel's own order.",
-    "int8-low-memory": _INT8,
+    "int8": f"{_VNNI} Each\nsignature that is called keeps a copy of the matrices in the kernel's own order.",
+    "int8-low-memory": _VNNI,
+    "int8-avx2": f"{_INT8}. It is\nmade for processors without VNNI instructions; on others --dtype int8 is faster.",
 }
 
 

@@ -143,7 +143,8 @@ class Signatures:
 
         def call(*args: tf.Tensor, **more: tf.Tensor) -> Tensors:
             given = {**dict(zip(names, args, strict=False)), **more}
-            if PRECISIONS[self._model.weight_dtype].matrices == "int8":
+            precision = PRECISIONS[self._model.weight_dtype]
+            if precision.matrices == "int8" and not precision.halves:
                 ids = names[0]
                 given[ids] = checked(given[ids], check(quantization.is_exact(), _NO_VNNI))
             return body(given)
@@ -347,7 +348,7 @@ class Signatures:
 
 _NO_VNNI = (
     "this processor has no VNNI instructions, without which the int8 products of TensorFlow are wrong: convert the "
-    "checkpoint with --dtype float32 or bfloat16"
+    "checkpoint with --dtype int8-avx2 or float32"
 )
 _CAPACITY = Option(0, 0, 2**31 - 1, "")
 

@@ -104,7 +104,7 @@ class Matrix:
     def __init__(self, layer: keras.layers.Layer, name: str, shape: Any, dtype: str, initializer: Initializer) -> None:
         self.scale = None
         if PRECISIONS[dtype].matrices == "int8":
-            self.packed = PRECISIONS[dtype].packed
+            self.packed, self.halves = PRECISIONS[dtype].packed, PRECISIONS[dtype].halves
             fill = isinstance(initializer, keras.initializers.Initializer)  # to be assigned: random int8 means nothing
             zeros, ones = ("zeros", "ones") if fill else (initializer, initializer)
             self.weight = layer.add_weight(name=name, shape=shape, dtype="int8", initializer=zeros, trainable=False)
@@ -128,9 +128,8 @@ class Matrix:
     def product(self, x: tf.Tensor, bias: tf.Tensor | None = None) -> tf.Tensor:
         """x W^T + b, ``[N, out]``, of ``x`` ``[N, in]``."""
         if self.scale is not None:
-            return quantization.product(
-                x, self.weight.value, self.scale.value, self.offset.value, bias, packed=self.packed
-            )
+            weight = (self.weight.value, self.scale.value, self.offset.value)
+            return quantization.product(x, *weight, bias, packed=self.packed, halves=self.halves)
         weight = self.weight.value
         x = tf.cast(x, weight.dtype)
 

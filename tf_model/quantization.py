@@ -11,6 +11,10 @@ activations, int8 weights, a bias, and the ranges that the integers stand for. W
   row's sum that this adds is stored with the weights, as ``offset``, and taken off by the kernel's bias;
 - the ranges are single numbers of scale 1: with a range per output the kernel makes its scales anew at every call,
   which takes as long as the product itself for a matrix of 768 x 3072.
+
+Without VNNI instructions oneDNN adds pairs of products in 16 bits, which saturate: 2 * 255 * 127 is too large, but
+2 * 128 * 127 is not. ``halves`` multiplies each row of activations in two parts that add up to it, so that the sums are
+exact on every processor. Where that is needed one row takes no longer: the kernel's time goes into the weights' order.
 """
 
 from __future__ import annotations
@@ -57,6 +61,7 @@ def product(
     bias: tf.Tensor | None = None,
     *,
     packed: bool = True,
+    halves: bool = False,
 ) -> tf.Tensor:
     """x W^T + b, float32 ``[N, out]``.
 
@@ -67,14 +72,15 @@ def product(
         offset: float32 ``[out]``, ``offset(kernel)``.
         bias: float32 ``[out]``.
         packed: whether a graph's kernel keeps a copy of the matrix, in its own order, after the first call.
+        halves: whether each activation is multiplied in two halves, which needs no VNNI.
     """
     if tf.executing_eagerly():  # the op can be made in a graph only
-        return tf.function(_product, autograph=False)(x, kernel, scale, offset, bias, False)
-    return _product(x, kernel, scale, offset, bias, packed)
+        return tf.function(_product, autograph=False)(x, kernel, scale, offset, bias, False, halves)
+    return _product(x, kernel, scale, offset, bias, packed, halves)
 
 
 def is_exact() -> tf.Tensor:
-    """bool scalar, false where the processor has no VNNI: oneDNN then adds pairs of products in 16 bits, too few."""
+    """bool scalar: whether products of whole activations are exact, which takes VNNI instructions."""
     width, outputs = 64, 16
     kernel = tf.fill([outputs, width], tf.constant(_LEVELS, tf.int8))
     offsets = tf.fill([outputs], -float(_ZERO * _LEVELS * width))
@@ -89,15 +95,19 @@ def _product(
     offset: tf.Tensor,
     bias: tf.Tensor | None,
     packed: bool,
+    halves: bool,
 ) -> tf.Tensor:
     largest = tf.reduce_max(tf.abs(x), axis=-1, keepdims=True)
-    levels = x * tf.math.divide_no_nan(float(_LEVELS), largest)
     # A cast cuts off: what is added is the zero point, and a half for rounding.
-    unsigned = tf.cast(levels + (_ZERO + 0.5), tf.uint8)
+    levels, zero = float(_LEVELS), _ZERO + 0.5
+    if halves:  # floor(n / 2) and floor(n / 2 + 1 / 2) add up to n
+        levels, zero = levels / 2, tf.constant([[[zero / 2]], [[zero / 2 + 0.5]]])
+    unsigned = tf.cast(x * tf.math.divide_no_nan(levels, largest) + zero, tf.uint8)
+    unsigned = tf.reshape(unsigned, [-1, kernel.shape[1]])
     inputs = [
         tf.bitcast(unsigned, tf.quint8),
         tf.bitcast(kernel, tf.qint8),
-        offset,
+        offset / 2 if halves else offset,
         *(tf.constant(float(bound)) for bound in (0, 255, -_LEVELS, _LEVELS)),
     ]
     ((summed,), _) = op_def_library.apply_op(
@@ -122,5 +132,7 @@ def _product(
         leakyrelu_alpha=0.0,
     )
     summed.set_shape([None, kernel.shape[0]])  # what the op's shape function does not tell
+    if halves:
+        summed = tf.add_n(tf.split(summed, 2))
     result = summed * scale * (largest * (1.0 / _LEVELS))
     return result if bias is None else result + bias

@@ -18,12 +18,15 @@ class Precision(NamedTuple):
     compute: the products, and the cache of keys and values.
     packed: whether int8 kernels keep a copy of their matrix in the order that is fastest to read. Without it a model
         takes half the memory; single rows are up to a quarter slower, 8 rows take twice as long.
+    halves: whether int8 kernels do without VNNI instructions, and take activations in two halves for it. Copies would
+        gain nothing there.
     """
 
     matrices: str
     others: str
     compute: str
     packed: bool = True
+    halves: bool = False
 
 
 PRECISIONS: Mapping[str, Precision] = {
@@ -32,6 +35,7 @@ PRECISIONS: Mapping[str, Precision] = {
     "bfloat16": Precision("bfloat16", "bfloat16", "bfloat16"),
     "int8": Precision("int8", "float32", "float32"),
     "int8-low-memory": Precision("int8", "float32", "float32", packed=False),
+    "int8-avx2": Precision("int8", "float32", "float32", packed=False, halves=True),
 }
 DTYPES = tuple(PRECISIONS)
 """What an exported model can be."""

@@ -23,6 +23,7 @@ CONFIG = GPT2Config(vocab_size=48, n_positions=16, n_embd=24, n_layer=1, n_head=
 # Excerpts of /proc/cpuinfo of machines that there are.
 ZEN_5 = "fpu sse4_1 avx2 fma avx512f avx512bw avx_vnni avx512_bf16 avx512_vnni"
 ZEN_3 = "fpu sse4_1 avx2 fma"
+NEHALEM = "fpu sse4_1"
 CASCADE_LAKE = "fpu sse4_1 avx2 fma avx512f avx512bw avx512_vnni"
 ALDER_LAKE = "fpu sse4_1 avx2 fma avx_vnni"
 SAPPHIRE_RAPIDS = "fpu avx2 avx512f avx512_vnni avx512_bf16 amx_bf16 amx_tile amx_int8"
@@ -34,7 +35,9 @@ SAPPHIRE_RAPIDS = "fpu avx2 avx512f avx512_vnni avx512_bf16 amx_bf16 amx_tile am
         (ZEN_5, True, "int8", ["avx512_vnni", KERNEL]),
         (CASCADE_LAKE, True, "int8", ["avx512_vnni", KERNEL]),
         (ALDER_LAKE, True, "int8", ["avx_vnni", KERNEL]),
-        (ZEN_3, True, "float32", ["avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "Linux x86_64"]),
+        (ZEN_3, True, "int8-avx2", ["avx2", KERNEL]),
+        (ZEN_3, False, "float32", [f"TensorFlow has no kernel {KERNEL}", "Linux x86_64"]),
+        (NEHALEM, True, "float32", ["avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "avx2", "Linux x86_64"]),
         (ZEN_5, False, "bfloat16", [f"TensorFlow has no kernel {KERNEL}", "the CPU has avx512_bf16"]),
         (SAPPHIRE_RAPIDS, False, "bfloat16", ["avx512_bf16", "amx_bf16"]),
         ("fpu amx_bf16", True, "bfloat16", ["amx_bf16"]),
@@ -57,7 +60,7 @@ def test_tensorflow_is_asked_only_where_it_matters() -> None:
     def ask(op: str) -> bool:
         raise AssertionError
 
-    assert choose(ZEN_3.split(), "", ask).dtype == "float32"
+    assert choose(NEHALEM.split(), "", ask).dtype == "float32"
     assert choose(["avx512_bf16"], "", ask).dtype == "bfloat16"
     assert choose(None, "", ask).dtype == "float32"
 

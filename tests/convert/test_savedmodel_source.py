@@ -82,7 +82,7 @@ def test_hugging_face_and_back(variant: str, tmp_path: Path) -> None:
         assert (tmp_path / "before" / name).read_bytes() == (tmp_path / "after" / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("dtype", ["int8", "int8-low-memory"])
+@pytest.mark.parametrize("dtype", ["int8", "int8-low-memory", "int8-avx2"])
 def test_int8_is_given_as_what_it_stands_for(
     dtype: str, models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

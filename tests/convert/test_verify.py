@@ -22,7 +22,7 @@ from convert.parity import TOLERANCES, Comparison, ParityReport, PromptParity, V
 from convert.sharding import COLUMN, QKV, Split, merge
 from convert.verify import random_prompts, verify
 from tests.checkpoints import fill_transformers, write_megatron
-from tests.conftest import INT8, ROOT
+from tests.conftest import ROOT
 from tests.convert.verified import CONFIG, STATE, convert, open_checkpoint
 from tf_model import layers
 
@@ -106,7 +106,7 @@ class TestReference:
     [
         (4, "float32"), (2, "float32"), (2, "bfloat16"),
         *(pytest.param(p, dtype, marks=pytest.mark.slow) for p, dtype in ((1, "float32"), (2, "float16"))),
-        *(pytest.param(2, dtype, marks=pytest.mark.int8) for dtype in ("int8", "int8-low-memory")),
+        *(pytest.param(2, dtype, marks=pytest.mark.int8) for dtype in ("int8", "int8-low-memory")), (2, "int8-avx2"),
     ],
 )  # fmt: skip
 def test_right_conversions_pass(p: int, dtype: str, roots: dict[int, Path], tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def assert_caught(root: Path, folder: Path) -> None:
         *((read, "float32") for read in READS),
         (READS[0], "bfloat16"),
         pytest.param(READS[1], "bfloat16", marks=pytest.mark.slow),
-        *(pytest.param(read, "int8", marks=pytest.mark.int8) for read in READS[:2]),
+        *((read, "int8-avx2") for read in READS[:2]),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
@@ -198,7 +198,7 @@ def test_broken_readers_are_caught(
     assert_caught(roots[2], tmp_path / "model")
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow), INT8])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow), "int8-avx2"])
 @pytest.mark.parametrize("tensors", ["biases", "all"])
 def test_broken_merges_are_caught(
     tensors: str, dtype: str, roots: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -222,8 +222,10 @@ class TestText:
     ("dtype", "tokens"),
     [
         pytest.param("int8", 8_000, marks=pytest.mark.int8),
+        ("int8-avx2", 8_000),
         ("bfloat16", 2_000),
         pytest.param("int8", 40_000, marks=[pytest.mark.slow, pytest.mark.int8]),
+        pytest.param("int8-avx2", 40_000, marks=pytest.mark.slow),
         pytest.param("bfloat16", 40_000, marks=pytest.mark.slow),
     ],
 )

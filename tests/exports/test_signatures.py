@@ -301,7 +301,7 @@ def test_score_equals_transformers(loaded: Loaded) -> None:
             assert (logprobs[len(row) :] == 0).all()
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("float16", marks=pytest.mark.slow), "bfloat16", INT8])
+@pytest.mark.parametrize("dtype", [pytest.param("float16", marks=pytest.mark.slow), "bfloat16", INT8, "int8-avx2"])
 def test_other_types_run_every_signature(dtype: str, tmp_path: Path) -> None:
     half = Loaded(tmp_path, dtype)
     state = half("prefill", PROMPTS)
@@ -315,13 +315,13 @@ def test_other_types_run_every_signature(dtype: str, tmp_path: Path) -> None:
     logits = half("decode", PROMPTS, max_new_tokens=0, **state)["logits"]
     for prompt, row in zip(PROMPTS, logits, strict=True):
         expected = half.logits(prompt)[-1].numpy()
-        assert np.abs(row - expected).max() < (0.2 if dtype == "int8" else 0.05) * (expected.max() - expected.min())
+        assert np.abs(row - expected).max() < (0.2 if "int8" in dtype else 0.05) * (expected.max() - expected.min())
 
 
-@pytest.mark.int8
-def test_a_row_of_int8_does_not_depend_on_its_neighbours(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [INT8, "int8-avx2"])
+def test_a_row_of_int8_does_not_depend_on_its_neighbours(dtype: str, tmp_path: Path) -> None:
     """Drawn by chance, ragged, each with its own scale of activations: the same tokens alone as among others."""
-    int8, rng = Loaded(tmp_path, "int8"), np.random.default_rng(5)
+    int8, rng = Loaded(tmp_path, dtype), np.random.default_rng(5)
     prompts = random_prompts(rng, 12, 12)
     options = {"max_new_tokens": 18, "temperature": 1.0}
     together = texts(int8("generate", prompts, seed=list(range(12)), **options))
