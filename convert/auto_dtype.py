@@ -50,7 +50,7 @@ class Choice(NamedTuple):
 
 def choose_dtype() -> Choice:
     """For this machine. TensorFlow is imported only where a choice depends on it."""
-    return choose(_cpu_flags(_CPUINFO), f"{platform.system()} {platform.machine()}", _has_kernel)
+    return choose(cpu_flags(), f"{platform.system()} {platform.machine()}", _has_kernel)
 
 
 def choose(flags: Collection[str] | None, machine: str, has_kernel: Callable[[str], bool]) -> Choice:
@@ -79,10 +79,10 @@ def wanted() -> str:
     return ", ".join(f"{rule.dtype} with {' or '.join(rule.flags)}" for rule in RULES)
 
 
-def _cpu_flags(path: Path) -> frozenset[str] | None:
+def cpu_flags() -> frozenset[str] | None:
     """Of the first CPU; empty where Linux calls them otherwise (not x86), None on another system."""
     try:
-        lines = path.read_text("utf-8", "replace").splitlines()
+        lines = _CPUINFO.read_text("utf-8", "replace").splitlines()
     except OSError:
         return None
     values = (line.partition(":") for line in lines)

@@ -26,14 +26,14 @@ from typing import Any
 from benchmarks.convert import machine, write_between_markers
 from benchmarks.decode import plot, report
 from benchmarks.decode.engines import ENGINES
-from benchmarks.decode.plan import GROUPS, contenders, measures
+from benchmarks.decode.plan import GROUPS, INT8, contenders, measures
 from benchmarks.decode.ratios import ratios
 from benchmarks.decode.results import Model
 from benchmarks.decode.run import Run
 from benchmarks.random_checkpoint import SHAPES, parse_shape
 from tf_model.config import ConfigError
 
-_OURS = ("int8", "bfloat16", "float32")
+_OURS = (INT8.dtype, "bfloat16", "float32")
 
 
 def _positive(text: str) -> int:

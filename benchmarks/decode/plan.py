@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from benchmarks.decode.engines import ENGINES
+from convert.auto_dtype import RULES, cpu_flags
 from tf_model.config import GPT2Config
 
 LARGE = 1_000_000_000
@@ -13,7 +14,7 @@ LARGE = 1_000_000_000
 _OWN = {"ours": 700_000_000, "cpm-lm-tf2": 700_000_000, "transformers": 500_000_000, "probe": 1_300_000_000}
 _SMALL = 150_000_000
 _COPIED = 1.3
-"""Copies of the weights that our int8 makes beside them, for the two signatures that are called."""
+"""Copies of the weights that our int8 with VNNI makes beside them, for the two signatures that are called."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,16 +47,21 @@ class Contender:
 
     def memory(self, config: GPT2Config) -> float:
         """Bytes that it takes, about."""
-        copies = ENGINES[self.engine].memory + (_COPIED if self == INT8 else 0)
+        copies = ENGINES[self.engine].memory + (_COPIED if (self.engine, self.dtype) == ("ours", "int8") else 0)
         return _OWN.get(self.engine, _SMALL) + copies * self.weight_bytes(config)
 
 
 PROBE = Contender("probe", "float32")
-INT8 = Contender("ours", "int8")
+_FLAGS = cpu_flags() or ()
+INT8 = Contender(
+    "ours",
+    next((r.dtype for r in RULES if r.dtype.startswith("int8") and any(flag in _FLAGS for flag in r.flags)), "int8"),
+)
+"""The one that is made for the machine at hand."""
 LLAMA = Contender("llama.cpp", "Q8_0")
 OPENVINO = Contender("openvino", "int8")
 _GROUPS = {
-    "int8": ("int8", "Q8_0"),
+    "int8": ("int8", "int8-avx2", "Q8_0"),
     "bfloat16": ("bfloat16", "float16", "BF16"),
     "float32": ("float32", "F32"),
     "int4": ("Q4_0",),

@@ -108,8 +108,9 @@ def test_tokens_agree_until_one_does_not() -> None:
 def test_groups() -> None:
     """Together where there is room; else by type, each with our int8, and the weights of a type are what they weigh."""
     config = SHAPES["generate"]
-    chosen = plan.contenders(list(ENGINES), ["int8", "bfloat16", "float32"], plan.GROUPS)
-    assert len(chosen) == sum(len(kind.dtypes) for name, kind in ENGINES.items() if name != "probe") - 1  # float16
+    chosen = plan.contenders(list(ENGINES), [INT8.dtype, "bfloat16", "float32"], plan.GROUPS)
+    kinds = sum(len(kind.dtypes) for name, kind in ENGINES.items() if name != "probe")
+    assert len(chosen) == kinds - 2  # float16, and int8 for the other processors
     assert list(plan.groups(chosen, SHAPES["distill"], 20e9)) == [ALL]
     found = plan.groups(chosen, config, 20e9)
     assert list(found) == ["int8", "bfloat16", "float32", "int4"]
@@ -117,7 +118,7 @@ def test_groups() -> None:
     assert Contender("cpm-lm-tf2", "float32") in found["float32"]
     assert sum(member.memory(config) for member in found["int8"]) < 20e9  # so that they take turns measure by measure
     assert INT8.weight_bytes(config) == pytest.approx(config.parameter_count, rel=0.01)
-    assert plan.contenders(["ours"], ["int8", "float32"], ["int8"]) == [INT8]
+    assert plan.contenders(["ours"], [INT8.dtype, "float32"], ["int8"]) == [INT8]
     measures = {measure.name: measure for measure in plan.measures(config, 0)}
     assert not plan.wanted(measures["at 900"], Contender("ours", "float32"), "float32", config)
     assert plan.wanted(measures["at 900"], INT8, "int8", config)

@@ -127,7 +127,7 @@ def test_tensorflow_is_not_imported_for_an_error(case: str, arguments: list[str]
         "import sys\n"
         "from convert import auto_dtype\n"
         "from convert.__main__ import main\n"
-        f"auto_dtype._cpu_flags = lambda path: {ZEN_5.split()}\n"
+        f"auto_dtype.cpu_flags = lambda: {ZEN_5.split()}\n"
         "try:\n    code = main(sys.argv[1:])\nexcept SystemExit as error:\n    code = error.code\n"
         "assert 'tensorflow' not in sys.modules\n"
         "sys.exit(code)"

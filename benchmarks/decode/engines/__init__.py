@@ -86,7 +86,11 @@ class Kind:
 _TENSORFLOW = {"tensorflow": "tensorflow"}
 ENGINES: Mapping[str, Kind] = {
     "ours": Kind(
-        "this project", "ours", _TENSORFLOW, {"int8": 1, "bfloat16": 2, "float32": 4, "float16": 2}, memory=1.15
+        "this project",
+        "ours",
+        _TENSORFLOW,
+        {"int8": 1, "int8-avx2": 1, "bfloat16": 2, "float32": 4, "float16": 2},
+        memory=1.15,
     ),
     "cpm-lm-tf2": Kind("CPM-LM-TF2's design", "cpm_lm_tf2", _TENSORFLOW, {"float32": 4}),
     "transformers": Kind(
