@@ -60,9 +60,11 @@ def convert(folder: Path, output: Path, heads: int, dtype: str) -> None:
         for theirs, ours in _NAMES:
             name = name.replace(theirs, ours)
         variables[name].assign(tf.cast(tensor.float().numpy(), variables[name].dtype))
+    signatures = Signatures(model, CPM_TOKENS)
+    signatures.stacks.assign()
     root = tf.Module()
-    root.weights = variables
-    function = Signatures(model, CPM_TOKENS).functions["serving_default"]
+    root.weights, root.stacks = signatures.weights, signatures.stacks.variables
+    function = signatures.functions["serving_default"]
     tf.saved_model.save(root, str(output), signatures=function)
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-_KEPT = ("weights", "signatures")
+from tf_model.storage import STACKS, WEIGHTS
+
+_KEPT = (WEIGHTS, STACKS, "signatures")
 
 
 def prune(folder: Path, target: Path, name: str) -> None:

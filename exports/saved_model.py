@@ -2,13 +2,14 @@
 
 ``tf.saved_model.save`` needs every variable filled. Here the graph is built over variables whose memory is never
 touched and saved without its checkpoint; then ``tensor_bundle`` writes the checkpoint, each tensor under the key that
-the object graph gives it.
+the object graph gives it. A variable of the graph has the weights of all blocks, ``[L, ...]``; the checkpoint names the
+tensor of each block, too, as part of it: readers find every tensor under its canonical name (``weight_key``).
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,10 +24,9 @@ from exports.tensor_bundle import BundleWriter
 from tf_model import quantization
 from tf_model.config import GPT2Config
 from tf_model.gpt2 import GPT2
-from tf_model.storage import OFFSET, SCALE
+from tf_model.storage import OFFSET, SCALE, STACKS, WEIGHTS, stack_name
 
 _OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
-_WEIGHTS = "weights"
 
 
 def write_saved_model(
@@ -43,7 +43,8 @@ def write_saved_model(
         config: the sizes.
         dtype: of matrices and biases, one of ``tf_model.storage.DTYPES``; layer norms stay float32.
         tokens: the padding id is part of the graph.
-        read: gives the tensor of a canonical name in the dtype asked for. Called once a tensor, in canonical order.
+        read: gives the tensor of a canonical name in the dtype asked for. Called once a tensor, in the canonical order
+            of one block: what is the first in each, what is the second in each.
 
     Returns:
         the one file with all weights, and its hexadecimal SHA-256.
@@ -59,26 +60,66 @@ def write_saved_model(
     variables.mkdir(exist_ok=True)
     with BundleWriter(variables / "variables") as bundle:
         bundle.add_string(_OBJECT_GRAPH_KEY, object_graph)
-        for name in config.tensor_shapes():
-            for stored, value in _stored(name, slots[name].dtype, read):
-                if value.shape != slots[stored].shape:
-                    raise ValueError(f"{stored}: expected shape {slots[stored].shape}, found {value.shape}")
-                bundle.add(slots[stored].key, value)
+        for name, members in _members(config).items():
+            _write_slot(bundle, name, members, slots, read)
         return bundle.data, bundle.finish()
 
 
-def _stored(
-    name: str, dtype: np.dtype, read: Callable[[str, np.dtype], np.ndarray]
-) -> Iterable[tuple[str, np.ndarray]]:
-    """A canonical tensor as it is stored: in its dtype, or as int8 with scales and offsets."""
-    if dtype != np.int8:
-        return ((name, read(name, dtype)),)
-    weight, scale = quantization.quantize(read(name, np.dtype(np.float32)))
-    return (name, weight), (name + SCALE, scale), (name + OFFSET, quantization.offset(weight))
+def weight_key(name: str) -> str:
+    """The key of the tensor with the canonical ``name`` in the checkpoint; TensorFlow doubles the dots of names."""
+    return f"{WEIGHTS}/{name.replace('.', '..')}/.ATTRIBUTES/VARIABLE_VALUE"
+
+
+def _stack_key(name: str) -> str:
+    return weight_key(name).replace(WEIGHTS, STACKS, 1)
+
+
+def _members(config: GPT2Config) -> dict[str, list[str]]:
+    """The variables of the graph, and the canonical tensors that are in each."""
+    members: dict[str, list[str]] = {}
+    for name in config.tensor_shapes():
+        members.setdefault(stack_name(name) or name, []).append(name)
+    return members
+
+
+def _write_slot(
+    bundle: BundleWriter,
+    name: str,
+    members: Sequence[str],
+    slots: Mapping[str, _Slot],
+    read: Callable[[str, np.dtype], np.ndarray],
+) -> None:
+    """Writes the tensors that make up a variable: in its dtype, or as int8 followed by scales and offsets."""
+    small: dict[str, list[np.ndarray]] = {}
+
+    def stored(member: str) -> np.ndarray:
+        if slots[name].dtype != np.int8:
+            return read(member, slots[name].dtype)
+        weight, scale = quantization.quantize(read(member, np.dtype(np.float32)))
+        for suffix, values in ((SCALE, scale), (OFFSET, quantization.offset(weight))):
+            small.setdefault(suffix, []).append(values)
+        return weight
+
+    def add(suffix: str, values: Iterable[np.ndarray]) -> None:
+        slot = slots[name + suffix]
+        stacked = stack_name(members[0]) is not None
+
+        def checked() -> Iterable[np.ndarray]:
+            for member, value in zip(members, values, strict=True):
+                if value.shape != slot.shape[stacked:]:
+                    raise ValueError(f"{member}{suffix}: expected shape {slot.shape[stacked:]}, found {value.shape}")
+                yield value
+
+        keys = [weight_key(member + suffix) for member in members] if stacked else []
+        bundle.add_blocks(slot.key, slot.dtype, slot.shape, checked(), keys)
+
+    add("", map(stored, members))
+    for suffix, values in small.items():
+        add(suffix, values)
 
 
 class _Slot(NamedTuple):
-    """Where a weight goes: its key in the checkpoint, what it is like."""
+    """A variable of the graph: its key in the checkpoint, what it is like."""
 
     key: str
     shape: tuple[int, ...]
@@ -86,31 +127,20 @@ class _Slot(NamedTuple):
 
 
 def _write_graph(folder: Path, config: GPT2Config, dtype: str, tokens: SpecialTokens) -> tuple[bytes, dict[str, _Slot]]:
-    """Writes everything but the weights; gives the object graph and, for each weight, where it goes."""
-    model = GPT2(config, dtype=dtype, initialize=False)
+    """Writes everything but the weights; gives the object graph and, for each variable, where it goes."""
+    signatures = Signatures(GPT2(config, dtype=dtype, initialize=False), tokens)
+    functions = signatures.functions
     root = tf.Module()
-    root.weights = model.canonical_variables()
-    functions = Signatures(model, tokens).functions
-    for name, function in functions.items():  # with defaults in Python too, which ``root.signatures`` has not
-        setattr(root, name, function)
+    for name, child in {WEIGHTS: signatures.weights, STACKS: signatures.stacks.variables, **functions}.items():
+        setattr(root, name, child)  # functions with defaults in Python too, which ``root.signatures`` has not
     save_and_return_nodes(root, str(folder), signatures=functions, experimental_skip_checkpoint=True)
     object_graph = save_util.serialize_graph_view(graph_view.ObjectGraphView(root))[3]
-    keys = _keys(object_graph, root.weights)
     slots = {
         # TensorFlow's bfloat16 in numpy is ml_dtypes', as everywhere here.
-        name: _Slot(key, tuple(variable.shape), np.dtype(variable.dtype.as_numpy_dtype))
-        for (name, variable), key in zip(root.weights.items(), keys, strict=True)
+        name: _Slot(key(name), tuple(variable.shape), np.dtype(variable.dtype.as_numpy_dtype))
+        for key, variables in ((weight_key, root.weights), (_stack_key, root.stacks))
+        for name, variable in variables.items()
     }
+    written = {attribute.checkpoint_key for node in object_graph.nodes for attribute in node.attributes}
+    assert written == {slot.key for slot in slots.values()}, "TensorFlow calls the variables otherwise"
     return object_graph.SerializeToString(), slots
-
-
-def _keys(
-    object_graph: save_util.trackable_object_graph_pb2.TrackableObjectGraph, names: dict[str, tf.Variable]
-) -> list[str]:
-    """The checkpoint key of each weight: root -> the dictionary of weights -> the weight -> its value."""
-
-    def child(node: int, name: str) -> int:
-        return int(next(c.node_id for c in object_graph.nodes[node].children if c.local_name == name))
-
-    weights = child(0, _WEIGHTS)
-    return [object_graph.nodes[child(weights, name)].attributes[0].checkpoint_key for name in names]

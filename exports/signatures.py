@@ -9,7 +9,6 @@ table of inputs and a body; an input with a default may be left out by whoever c
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -24,10 +23,11 @@ from tf_model import quantization
 from tf_model.beam import beam_search
 from tf_model.cache import LayerCache
 from tf_model.generation import Context, Request, begin, random_seeds, resume
-from tf_model.gpt2 import GPT2, last_rows, shared_block
+from tf_model.gpt2 import GPT2, last_rows
 from tf_model.processors import Constraints
 from tf_model.sampling import Sampling
-from tf_model.storage import PRECISIONS
+from tf_model.stacks import Stacks
+from tf_model.storage import PRECISIONS, stack_name
 from tf_model.window import Window
 
 Tensors = dict[str, tf.Tensor]
@@ -50,6 +50,9 @@ _WINDOW = {name: SAMPLING[name] for name in ("window_tokens", "window_line_token
 
 class Signatures:
     """What the SavedModel of ``model`` can do; ``functions`` has a ``tf.function`` for each signature.
+
+    They compute with the variables in ``weights``, by canonical name, which are the model's, and with those of
+    ``stacks``, which have the weights of all blocks and are to be written.
 
     B rows, S tokens, V the vocabulary. ``input_ids`` is int64 ``[B, S]``, right-padded with anything; ``input_lengths``
     int64 ``[B]``; options are as ``exports.options`` and ``exports.requests`` say. All whole numbers are int64.
@@ -81,8 +84,12 @@ class Signatures:
         width = tf.TensorSpec([None, self._config.head_dim], model.compute_dtype)
         ids, row, number = (tf.TensorSpec([None] * rank, tf.int32) for rank in (2, 1, 0))
         layers = [LayerCache(width, width)] * self._config.n_layer
+        self.stacks = Stacks(model)
+        self.weights = {n: v for n, v in model.canonical_variables().items() if stack_name(n) is None}
         self._feed = tf.function(
-            functools.partial(model.feed, apply=shared_block(model)),
+            lambda tokens, start, count, cache, capacity: model.feed(
+                tokens, start, count, cache, capacity, self.stacks.blocks()
+            ),
             input_signature=[ids, row, row, layers, number],
             autograph=False,
         )

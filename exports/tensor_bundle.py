@@ -8,9 +8,10 @@ the key of each tensor with a ``BundleEntryProto`` of its dtype, shape, place an
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -59,26 +60,43 @@ class BundleWriter:
         self.add_blocks(key, value.dtype, value.shape, (value,))
 
     def add_blocks(
-        self, key: str, dtype: np.dtype[Any], shape: tuple[int, ...], blocks: Iterable[np.ndarray[Any, Any]]
+        self,
+        key: str,
+        dtype: np.dtype[Any],
+        shape: tuple[int, ...],
+        blocks: Iterable[np.ndarray[Any, Any]],
+        keys: Sequence[str] = (),
     ) -> None:
         """Adds a tensor of numbers whose values come in blocks, one after the other as they lie in the file.
 
+        Args:
+            key: of the whole.
+            dtype: of the numbers.
+            shape: of the whole.
+            blocks: its parts, of any shapes.
+            keys: of the blocks, where each is to be found as a tensor of its own, too.
+
         Raises:
-            ValueError: the blocks do not add up to the shape, or are of another type; or as ``add``.
+            ValueError: the blocks do not add up to the shape, are of another type, or others than there are keys; or as
+                ``add``.
             TypeError, OSError: as ``add``.
         """
         kind = tf.as_dtype(dtype)
         if kind == tf.string or not dtype.isnative:
             raise TypeError(f"{key}: {dtype} is not written as it is in memory")
         start, crc = self._file.size, 0
-        for block in blocks:
+        for block, name in zip(blocks, keys or itertools.repeat(""), strict=bool(keys)):
             if block.dtype != dtype:
                 raise ValueError(f"{key}: expected {dtype}, found {block.dtype}")
             data = np.ascontiguousarray(block).reshape(-1).view(np.uint8)
+            begin, own = self._file.size, 0
             for first in range(0, len(data), BLOCK):  # what was just copied is still in the cache
                 part = data[first : first + BLOCK]
                 self._file.write(part)
                 crc = google_crc32c.extend(crc, part)
+                own = google_crc32c.extend(own, part) if name else 0
+            if name:
+                self._enter(name, kind, block.shape, begin, own)
         needed, found = math.prod(shape) * dtype.itemsize, self._file.size - start
         if found != needed:
             raise ValueError(f"{key}: expected {needed} bytes for the shape {list(shape)}, found {found}")

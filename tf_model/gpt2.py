@@ -7,6 +7,7 @@ own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -92,7 +93,7 @@ class GPT2(keras.Model):
         count: tf.Tensor,
         cache: list[LayerCache],
         capacity: tf.Tensor,
-        apply: ApplyBlock = Block.__call__,
+        blocks: Sequence[ApplyBlock] = (),
     ) -> tuple[tf.Tensor, list[LayerCache]]:
         """Reads new tokens, each row's behind what its cache has: a prompt, one token, a window; only s differs.
 
@@ -102,7 +103,7 @@ class GPT2(keras.Model):
             count: int32 ``[B]``, how many of the s tokens are the row's own.
             cache: as ``allocate`` or the last ``feed`` gave it; used up by this call.
             capacity: as given to ``allocate``.
-            apply: ``shared_block(model)`` where the graph is to hold one block for all.
+            blocks: others than the model's own: ``Stacks.blocks``.
 
         Returns:
             float32 ``[B * s, h]`` for ``logits``, row b's token j at b * s + j, and the cache to go on with.
@@ -116,7 +117,7 @@ class GPT2(keras.Model):
             tf.range(capacity + 1) <= position[:, tf.newaxis, :, tf.newaxis],
             kv.slots(position, column < count[:, tf.newaxis], self.config.n_head, capacity),
         )
-        return self._hidden(tokens, tf.minimum(position, self.config.n_positions - 1), frame, cache, apply)
+        return self._hidden(tokens, tf.minimum(position, self.config.n_positions - 1), frame, cache, blocks)
 
     def step(
         self, tokens: tf.Tensor, start: tf.Tensor, count: tf.Tensor, cache: list[LayerCache], capacity: tf.Tensor
@@ -131,13 +132,14 @@ class GPT2(keras.Model):
         position: tf.Tensor,
         frame: Frame,
         cache: list[Any],
-        apply: ApplyBlock = Block.__call__,
+        blocks: Sequence[ApplyBlock] = (),
     ) -> tuple[tf.Tensor, list[Any]]:
         """Rows ``[B * s, h]`` before the final layer norm."""
         x = tf.reshape(self.wte(tokens) + self.wpe(position), [-1, self.config.n_embd])
         written = []
-        for block, layer_cache in zip(self.h, cache, strict=True):
-            x, layer_cache = apply(block, x, frame, layer_cache)
+        calls: Sequence[ApplyBlock] = blocks or self.h
+        for block, layer_cache in zip(calls, cache, strict=True):
+            x, layer_cache = block(x, frame, layer_cache)
             written.append(layer_cache)
         return x, written
 
@@ -153,42 +155,6 @@ class GPT2(keras.Model):
             name = scope.replace("/", ".").replace("h_", "h.", 1) if scope.startswith("h_") else scope
             named[f"{name}.{_KERAS_NAMES.get(leaf, leaf)}"] = variable.value
         return {name: named[name] for name in stored_tensors(self.config, self.weight_dtype)}
-
-
-def shared_block(model: GPT2) -> ApplyBlock:
-    """A way to call the blocks of ``model`` that adds one function to a graph, for all of them: weights are arguments.
-
-    TensorFlow puts the function's body in the place of each call before it runs a graph, so that a graph runs as it
-    would without. But it is traced once, and loaded once. int8 needs that, too: its kernel keeps the first matrix that
-    it packs, so every call must have a kernel of its own.
-    """
-    config = model.config
-    first = model.h[0]
-    weights = first.variables  # of all blocks in the same order
-
-    def call(x: tf.Tensor, frame: Frame, cache: LayerCache, scale: tf.Tensor, values: list[tf.Tensor]) -> Any:
-        with keras.StatelessScope(state_mapping=zip(weights, values, strict=True)):
-            return first(x, frame, cache, scale=scale)
-
-    number, row = (tf.TensorSpec([None] * rank, tf.int32) for rank in (0, 1))
-    width = tf.TensorSpec([None, config.head_dim], model.compute_dtype)
-    function = tf.function(
-        call,
-        input_signature=[
-            tf.TensorSpec([None, config.n_embd], tf.float32),
-            Frame(number, number, tf.TensorSpec([None, 1, None, None], tf.bool), row),
-            LayerCache(width, width),
-            tf.TensorSpec([], model.compute_dtype),
-            [tf.TensorSpec(weight.shape, weight.dtype) for weight in weights],
-        ],
-        autograph=False,
-    )
-
-    def apply(block: Block, x: tf.Tensor, frame: Frame, cache: LayerCache) -> Any:
-        scale = tf.constant(block.attn.scale, model.compute_dtype)
-        return function(x, frame, cache, scale, [tf.convert_to_tensor(weight.value) for weight in block.variables])
-
-    return apply
 
 
 def last_rows(rows: tf.Tensor, tokens: tf.Tensor, count: tf.Tensor) -> tf.Tensor:

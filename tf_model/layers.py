@@ -227,7 +227,7 @@ class MLP(keras.layers.Layer):
 
 
 ApplyBlock = Callable[..., Any]
-"""``Block.__call__``, or a function that does the same."""
+"""A ``Block``, or a function that does the same: of x, frame and cache."""
 
 
 class Block(keras.layers.Layer):

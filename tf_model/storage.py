@@ -52,6 +52,10 @@ SCALE = "_scale"
 OFFSET = "_offset"
 """Behind the name of an int8 matrix: float32 ``[out]``, -128 times the sums of its rows; see ``quantization``."""
 
+WEIGHTS, STACKS = "weights", "stacks"
+"""What a SavedModel calls its variables: those with one tensor, and those with one of each block."""
+
+_BLOCK = re.compile(r"h\.\d+\.")
 _LAYER_NORM = re.compile(r"\bln_\w+\.(weight|bias)$")
 _MATRIX = re.compile(r"(wte|lm_head)\.weight|h\.\d+\.\w+\.c_\w+\.weight")
 
@@ -77,6 +81,11 @@ def stored_tensors(config: GPT2Config, dtype: str) -> dict[str, Stored]:
             if precision.matrices == "int8":
                 tensors.update({name + suffix: Stored(shape[:1], "float32") for suffix in (SCALE, OFFSET)})
     return tensors
+
+
+def stack_name(name: str) -> str | None:
+    """The canonical name of a block's tensor without the block's number, as of all blocks; None of another tensor."""
+    return _BLOCK.sub("h.", name) if _BLOCK.match(name) else None
 
 
 def stored_bytes(config: GPT2Config, dtype: str) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,14 @@ def data_files(prefix: Path) -> list[Path]:
     return [prefix.with_name(name) for name in names]
 
 
-def open_bundle(prefix: Path) -> tuple[dict[str, BundleSource], list[Path]]:
-    """All tensors of a checkpoint by name, and the files that their values are in; only the index is read.
+def open_bundle(
+    prefix: Path, wanted: Callable[[str], bool] = lambda key: True
+) -> tuple[dict[str, BundleSource], list[Path]]:
+    """The tensors of a checkpoint by name, and the files that their values are in; only the index is read.
 
     Args:
         prefix: path of the files without ``.index`` and ``.data-*``.
+        wanted: which; of these none may be part of another.
 
     Raises:
         CheckpointError: a file is missing, damaged, or shorter than its tensors.
@@ -120,6 +124,7 @@ def open_bundle(prefix: Path) -> tuple[dict[str, BundleSource], list[Path]]:
         sources = {
             key: BundleSource(where, key, tuple(shape), _numpy(dtypes[key]), key, reader)
             for key, shape in sorted(shapes.items())
+            if wanted(key)
         }
     except Exception as error:  # whatever a broken file makes it stumble over
         raise CheckpointError(f"{index}: cannot be read: {tensorflow_says(error)}: damaged, get it again") from error

@@ -5,6 +5,7 @@
     variables/variables.index
     variables/variables.data-00000-of-00001
 
+The weights that all blocks have are in one tensor; the index names its parts, too, and those are what is read.
 Sources: ``exports/saved_model.py``, ``exports/assets.py`` and ``tf_model/storage.py``, which write it. Layer norms are
 float32 whatever the dtype. An int8 matrix has a scale for each of its rows; what is given is their product, the matrix
 that the model computes with.
@@ -30,11 +31,11 @@ from convert.tokenizers import has_tokenizer
 from convert.torch_file import CheckpointError
 from exports.assets import CONFIG, GENERATION_DEFAULTS, SpecialTokens
 from tf_model.config import ConfigError, GPT2Config
-from tf_model.storage import DTYPES, SCALE, stored_tensors
+from tf_model.storage import DTYPES, SCALE, WEIGHTS, stored_tensors
 
 NAME = "savedmodel"
 GRAPH = "saved_model.pb"
-_VARIABLE = re.compile(r"weights/(.+)/\.ATTRIBUTES/VARIABLE_VALUE")
+_VARIABLE = re.compile(rf"{WEIGHTS}/(.+)/\.ATTRIBUTES/VARIABLE_VALUE")
 _BLOCK = 1 << 18
 """Values that are multiplied in one step."""
 
@@ -127,7 +128,7 @@ def _open(folder: Path, n_head: int | None, any_heads: bool) -> Checkpoint:
         )
     config = GPT2Config.from_dict(values)
     choose_heads(where, config.n_embd, 1, n_head, any_heads, config.n_head)  # others given than stored
-    found, files = open_bundle(folder / "variables" / "variables")
+    found, files = open_bundle(folder / "variables" / "variables", lambda key: weight_name(key) is not None)
     sources = {
         name: dataclasses.replace(source, name=name)
         for key, source in found.items()

@@ -15,10 +15,11 @@ import tensorflow as tf
 from tf_model.attention import attend
 from tf_model.config import ConfigError, GPT2Config
 from tf_model.generation import Request, generate
-from tf_model.gpt2 import GPT2, shared_block
+from tf_model.gpt2 import GPT2
 from tf_model.layers import Frame, LayerNorm
 from tf_model.processors import Constraints
 from tf_model.sampling import Sampling
+from tf_model.stacks import Stacks
 from tf_model.window import Window
 
 CONFIG = GPT2Config(vocab_size=60, n_positions=24, n_embd=24, n_layer=2, n_head=3)
@@ -226,10 +227,12 @@ def test_one_function_for_all_blocks_has_the_weights_and_the_scale_of_each() -> 
     config = dataclasses.replace(CONFIG, n_layer=3, scale_attn_by_inverse_layer_idx=True)
     model = random_model(config)
     tokens = tf.constant([[1, 2, 3, 4, 5]])
-    apply, batch, size = shared_block(model), tf.constant(1), tf.constant(5)
+    stacks, batch, size = Stacks(model), tf.constant(1), tf.constant(5)
+    stacks.assign()
 
     @tf.function(autograph=False)
     def rows() -> tf.Tensor:
-        return model.feed(tokens, tf.constant([0]), size[tf.newaxis], model.allocate(batch, size), size, apply)[0]
+        cache = model.allocate(batch, size)
+        return model.feed(tokens, tf.constant([0]), size[tf.newaxis], cache, size, stacks.blocks())[0]
 
     np.testing.assert_allclose(model.logits(rows()), model(tokens)[0], atol=1e-4)

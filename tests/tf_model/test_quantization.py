@@ -16,8 +16,9 @@ from tests.checkpoints import random_state
 from tests.conftest import INT8
 from tests.tf_model.test_beam import assign
 from tf_model.config import GPT2Config
-from tf_model.gpt2 import GPT2, shared_block
+from tf_model.gpt2 import GPT2
 from tf_model.quantization import offset, product, quantize
+from tf_model.stacks import Stacks
 from tf_model.storage import OFFSET, SCALE, stored_bytes, stored_tensors
 
 CONFIG = GPT2Config(vocab_size=96, n_positions=40, n_embd=48, n_layer=3, n_head=12)
@@ -123,12 +124,12 @@ def test_one_function_for_all_blocks_packs_the_weights_of_each(dtype: str) -> No
     column is 0."""
     exact, model = models(dtype, step=2)
     ids, batch, size = tf.constant(IDS, tf.int32), tf.constant(4), tf.constant(40)
-    apply = shared_block(model)
+    (stacks := Stacks(model)).assign()
 
     @tf.function(autograph=False)
     def rows() -> tf.Tensor:
         start = tf.zeros([batch], tf.int32)
-        return model.feed(ids, start, tf.fill([batch], size), model.allocate(batch, size), size, apply)[0]
+        return model.feed(ids, start, tf.fill([batch], size), model.allocate(batch, size), size, stacks.blocks())[0]
 
     for _ in range(2):
         assert_close(model.logits(rows()), tf.reshape(exact(ids), [-1, 96]))
