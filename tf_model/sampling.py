@@ -128,10 +128,29 @@ def _inverse_cdf(weights: tf.Tensor, quantile: tf.Tensor) -> tf.Tensor:
 
     float64, because a float32 sum over 30,000 tokens loses the rare ones. An index of weight 0 is never chosen.
     """
-    cumulated = tf.cumsum(tf.cast(weights, tf.float64), axis=-1)
-    target = quantile[:, tf.newaxis] * cumulated[:, -1:]
-    index = tf.reduce_sum(tf.cast(cumulated <= target, tf.int32), axis=-1)
-    return tf.minimum(index, weights.shape[-1] - 1)
+    groups = -(-weights.shape[-1] // _GROUP)
+    padded = tf.pad(weights, [[0, 0], [0, groups * _GROUP - weights.shape[-1]]])
+    grouped = tf.cast(tf.reshape(padded, [-1, groups, _GROUP]), tf.float64)
+    sums = tf.reduce_sum(grouped, axis=-1)
+    # First the group, then the token in it: to cumulate all of the vocabulary takes longer than all else here.
+    target = quantile[:, tf.newaxis] * tf.reduce_sum(sums, axis=-1, keepdims=True)
+    group, target = _first_beyond(sums, target)
+    index, _ = _first_beyond(tf.gather(grouped, group, axis=1, batch_dims=1), target)
+    return group * _GROUP + index
+
+
+_GROUP = 256
+
+
+def _first_beyond(weights: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Of each row the first index at which the cumulated weights exceed ``target`` ``[B, 1]``, or reach their sum.
+
+    Also what of the target is left at that index.
+    """
+    cumulated = tf.cumsum(weights, axis=-1)
+    before = (cumulated <= target) & (cumulated < cumulated[:, -1:])
+    passed = tf.reduce_max(tf.where(before, cumulated, 0.0), axis=-1, keepdims=True)
+    return tf.reduce_sum(tf.cast(before, tf.int32), axis=-1), target - passed
 
 
 def uniform(seed: tf.Tensor, step: tf.Tensor) -> tf.Tensor:

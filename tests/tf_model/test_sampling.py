@@ -146,3 +146,31 @@ def splitmix(seed: int, step: int) -> float:
 def test_uniform_is_splitmix64() -> None:
     for seed, step in ((0, 0), (5, 3), (-7, 1000)):
         assert float(sampling.uniform(tf.constant([seed], tf.int64), tf.constant(step))[0]) == splitmix(seed, step)
+
+
+@pytest.mark.parametrize("size", [1, 3, 256, 257, 2000, 30_000])
+def test_a_draw_is_the_inverse_of_the_cumulated_weights(size: int) -> None:
+    """Anywhere, and as near as can be to the bounds between groups, where the next token with a weight will do, too."""
+    rng = np.random.default_rng(size)
+    weights = (rng.random(size) ** 20 * (rng.random(size) > 0.5)).astype(np.float32)
+    weights[size // 2] = 1
+    weights[size // 2 + 1 : size // 2 + 300] = 0  # a group with nothing in it
+    cumulated = np.cumsum(weights.astype(np.float64))
+    total = cumulated[-1]
+    quantiles = [0.0, 1 - 2.0**-40, *rng.random(200)]
+    for bound in cumulated[255::256] / total:
+        quantiles += [np.nextafter(bound, 0), bound, np.nextafter(bound, 1)]
+    q = np.minimum(quantiles, 1 - 2.0**-40)
+    found = tf.function(sampling._inverse_cdf)(tf.constant(np.tile(weights, (len(q), 1))), tf.constant(q)).numpy()
+    assert (weights[found] > 0).all()
+    below = cumulated[found] - weights[found]
+    assert (below <= q * total * (1 + 1e-12)).all()
+    assert (cumulated[found] >= q * total * (1 - 1e-12)).all()
+    expected = np.searchsorted(cumulated, q[:202] * total, side="right")
+    np.testing.assert_array_equal(found[:202], expected)
+
+
+def test_rounding_does_not_lead_beyond_the_last_weight() -> None:
+    """What is left for the group may be its whole sum, which was added up in another order."""
+    index, left = sampling._first_beyond(tf.constant([[1.0, 2.0, 0.0]], tf.float64), tf.constant([[3.0]], tf.float64))
+    assert (index.numpy().tolist(), left.numpy().tolist()) == ([1], [[2.0]])
