@@ -360,7 +360,7 @@ def test_the_forward_pass_is_in_the_graph_once(loaded: Loaded, tmp_path: Path) -
         assert (ops["BatchMatMulV2"], ops["BatchMatMulV3"], ops["Softmax"], ops["Tanh"]) == (2, 2, 1, 1)
         nodes.append(len(every))
     per_layer = (nodes[1] - nodes[0]) / (layers[1] - layers[0])
-    assert per_layer <= 220
+    assert per_layer <= 100
     assert nodes[0] - layers[0] * per_layer <= 4200
 
 
