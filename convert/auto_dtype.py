@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from exports.quiet import quiet_stderr
-from tf_model.storage import KERNEL
+from tf_model.storage import KERNEL, PRECISIONS
 
 AUTO = "auto"
 
@@ -70,13 +70,24 @@ def choose(flags: Collection[str] | None, machine: str, has_kernel: Callable[[st
             missing = f"TensorFlow has no kernel {rule.op}, which {rule.dtype} needs; "
         elif found:
             kernel = f", and TensorFlow the kernel {rule.op}" if rule.op else ""
-            return Choice(rule.dtype, f"{missing}the CPU has {', '.join(found)}{kernel}")
+            before = RULES[: RULES.index(rule)] if not missing else ()
+            lacks = f", not what is faster ({wanted(before)})" if before else ""
+            return Choice(rule.dtype, f"{missing}the CPU has {', '.join(found)}{kernel}{lacks}")
     return Choice(OTHERWISE, f"{missing}the CPU ({machine}) has not what the others are for: {wanted()}")
 
 
-def wanted() -> str:
+def wanted(rules: Sequence[Rule] = RULES) -> str:
     """The flags of each rule, for messages."""
-    return ", ".join(f"{rule.dtype} with {' or '.join(rule.flags)}" for rule in RULES)
+    return ", ".join(f"{rule.dtype} with {' or '.join(rule.flags)}" for rule in rules)
+
+
+def runs_here(dtype: str) -> bool:
+    """False where it is known that this CPU cannot compute with int8 of ``dtype``."""
+    flags = cpu_flags()
+    precision = PRECISIONS[dtype]
+    if flags is None or precision.matrices != "int8" or precision.halves:
+        return True
+    return any(flag in flags for flag in RULES[0].flags)
 
 
 def cpu_flags() -> frozenset[str] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -41,9 +42,12 @@ def quiet_stderr() -> Iterator[None]:
 
 _FRAMES = ("Graph execution error", "Detected at node", "<stack traces")
 """How lines of TensorFlow's messages begin that say where and not what."""
+_ASSERTION = re.compile(r"assertion failed: \[([^\[\]]*)\]")
 
 
 def tensorflow_says(error: Exception) -> str:
     """What an error is about, in one line."""
     lines = [line.strip() for line in str(getattr(error, "message", "") or error).splitlines()]
-    return next((line for line in lines if line and not line.startswith(_FRAMES)), type(error).__name__)[:300]
+    first = next((line for line in lines if line and not line.startswith(_FRAMES)), type(error).__name__)
+    match = _ASSERTION.fullmatch(first)
+    return (match[1] if match else first)[:300]

@@ -355,7 +355,7 @@ class Signatures:
 
 _NO_VNNI = (
     "this processor has no VNNI instructions, without which the int8 products of TensorFlow are wrong: convert the "
-    "checkpoint with --dtype int8-avx2 or float32"
+    "checkpoint or this SavedModel with --dtype int8-avx2 or float32"
 )
 _CAPACITY = Option(0, 0, 2**31 - 1, "")
 

@@ -35,7 +35,12 @@ SAPPHIRE_RAPIDS = "fpu avx2 avx512f avx512_vnni avx512_bf16 amx_bf16 amx_tile am
         (ZEN_5, True, "int8", ["avx512_vnni", KERNEL]),
         (CASCADE_LAKE, True, "int8", ["avx512_vnni", KERNEL]),
         (ALDER_LAKE, True, "int8", ["avx_vnni", KERNEL]),
-        (ZEN_3, True, "int8-avx2", ["avx2", KERNEL]),
+        (
+            ZEN_3,
+            True,
+            "int8-avx2",
+            ["the CPU has avx2", KERNEL, "not what is faster (int8 with avx512_vnni or avx_vnni, "],
+        ),
         (ZEN_3, False, "float32", [f"TensorFlow has no kernel {KERNEL}", "Linux x86_64"]),
         (NEHALEM, True, "float32", ["avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "avx2", "Linux x86_64"]),
         (ZEN_5, False, "bfloat16", [f"TensorFlow has no kernel {KERNEL}", "the CPU has avx512_bf16"]),
@@ -140,3 +145,14 @@ def test_tensorflow_is_not_imported_for_an_error(case: str, arguments: list[str]
     assert result.stderr.count("\n") == (case != "--help")
     if case == "--help":
         assert "avx512_vnni or avx_vnni" in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize(("flags", "runs"), [(ZEN_3, False), (ALDER_LAKE, True), (None, True)])
+def test_int8_for_another_machine_is_told(
+    flags: str | None, runs: bool, arguments: list[str], capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(auto_dtype, "cpu_flags", lambda: None if flags is None else flags.split())
+    assert [auto_dtype.runs_here(dtype) for dtype in ("int8-low-memory", "int8-avx2", "float32")] == [runs, True, True]
+    assert main([*arguments, "--dtype", "int8"]) == 0
+    assert ("this CPU has none" in capsys.readouterr().err) is not runs
