@@ -49,8 +49,8 @@ input and output file; `python -m convert check` compares them.
 
 _INT8 = " int8 needs TensorFlow\nfor x86-64, whose other builds do not have the kernel and refuse to load it"
 _VNNI = (
-    f"{_INT8}, and a processor with VNNI\ninstructions (Intel since Cascade Lake, Ice Lake and Alder Lake, AMD since Zen "
-    "4): on others every call\nrefuses, and --dtype int8-avx2 is for them."
+    f"{_INT8}, and a processor with VNNI\ninstructions (Intel since Cascade Lake, Ice Lake and Alder Lake, AMD since "
+    "Zen 4): on others every call\nrefuses, and --dtype int8-avx2 is for them."
 )
 _NOTES = {
     "float16": " float16 is meant for\nGPUs: most CPUs compute it several times more slowly than float32.",
