@@ -42,8 +42,7 @@ def lines(report: Report) -> Iterable[str]:
     yield f"loaded: the variables and {_bytes(TENSORFLOW_BYTES)} for TensorFlow and the graph"
     if any(dtype.startswith("int8") for dtype in report["outputs"]):
         yield "int8 needs TensorFlow for x86-64; int8 and int8-low-memory a processor with VNNI instructions, too"
-    if "int8" in report["outputs"]:
-        yield "int8 keeps a copy of the matrices for each signature that is called (here one); other types none"
+        yield "int8 and int8-avx2 keep a copy of the matrices for each signature that is called (here one)"
     if signatures := report.get("signatures"):
         yield ""
         for name, signature in signatures.items():

@@ -52,11 +52,13 @@ _VNNI = (
     f"{_INT8}, and a processor with VNNI\ninstructions (Intel since Cascade Lake, Ice Lake and Alder Lake, AMD since "
     "Zen 4): on others every call\nrefuses, and --dtype int8-avx2 is for them."
 )
+_COPY = "Each\nsignature that is called keeps a copy of the matrices in the kernel's own order."
 _NOTES = {
     "float16": " float16 is meant for\nGPUs: most CPUs compute it several times more slowly than float32.",
-    "int8": f"{_VNNI} Each\nsignature that is called keeps a copy of the matrices in the kernel's own order.",
+    "int8": f"{_VNNI} {_COPY}",
     "int8-low-memory": _VNNI,
-    "int8-avx2": f"{_INT8}. It is\nmade for processors without VNNI instructions; on others --dtype int8 is faster.",
+    "int8-avx2": f"{_INT8}. It is\nmade for processors without VNNI instructions; on others --dtype int8 is faster. "
+    f"{_COPY}",
 }
 
 

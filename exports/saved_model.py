@@ -24,7 +24,7 @@ from exports.tensor_bundle import BundleWriter
 from tf_model import quantization
 from tf_model.config import GPT2Config
 from tf_model.gpt2 import GPT2
-from tf_model.storage import OFFSET, SCALE, STACKS, WEIGHTS, stack_name
+from tf_model.storage import OFFSET, SCALE, STACKS, WEIGHTS, is_transposed, stack_name
 
 _OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
@@ -61,7 +61,7 @@ def write_saved_model(
     with BundleWriter(variables / "variables") as bundle:
         bundle.add_string(_OBJECT_GRAPH_KEY, object_graph)
         for name, members in _members(config).items():
-            _write_slot(bundle, name, members, slots, read)
+            _write_slot(bundle, name, members, slots, dtype, read)
         return bundle.data, bundle.finish()
 
 
@@ -87,6 +87,7 @@ def _write_slot(
     name: str,
     members: Sequence[str],
     slots: Mapping[str, _Slot],
+    dtype: str,
     read: Callable[[str, np.dtype], np.ndarray],
 ) -> None:
     """Writes the tensors that make up a variable: in its dtype, or as int8 followed by scales and offsets."""
@@ -98,7 +99,7 @@ def _write_slot(
         weight, scale = quantization.quantize(read(member, np.dtype(np.float32)))
         for suffix, values in ((SCALE, scale), (OFFSET, quantization.offset(weight))):
             small.setdefault(suffix, []).append(values)
-        return weight
+        return weight.T if is_transposed(member, dtype) else weight
 
     def add(suffix: str, values: Iterable[np.ndarray]) -> None:
         slot = slots[name + suffix]

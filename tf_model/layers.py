@@ -104,10 +104,15 @@ class Matrix:
     def __init__(self, layer: keras.layers.Layer, name: str, shape: Any, dtype: str, initializer: Initializer) -> None:
         self.scale = None
         if PRECISIONS[dtype].matrices == "int8":
-            self.packed, self.halves = PRECISIONS[dtype].packed, PRECISIONS[dtype].halves
+            self.halves = PRECISIONS[dtype].halves
+            self.packed = PRECISIONS[dtype].packed and not self.halves
+            self.convolved = self.halves and isinstance(layer, Linear)  # an embedding is read by row, too
             fill = isinstance(initializer, keras.initializers.Initializer)  # to be assigned: random int8 means nothing
             zeros, ones = ("zeros", "ones") if fill else (initializer, initializer)
-            self.weight = layer.add_weight(name=name, shape=shape, dtype="int8", initializer=zeros, trainable=False)
+            self.weight = layer.add_weight(
+                name=name, shape=shape[::-1] if self.convolved else shape, dtype="int8", initializer=zeros,
+                trainable=False,
+            )  # fmt: skip
             self.scale, self.offset = (
                 layer.add_weight(
                     name=f"{name}{suffix}", shape=shape[:1], dtype="float32", initializer=initial, trainable=False
@@ -129,6 +134,8 @@ class Matrix:
         """x W^T + b, ``[N, out]``, of ``x`` ``[N, in]``."""
         if self.scale is not None:
             weight = (self.weight.value, self.scale.value, self.offset.value)
+            if self.convolved:
+                return quantization.convolve(x, *weight, bias)
             return quantization.product(x, *weight, bias, packed=self.packed, halves=self.halves)
         weight = self.weight.value
         x = tf.cast(x, weight.dtype)

@@ -14,7 +14,7 @@ activations, int8 weights, a bias, and the ranges that the integers stand for. W
 
 Without VNNI instructions oneDNN adds pairs of products in 16 bits, which saturate: 2 * 255 * 127 is too large, but
 2 * 128 * 127 is not. ``halves`` multiplies each row of activations in two parts that add up to it, so that the sums are
-exact on every processor. Where that is needed one row takes no longer: the kernel's time goes into the weights' order.
+exact on every processor. ``convolve`` does the same with another kernel, three times as fast there for one row.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework import op_def_library
 
-from tf_model.storage import KERNEL
+from tf_model.storage import CONVOLUTION, KERNEL
 
 Array = np.ndarray[Any, Any]
 
@@ -79,6 +79,19 @@ def product(
     return _product(x, kernel, scale, offset, bias, packed, halves)
 
 
+def convolve(
+    x: tf.Tensor, kernel: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, bias: tf.Tensor | None = None
+) -> tf.Tensor:
+    """As ``product`` in halves, with a kernel ``[in, out]``, of which the graph keeps a copy.
+
+    oneDNN's matrix product sorts the weights anew at every call where there is no VNNI, and reads 6 GB/s; a convolution
+    of a row of N pixels, with ``in`` channels each, is the same sums, and reads as fast as the memory is.
+    """
+    if tf.executing_eagerly():
+        return tf.function(_convolve, autograph=False)(x, kernel, scale, offset, bias)
+    return _convolve(x, kernel, scale, offset, bias)
+
+
 def is_exact() -> tf.Tensor:
     """bool scalar: whether products of whole activations are exact, which takes VNNI instructions."""
     width, outputs = 64, 16
@@ -86,6 +99,53 @@ def is_exact() -> tf.Tensor:
     offsets = tf.fill([outputs], -float(_ZERO * _LEVELS * width))
     found = product(tf.ones([1, width]), kernel, tf.ones([outputs]), offsets, packed=False)
     return tf.reduce_all(tf.abs(found - float(_LEVELS * width)) < 1.0)
+
+
+def _unsigned(x: tf.Tensor, largest: tf.Tensor, halves: bool) -> tf.Tensor:
+    """quint8 ``[N, in]``, or ``[2 N, in]`` in halves: first all first halves, then all second ones."""
+    # A cast cuts off: what is added is the zero point, and a half for rounding.
+    levels, zero = float(_LEVELS), _ZERO + 0.5
+    if halves:  # floor(n / 2) and floor(n / 2 + 1 / 2) add up to n
+        levels, zero = levels / 2, tf.constant([[[zero / 2]], [[zero / 2 + 0.5]]])
+    unsigned = tf.cast(x * tf.math.divide_no_nan(levels, largest) + zero, tf.uint8)
+    return tf.bitcast(tf.reshape(unsigned, [-1, x.shape[-1]]), tf.quint8)
+
+
+def _convolve(
+    x: tf.Tensor, kernel: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, bias: tf.Tensor | None
+) -> tf.Tensor:
+    width, outputs = kernel.shape
+    largest = tf.reduce_max(tf.abs(x), axis=-1, keepdims=True)
+    inputs = [
+        tf.reshape(_unsigned(x, largest, True), [1, 1, -1, width]),
+        tf.reshape(tf.bitcast(kernel, tf.qint8), [1, 1, width, outputs]),
+        *(tf.constant(float(bound)) for bound in (0, 255, -_LEVELS, _LEVELS)),
+    ]
+    ((summed, *_), _) = op_def_library.apply_op(
+        CONVOLUTION,
+        name="quantized_convolution",
+        device_inputs=inputs,
+        host_inputs=[],
+        Tdevice_outputs=[tf.qint32, tf.float32, tf.float32],
+        Thost_outputs=[],
+        Tinput=tf.quint8,
+        Tfilter=tf.qint8,
+        Tbias=tf.float32,
+        Tsummand=tf.qint32,
+        out_type=tf.qint32,
+        data_format="NHWC",
+        strides=[1, 1, 1, 1],
+        is_filter_const=True,
+        is_bias_const=True,
+        padding="VALID",
+        dilations=[1, 1, 1, 1],
+        explicit_paddings=[],
+        alpha=0.0,
+        fused_ops=[],
+    )
+    halves = tf.split(tf.reshape(tf.bitcast(summed, tf.int32), [-1, outputs]), 2)
+    result = (tf.cast(tf.add_n(halves), tf.float32) + offset) * scale * (largest * (1.0 / _LEVELS))
+    return result if bias is None else result + bias
 
 
 def _product(
@@ -98,14 +158,8 @@ def _product(
     halves: bool,
 ) -> tf.Tensor:
     largest = tf.reduce_max(tf.abs(x), axis=-1, keepdims=True)
-    # A cast cuts off: what is added is the zero point, and a half for rounding.
-    levels, zero = float(_LEVELS), _ZERO + 0.5
-    if halves:  # floor(n / 2) and floor(n / 2 + 1 / 2) add up to n
-        levels, zero = levels / 2, tf.constant([[[zero / 2]], [[zero / 2 + 0.5]]])
-    unsigned = tf.cast(x * tf.math.divide_no_nan(levels, largest) + zero, tf.uint8)
-    unsigned = tf.reshape(unsigned, [-1, kernel.shape[1]])
     inputs = [
-        tf.bitcast(unsigned, tf.quint8),
+        _unsigned(x, largest, halves),
         tf.bitcast(kernel, tf.qint8),
         offset / 2 if halves else offset,
         *(tf.constant(float(bound)) for bound in (0, 255, -_LEVELS, _LEVELS)),

@@ -18,8 +18,8 @@ class Precision(NamedTuple):
     compute: the products, and the cache of keys and values.
     packed: whether int8 kernels keep a copy of their matrix in the order that is fastest to read. Without it a model
         takes half the memory; single rows are up to a quarter slower, 8 rows take twice as long.
-    halves: whether int8 kernels do without VNNI instructions, and take activations in two halves for it. Copies would
-        gain nothing there.
+    halves: whether int8 kernels do without VNNI instructions, and take activations in two halves for it. Matrices of
+        blocks are stored as ``[in, out]`` then: they are multiplied with by a convolution.
     """
 
     matrices: str
@@ -35,7 +35,7 @@ PRECISIONS: Mapping[str, Precision] = {
     "bfloat16": Precision("bfloat16", "bfloat16", "bfloat16"),
     "int8": Precision("int8", "float32", "float32"),
     "int8-low-memory": Precision("int8", "float32", "float32", packed=False),
-    "int8-avx2": Precision("int8", "float32", "float32", packed=False, halves=True),
+    "int8-avx2": Precision("int8", "float32", "float32", halves=True),
 }
 DTYPES = tuple(PRECISIONS)
 """What an exported model can be."""
@@ -45,6 +45,9 @@ BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1
 
 KERNEL = "_QuantizedMatMul"
 """The op of TensorFlow that int8 matrices need; only builds for x86-64 have it."""
+
+CONVOLUTION = "_FusedQuantizedConv2D"
+"""The op of TensorFlow for matrices that are stored transposed; the same builds have it."""
 
 SCALE = "_scale"
 """Behind the name of an int8 matrix: float32 ``[out]``, what its rows are multiplied with."""
@@ -77,10 +80,15 @@ def stored_tensors(config: GPT2Config, dtype: str) -> dict[str, Stored]:
         elif not _MATRIX.fullmatch(name):
             tensors[name] = Stored(shape, precision.others)
         else:
-            tensors[name] = Stored(shape, precision.matrices)
+            tensors[name] = Stored(shape[::-1] if is_transposed(name, dtype) else shape, precision.matrices)
             if precision.matrices == "int8":
                 tensors.update({name + suffix: Stored(shape[:1], "float32") for suffix in (SCALE, OFFSET)})
     return tensors
+
+
+def is_transposed(name: str, dtype: str) -> bool:
+    """Whether the int8 matrix with the canonical ``name`` is stored as ``[in, out]``: those of blocks may be."""
+    return PRECISIONS[dtype].halves and _MATRIX.fullmatch(name) is not None and stack_name(name) is not None
 
 
 def stack_name(name: str) -> str | None:
@@ -98,4 +106,8 @@ def packed_bytes(config: GPT2Config, dtype: str) -> int:
     precision = PRECISIONS[dtype]
     if precision.matrices != "int8" or not precision.packed:
         return 0
-    return sum(math.prod(shape) for shape, kind in stored_tensors(config, dtype).values() if kind == "int8")
+    return sum(
+        math.prod(stored.shape)
+        for name, stored in stored_tensors(config, dtype).items()
+        if stored.dtype == "int8" and (is_transposed(name, dtype) or not precision.halves)
+    )

@@ -31,7 +31,7 @@ from convert.tokenizers import has_tokenizer
 from convert.torch_file import CheckpointError
 from exports.assets import CONFIG, GENERATION_DEFAULTS, SpecialTokens
 from tf_model.config import ConfigError, GPT2Config
-from tf_model.storage import DTYPES, SCALE, WEIGHTS, stored_tensors
+from tf_model.storage import DTYPES, SCALE, WEIGHTS, is_transposed, stored_tensors
 
 NAME = "savedmodel"
 GRAPH = "saved_model.pb"
@@ -52,6 +52,8 @@ class Dequantized:
 
     weight: Source
     scale: Source
+    transposed: bool
+    """The weight is stored as ``[in, out]``."""
 
     @property
     def dtype(self) -> DType:
@@ -67,7 +69,7 @@ class Dequantized:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.weight.shape
+        return self.weight.shape[::-1] if self.transposed else self.weight.shape
 
     @property
     def lacks_checksum(self) -> bool:
@@ -75,6 +77,8 @@ class Dequantized:
 
     def numpy(self) -> Array:
         weight, scale = self.weight.numpy(), self.scale.numpy()
+        if self.transposed:
+            weight = weight.T
         out = np.empty(weight.shape, self.dtype)
         step = max(1, _BLOCK // max(1, weight.shape[1]))
         with np.errstate(all="ignore"):  # a damaged scale is found as the value that it makes
@@ -144,7 +148,14 @@ def _open(folder: Path, n_head: int | None, any_heads: bool) -> Checkpoint:
             )
     quantized = {name for name in stored if name + SCALE in stored}
     parts = {
-        name: Part([Dequantized(sources[name], sources[name + SCALE]) if name in quantized else sources[name]], whole)
+        name: Part(
+            [
+                Dequantized(sources[name], sources[name + SCALE], is_transposed(name, dtype))
+                if name in quantized
+                else sources[name]
+            ],
+            whole,
+        )
         for name in config.tensor_shapes()
     }
     checkpoint = TableCheckpoint(

@@ -17,9 +17,9 @@ from tests.conftest import INT8
 from tests.tf_model.test_beam import assign
 from tf_model.config import GPT2Config
 from tf_model.gpt2 import GPT2
-from tf_model.quantization import offset, product, quantize
+from tf_model.quantization import convolve, offset, product, quantize
 from tf_model.stacks import Stacks
-from tf_model.storage import OFFSET, SCALE, stored_bytes, stored_tensors
+from tf_model.storage import OFFSET, SCALE, is_transposed, stored_bytes, stored_tensors
 
 CONFIG = GPT2Config(vocab_size=96, n_positions=40, n_embd=48, n_layer=3, n_head=12)
 
@@ -66,6 +66,9 @@ def test_the_product_is_that_of_integers(rows: int, width: int, outputs: int, ha
     for way in (functools.partial(product, halves=halves), *ways):
         found = way(tf.constant(x), *weight)
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    for way in (convolve, tf.function(convolve)) if halves else ():
+        found = way(tf.constant(x), tf.constant(quantized.T), *weight[1:])
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
 @HALVES
@@ -92,7 +95,7 @@ def models(dtype: str, step: int = 1) -> tuple[GPT2, GPT2]:
             matrix = np.zeros_like(variable.numpy())
             matrix[:, ::step] = variable.numpy()[:, ::step]
             quantized, scale = quantize(matrix)
-            variables[name].assign(quantized)
+            variables[name].assign(quantized.T if is_transposed(name, dtype) else quantized)
             variables[name + SCALE].assign(scale)
             variables[name + OFFSET].assign(offset(quantized))
             variable.assign(quantized * scale[:, np.newaxis])
@@ -144,10 +147,12 @@ def test_offsets_are_exact() -> None:
 PROGRAM = """
     import numpy as np
     import tensorflow as tf
-    from tf_model.quantization import is_exact, offset, product
+    from tf_model.quantization import convolve, is_exact, offset, product
     kernel = np.full((32, 128), 127, np.int8)
     for rows in 1, 40:
         found = product(tf.fill([rows, 128], 2.0), kernel, tf.ones([32]), offset(kernel), halves=True)
+        np.testing.assert_allclose(found, np.full([rows, 32], 2 * 127 * 128.0), rtol=1e-6)
+        found = convolve(tf.fill([rows, 128], 2.0), kernel.T, tf.ones([32]), offset(kernel))
         np.testing.assert_allclose(found, np.full([rows, 32], 2 * 127 * 128.0), rtol=1e-6)
     print(bool(tf.function(is_exact)()))
 """
