@@ -20,7 +20,7 @@ from exports.options import BEAMS, SAMPLING, SHARED
 from exports.quiet import quiet_stderr, tensorflow_says
 from exports.threads import set_threads
 from tf_model.config import ConfigError, GPT2Config
-from tf_model.storage import KERNEL
+from tf_model.storage import CONVOLUTION, KERNEL
 from tokenization import Tokenizer, load_tokenizer
 
 Array = np.ndarray[Any, Any]
@@ -170,7 +170,7 @@ def load(folder: Path, rows: int) -> tuple[Loaded, Tokenizer]:
     try:
         model = hub.load(str(folder))
     except Exception as error:  # TensorFlow raises whatever a broken file makes it stumble over
-        if KERNEL in str(error):
+        if any(op in str(error) for op in (KERNEL, CONVOLUTION)):
             raise ModelError(
                 f"{folder}: int8 needs TensorFlow for x86-64: convert again, as float32 or bfloat16"
             ) from error

@@ -121,7 +121,7 @@ def test_the_model_is_that_of_its_weights(dtype: str) -> None:
     assert_close(model(tf.constant(IDS)), exact(tf.constant(IDS)))
 
 
-@pytest.mark.parametrize("dtype", ["int8", "int8-low-memory"])
+@pytest.mark.parametrize("dtype", ["int8", "int8-low-memory", "int8-avx2"])
 def test_one_function_for_all_blocks_packs_the_weights_of_each(dtype: str) -> None:
     """The kernel keeps the first matrix that it packs. Without VNNI, too: of each pair, whose sum might saturate, one
     column is 0."""
