@@ -85,7 +85,7 @@ def runs_here(dtype: str) -> bool:
     """False where it is known that this CPU cannot compute with int8 of ``dtype``."""
     flags = cpu_flags()
     precision = PRECISIONS[dtype]
-    if flags is None or precision.matrices != "int8" or precision.halves:
+    if flags is None or precision.matrices != "int8" or precision.transposed:
         return True
     return any(flag in flags for flag in RULES[0].flags)
 

@@ -151,7 +151,7 @@ class Signatures:
         def call(*args: tf.Tensor, **more: tf.Tensor) -> Tensors:
             given = {**dict(zip(names, args, strict=False)), **more}
             precision = PRECISIONS[self._model.weight_dtype]
-            if precision.matrices == "int8" and not precision.halves:
+            if precision.matrices == "int8" and not precision.transposed:
                 ids = names[0]
                 given[ids] = checked(given[ids], check(quantization.is_exact(), _NO_VNNI))
             return body(given)

@@ -104,13 +104,12 @@ class Matrix:
     def __init__(self, layer: keras.layers.Layer, name: str, shape: Any, dtype: str, initializer: Initializer) -> None:
         self.scale = None
         if PRECISIONS[dtype].matrices == "int8":
-            self.halves = PRECISIONS[dtype].halves
-            self.packed = PRECISIONS[dtype].packed and not self.halves
-            self.convolved = self.halves and isinstance(layer, Linear)  # an embedding is read by row, too
+            self.packed = PRECISIONS[dtype].packed
+            self.transposed = PRECISIONS[dtype].transposed
             fill = isinstance(initializer, keras.initializers.Initializer)  # to be assigned: random int8 means nothing
             zeros, ones = ("zeros", "ones") if fill else (initializer, initializer)
             self.weight = layer.add_weight(
-                name=name, shape=shape[::-1] if self.convolved else shape, dtype="int8", initializer=zeros,
+                name=name, shape=shape[::-1] if self.transposed else shape, dtype="int8", initializer=zeros,
                 trainable=False,
             )  # fmt: skip
             self.scale, self.offset = (
@@ -125,18 +124,23 @@ class Matrix:
     def rows(self, index: tf.Tensor) -> tf.Tensor:
         """The rows ``index`` of any shape, float32 ``[..., in]``."""
         # A gather from the variable itself makes TensorFlow copy the table at every later read, as the output matrix.
-        rows = tf.cast(tf.gather(tf.convert_to_tensor(self.weight.value), index), tf.float32)
+        table = tf.convert_to_tensor(self.weight.value)
         if self.scale is None:
-            return rows
-        return rows * tf.gather(tf.convert_to_tensor(self.scale.value), index)[..., tf.newaxis]
+            return tf.cast(tf.gather(table, index), tf.float32)
+        if self.transposed:
+            columns = tf.gather(table, tf.reshape(index, [-1]), axis=1)
+            rows = tf.reshape(tf.transpose(columns), tf.concat([tf.shape(index), table.shape[:1]], 0))
+        else:
+            rows = tf.gather(table, index)
+        return tf.cast(rows, tf.float32) * tf.gather(tf.convert_to_tensor(self.scale.value), index)[..., tf.newaxis]
 
     def product(self, x: tf.Tensor, bias: tf.Tensor | None = None) -> tf.Tensor:
         """x W^T + b, ``[N, out]``, of ``x`` ``[N, in]``."""
         if self.scale is not None:
             weight = (self.weight.value, self.scale.value, self.offset.value)
-            if self.convolved:
+            if self.transposed:
                 return quantization.convolve(x, *weight, bias)
-            return quantization.product(x, *weight, bias, packed=self.packed, halves=self.halves)
+            return quantization.product(x, *weight, bias, packed=self.packed)
         weight = self.weight.value
         x = tf.cast(x, weight.dtype)
 

@@ -13,8 +13,8 @@ activations, int8 weights, a bias, and the ranges that the integers stand for. W
   which takes as long as the product itself for a matrix of 768 x 3072.
 
 Without VNNI instructions oneDNN adds pairs of products in 16 bits, which saturate: 2 * 255 * 127 is too large, but
-2 * 128 * 127 is not. ``halves`` multiplies each row of activations in two parts that add up to it, so that the sums are
-exact on every processor. ``convolve`` does the same with another kernel, three times as fast there for one row.
+2 * 128 * 127 is not. ``convolve`` multiplies each row of activations in two halves that add up to it, so that the sums
+are exact on every processor.
 """
 
 from __future__ import annotations
@@ -61,7 +61,6 @@ def product(
     bias: tf.Tensor | None = None,
     *,
     packed: bool = True,
-    halves: bool = False,
 ) -> tf.Tensor:
     """x W^T + b, float32 ``[N, out]``.
 
@@ -72,20 +71,19 @@ def product(
         offset: float32 ``[out]``, ``offset(kernel)``.
         bias: float32 ``[out]``.
         packed: whether a graph's kernel keeps a copy of the matrix, in its own order, after the first call.
-        halves: whether each activation is multiplied in two halves, which needs no VNNI.
     """
     if tf.executing_eagerly():  # the op can be made in a graph only
-        return tf.function(_product, autograph=False)(x, kernel, scale, offset, bias, False, halves)
-    return _product(x, kernel, scale, offset, bias, packed, halves)
+        return tf.function(_product, autograph=False)(x, kernel, scale, offset, bias, False)
+    return _product(x, kernel, scale, offset, bias, packed)
 
 
 def convolve(
     x: tf.Tensor, kernel: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, bias: tf.Tensor | None = None
 ) -> tf.Tensor:
-    """As ``product`` in halves, with a kernel ``[in, out]``, of which the graph keeps a copy.
+    """As ``product`` where there is no VNNI, with a kernel ``[in, out]``, of which the graph keeps a copy.
 
-    oneDNN's matrix product sorts the weights anew at every call where there is no VNNI, and reads 6 GB/s; a convolution
-    of a row of N pixels, with ``in`` channels each, is the same sums, and reads as fast as the memory is.
+    oneDNN's matrix product sorts the weights anew at every call there, and reads 6 GB/s; a convolution of a row of
+    pixels, with ``in`` channels each, is the same sums, and reads as fast as the memory is.
     """
     if tf.executing_eagerly():
         return tf.function(_convolve, autograph=False)(x, kernel, scale, offset, bias)
@@ -101,14 +99,13 @@ def is_exact() -> tf.Tensor:
     return tf.reduce_all(tf.abs(found - float(_LEVELS * width)) < 1.0)
 
 
-def _unsigned(x: tf.Tensor, largest: tf.Tensor, halves: bool) -> tf.Tensor:
-    """quint8 ``[N, in]``, or ``[2 N, in]`` in halves: first all first halves, then all second ones."""
-    # A cast cuts off: what is added is the zero point, and a half for rounding.
-    levels, zero = float(_LEVELS), _ZERO + 0.5
-    if halves:  # floor(n / 2) and floor(n / 2 + 1 / 2) add up to n
-        levels, zero = levels / 2, tf.constant([[[zero / 2]], [[zero / 2 + 0.5]]])
-    unsigned = tf.cast(x * tf.math.divide_no_nan(levels, largest) + zero, tf.uint8)
-    return tf.bitcast(tf.reshape(unsigned, [-1, x.shape[-1]]), tf.quint8)
+_ROUNDED = _ZERO + 0.5
+"""What is added to levels before a cast, which cuts off."""
+
+
+def _unsigned(x: tf.Tensor, largest: tf.Tensor, levels: float, zero: Any) -> tf.Tensor:
+    """quint8, ``x`` in ``levels`` of which ``zero`` stands for 0."""
+    return tf.bitcast(tf.cast(x * tf.math.divide_no_nan(levels, largest) + zero, tf.uint8), tf.quint8)
 
 
 def _convolve(
@@ -117,7 +114,11 @@ def _convolve(
     width, outputs = kernel.shape
     largest = tf.reduce_max(tf.abs(x), axis=-1, keepdims=True)
     inputs = [
-        tf.reshape(_unsigned(x, largest, True), [1, 1, -1, width]),
+        # floor(n / 2) and floor(n / 2 + 1 / 2) add up to n: first all first halves, then all second ones.
+        tf.reshape(
+            _unsigned(x, largest, _LEVELS / 2, tf.constant([[[_ROUNDED / 2]], [[_ROUNDED / 2 + 0.5]]])),
+            [1, 1, -1, width],
+        ),
         tf.reshape(tf.bitcast(kernel, tf.qint8), [1, 1, width, outputs]),
         *(tf.constant(float(bound)) for bound in (0, 255, -_LEVELS, _LEVELS)),
     ]
@@ -155,13 +156,12 @@ def _product(
     offset: tf.Tensor,
     bias: tf.Tensor | None,
     packed: bool,
-    halves: bool,
 ) -> tf.Tensor:
     largest = tf.reduce_max(tf.abs(x), axis=-1, keepdims=True)
     inputs = [
-        _unsigned(x, largest, halves),
+        _unsigned(x, largest, float(_LEVELS), _ROUNDED),
         tf.bitcast(kernel, tf.qint8),
-        offset / 2 if halves else offset,
+        offset,
         *(tf.constant(float(bound)) for bound in (0, 255, -_LEVELS, _LEVELS)),
     ]
     ((summed,), _) = op_def_library.apply_op(
@@ -186,7 +186,5 @@ def _product(
         leakyrelu_alpha=0.0,
     )
     summed.set_shape([None, kernel.shape[0]])  # what the op's shape function does not tell
-    if halves:
-        summed = tf.add_n(tf.split(summed, 2))
     result = summed * scale * (largest * (1.0 / _LEVELS))
     return result if bias is None else result + bias

@@ -18,15 +18,15 @@ class Precision(NamedTuple):
     compute: the products, and the cache of keys and values.
     packed: whether int8 kernels keep a copy of their matrix in the order that is fastest to read. Without it a model
         takes half the memory; single rows are up to a quarter slower, 8 rows take twice as long.
-    halves: whether int8 kernels do without VNNI instructions, and take activations in two halves for it. Matrices of
-        blocks are stored as ``[in, out]`` then: they are multiplied with by a convolution.
+    transposed: whether int8 matrices are stored as ``[in, out]``, and multiplied with by a convolution, which needs no
+        VNNI instructions.
     """
 
     matrices: str
     others: str
     compute: str
     packed: bool = True
-    halves: bool = False
+    transposed: bool = False
 
 
 PRECISIONS: Mapping[str, Precision] = {
@@ -35,7 +35,7 @@ PRECISIONS: Mapping[str, Precision] = {
     "bfloat16": Precision("bfloat16", "bfloat16", "bfloat16"),
     "int8": Precision("int8", "float32", "float32"),
     "int8-low-memory": Precision("int8", "float32", "float32", packed=False),
-    "int8-avx2": Precision("int8", "float32", "float32", halves=True),
+    "int8-avx2": Precision("int8", "float32", "float32", transposed=True),
 }
 DTYPES = tuple(PRECISIONS)
 """What an exported model can be."""
@@ -87,8 +87,8 @@ def stored_tensors(config: GPT2Config, dtype: str) -> dict[str, Stored]:
 
 
 def is_transposed(name: str, dtype: str) -> bool:
-    """Whether the int8 matrix with the canonical ``name`` is stored as ``[in, out]``: those of blocks may be."""
-    return PRECISIONS[dtype].halves and _MATRIX.fullmatch(name) is not None and stack_name(name) is not None
+    """Whether the tensor with the canonical ``name`` is stored as ``[in, out]``."""
+    return PRECISIONS[dtype].transposed and _MATRIX.fullmatch(name) is not None
 
 
 def stack_name(name: str) -> str | None:
@@ -106,8 +106,4 @@ def packed_bytes(config: GPT2Config, dtype: str) -> int:
     precision = PRECISIONS[dtype]
     if precision.matrices != "int8" or not precision.packed:
         return 0
-    return sum(
-        math.prod(stored.shape)
-        for name, stored in stored_tensors(config, dtype).items()
-        if stored.dtype == "int8" and (is_transposed(name, dtype) or not precision.halves)
-    )
+    return sum(math.prod(shape) for shape, kind in stored_tensors(config, dtype).values() if kind == "int8")
