@@ -21,7 +21,6 @@ from exports.options import BEAMS, MAX_NEW_TOKENS, SAMPLING, SHARED, Option
 from exports.requests import IDS, ROW, check, check_ids, checked, checked_prompt, per_row
 from tf_model import quantization
 from tf_model.beam import beam_search
-from tf_model.cache import LayerCache
 from tf_model.generation import Context, Request, begin, random_seeds, resume
 from tf_model.gpt2 import GPT2, last_rows
 from tf_model.processors import Constraints
@@ -81,16 +80,18 @@ class Signatures:
         self._model = model
         self._config = model.config
         self._pad_token_id = tokens.pad_token_id
-        width = tf.TensorSpec([None, self._config.head_dim], model.compute_dtype)
+        self._cache_names = [
+            f"cache_{layer:02d}_{part}" for layer in range(model.config.n_layer) for part in ("keys", "values")
+        ]
         ids, row, number = (tf.TensorSpec([None] * rank, tf.int32) for rank in (2, 1, 0))
-        layers = [LayerCache(width, width)] * self._config.n_layer
+        cache = tf.TensorSpec([2 * self._config.n_layer, None, self._config.head_dim], model.compute_dtype)
         self.stacks = Stacks(model)
         self.weights = {n: v for n, v in model.canonical_variables().items() if stack_name(n) is None}
         self._feed = tf.function(
             lambda tokens, start, count, cache, capacity: model.feed(
                 tokens, start, count, cache, capacity, self.stacks.blocks()
             ),
-            input_signature=[ids, row, row, layers, number],
+            input_signature=[ids, row, row, cache, number],
             autograph=False,
         )
         real = tf.TensorSpec([None], tf.float32)
@@ -107,7 +108,7 @@ class Signatures:
             lambda request, context, capacity: resume(
                 self._step, capacity, self._config.vocab_size, request, context, tokens.pad_token_id
             ),
-            input_signature=[request, Context(layers, row, row), number],
+            input_signature=[request, Context(cache, row, row), number],
             autograph=False,
         )
         prompt = {"input_ids": IDS, "input_lengths": ROW}
@@ -163,8 +164,8 @@ class Signatures:
         return tf.function(call, input_signature=named, autograph=False)
 
     def _step(
-        self, tokens: tf.Tensor, start: tf.Tensor, count: tf.Tensor, cache: list[LayerCache], capacity: tf.Tensor
-    ) -> tuple[tf.Tensor, list[LayerCache]]:
+        self, tokens: tf.Tensor, start: tf.Tensor, count: tf.Tensor, cache: tf.Tensor, capacity: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """As the model's ``step``, through the shared function."""
         rows, cache = self._feed(tokens, start, count, cache, capacity)
         return self._model.logits(last_rows(rows, tokens, count)), cache
@@ -174,7 +175,7 @@ class Signatures:
         batch, size = tf.unstack(tf.shape(ids))
         width = self._config.n_embd
 
-        def read(start: tf.Tensor, found: tf.Tensor, cache: list[LayerCache]) -> tuple[Any, ...]:
+        def read(start: tf.Tensor, found: tf.Tensor, cache: tf.Tensor) -> tuple[Any, ...]:
             part = ids[:, start : start + _READ]
             count = tf.clip_by_value(lengths - start, 0, tf.shape(part)[1])
             rows, cache = self._feed(part, tf.fill([batch], start), count, cache, size)
@@ -184,7 +185,7 @@ class Signatures:
         invariants = (
             tf.TensorShape([]),
             tf.TensorShape([None, None, width]),
-            tf.nest.map_structure(lambda part: part.shape, state[2]),
+            state[2].shape,
         )
         _, found, _ = tf.while_loop(
             lambda start, *_: start < size, read, state, shape_invariants=invariants, parallel_iterations=1
@@ -304,20 +305,19 @@ class Signatures:
     def _state_specs(self) -> dict[str, tf.TensorSpec]:
         config = self._config
         part = tf.TensorSpec([None, config.n_head, None, config.head_dim], self._model.compute_dtype)
-        names = [name for layer in range(config.n_layer) for name in _cache_names(layer)]
-        return {**dict.fromkeys(names, part), "window_start": ROW, "cache_lengths": ROW}
+        return {**dict.fromkeys(self._cache_names, part), "window_start": ROW, "cache_lengths": ROW}
 
     def _state(self, context: Context, batch: tf.Tensor) -> Tensors:
         """A context as outputs."""
-        state: Tensors = {}
-        for layer, cache in enumerate(context.cache):
-            state.update(zip(_cache_names(layer), cache.read(batch, self._config.n_head), strict=True))
+        config = self._config
+        shape = [2 * config.n_layer, batch, config.n_head, -1, config.head_dim]
+        state = dict(zip(self._cache_names, tf.unstack(tf.reshape(context.cache, shape)), strict=True))
         return {**state, **_outputs({"window_start": context.start, "cache_lengths": context.fed})}
 
     def _context(self, inputs: Tensors, request: Request) -> tuple[tf.Tensor, Context]:
         """Capacity and context from inputs: a copy, because the cache is written in place."""
-        first = inputs[_cache_names(0)[0]]
-        batch, capacity = tf.shape(inputs["input_ids"])[0], tf.shape(first)[2] - 1
+        parts = [inputs[name] for name in self._cache_names]
+        batch, capacity = tf.shape(inputs["input_ids"])[0], tf.shape(parts[0])[2] - 1
         start, fed = (per_row(inputs[name], batch, name) for name in ("window_start", "cache_lengths"))
         length = tf.cast(request.input_lengths, tf.int64)
         limit = self._config.n_positions
@@ -333,21 +333,18 @@ class Signatures:
                 "(input_ids is all of the text so far, from its beginning); found", fed,
             ),
         ]  # fmt: skip
-        cache, shapes = [], []
-        for layer in range(self._config.n_layer):
-            names = _cache_names(layer)
-            shapes += [tf.shape(inputs[name]) for name in names]
-            flat = (tf.reshape(inputs[name], [-1, self._config.head_dim]) for name in names)
-            cache.append(LayerCache(*(tf.raw_ops.DeepCopy(x=part) for part in flat)))
+        shapes = tf.stack([tf.shape(part) for part in parts])
         checks.append(
             check(
-                tf.stack(shapes)[:, ::2] == tf.stack([batch, capacity + 1]),
+                shapes[:, ::2] == tf.stack([batch, capacity + 1]),
                 "cache: expected one capacity for all parts, and as many rows as input_ids has,",
                 batch,
                 "; found the shapes",
-                tf.stack(shapes),
+                shapes,
             )
         )  # fmt: skip
+        with tf.control_dependencies(checks):
+            cache = tf.reshape(tf.stack(parts), [len(parts), -1, self._config.head_dim])
         # The last token is read again if need be: the distribution of the next one follows from it.
         start, fed = (tf.cast(checked(x, *checks), tf.int32) for x in (start, tf.minimum(fed, length - start - 1)))
         return checked(capacity, *checks), Context(cache, start, fed)
@@ -358,10 +355,6 @@ _NO_VNNI = (
     "checkpoint or this SavedModel with --dtype int8-avx2 or float32"
 )
 _CAPACITY = Option(0, 0, 2**31 - 1, "")
-
-
-def _cache_names(layer: int) -> tuple[str, str]:
-    return f"cache_{layer:02d}_keys", f"cache_{layer:02d}_values"
 
 
 def _without(inputs: Tensors, *names: str) -> Tensors:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tf_model.cache import LayerCache
+from tf_model import cache as kv
 from tf_model.generation import Step
 from tf_model.processors import Constraints, process
 
@@ -97,12 +97,12 @@ class _State(NamedTuple):
     source: tf.Tensor
     results: _Results
     running: tf.Tensor
-    cache: list[LayerCache]
+    cache: tf.Tensor
 
 
 def beam_search(
     step: Step,
-    allocate: Callable[[tf.Tensor, tf.Tensor], list[LayerCache]],
+    allocate: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
     n_positions: int,
     request: BeamRequest,
     pad_token_id: int,
@@ -125,7 +125,7 @@ def beam_search(
     enough = beams * tf.maximum(2, 1 + ends)
 
     start = _start(request, width, allocate(batch, capacity))
-    rows = tf.shape(start.cache[0].keys)[0] // batch
+    rows = tf.shape(start.cache)[1] // batch
 
     def body(state: _State) -> tuple[_State]:
         each = tf.shape(state.scores)[1]
@@ -135,8 +135,7 @@ def beam_search(
         column = tf.range(tf.maximum(tf.reduce_max(count), 1))[tf.newaxis]
         place = tf.minimum(fed[:, tf.newaxis] + column, width - 1)
         tokens = tf.gather(state.history, place, axis=1, batch_dims=1)
-        cache = [_reorder(layer, state.source, rows) for layer in state.cache]
-        logits, cache = step(tokens, fed, count, cache, capacity)
+        logits, cache = step(tokens, fed, count, kv.texts(state.cache, state.source, rows), capacity)
 
         constraints = Constraints(*(tf.repeat(values, each, axis=0) for values in request.constraints))
         new = tf.fill(tf.shape(length), state.number)
@@ -196,7 +195,7 @@ def beam_search(
     return Beams(tf.reshape(sequences, [-1, width]), tf.reshape(lengths, [-1]), tf.reshape(scores, [-1]))
 
 
-def _start(request: BeamRequest, width: tf.Tensor, cache: list[LayerCache]) -> _State:
+def _start(request: BeamRequest, width: tf.Tensor, cache: tf.Tensor) -> _State:
     """One beam per row, its prompt, and no results: what a row without new tokens is left with."""
     batch, size = tf.unstack(tf.shape(request.input_ids))
     history = tf.pad(request.input_ids, [[0, 0], [0, width - size]])
@@ -221,21 +220,8 @@ def _shapes(state: _State) -> _State:
         source=tf.TensorShape([None]),
         results=_Results(tf.TensorShape([None, None, None]), matrix, matrix, matrix),
         running=tf.TensorShape([None]),
-        cache=[LayerCache(*(tf.TensorShape([None, x.shape[-1]]) for x in layer)) for layer in state.cache],
+        cache=state.cache.shape,
     )
-
-
-def _reorder(layer: LayerCache, source: tf.Tensor, rows: tf.Tensor) -> LayerCache:
-    """A new cache whose text t is text ``source[t]`` of ``layer``; a text has ``rows`` rows.
-
-    Always a copy, also of a text that stays where it is: the next write is in place, and the old cache is used up.
-    """
-
-    def copy(values: tf.Tensor) -> tf.Tensor:
-        texts = tf.reshape(values, tf.stack([-1, rows * values.shape[-1]]))
-        return tf.reshape(tf.gather(texts, source), [-1, values.shape[-1]])
-
-    return LayerCache(copy(layer.keys), copy(layer.values))
 
 
 def _where(rows: tf.Tensor, new: _Results, old: _Results) -> _Results:

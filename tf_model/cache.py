@@ -1,4 +1,4 @@
-"""The keys and values of the tokens seen so far, allocated once and written in place.
+"""The keys and values of the tokens seen so far, of all layers in one tensor: allocated once, written in place.
 
 ``tf.tensor_scatter_nd_update`` copies the whole cache at every step, in a loop too. ``InplaceUpdate`` writes into the
 buffer of its input and ignores reference counts, so the discipline is ours:
@@ -6,7 +6,11 @@ buffer of its input and ignores reference counts, so the discipline is ours:
 - the buffer comes from ``Empty``, a stateful op: neither folded into a constant nor merged with its twins by grappler;
 - a cache has one consumer: after ``write`` only the returned cache may be used;
 - whoever reads a cache must be an ancestor of the next ``write`` to it, or the two race. Here every read leads to the
-  next token, and the next token to the next write.
+  next layer, and that to the next write.
+
+A cache is ``[2 L, B * heads * (capacity + 1), head_dim]``: the keys of layer 0, its values, the keys of layer 1, and so
+on. Row (b * heads + head) * (capacity + 1) + position. The last position of each head is a spare one: what right
+padding produces goes there and is never visible.
 """
 
 from __future__ import annotations
@@ -17,51 +21,65 @@ import tensorflow as tf
 
 
 class LayerCache(NamedTuple):
-    """One layer's keys and values, each ``[B * heads * (capacity + 1), head_dim]``.
+    """One layer's place in the cache.
 
-    Row (b * heads + head) * (capacity + 1) + position. The last position of each head is a spare one: what right
-    padding produces goes there and is never visible.
+    Attributes:
+        buffer: the cache, flat: ``[rows, head_dim]``.
+        begin, end: int32 ``[1]``, the rows of this layer.
     """
 
-    keys: tf.Tensor
-    values: tf.Tensor
+    buffer: tf.Tensor
+    begin: tf.Tensor
+    end: tf.Tensor
 
-    def write(self, slots: tf.Tensor, key: tf.Tensor, value: tf.Tensor) -> LayerCache:
-        """Puts key and value ``[B, s, heads, head_dim]`` into the rows ``slots`` ``[B * s * heads]``, in place."""
-        width = self.keys.shape[-1]
-        return LayerCache(
-            tf.raw_ops.InplaceUpdate(x=self.keys, i=slots, v=tf.reshape(key, [-1, width])),
-            tf.raw_ops.InplaceUpdate(x=self.values, i=slots, v=tf.reshape(value, [-1, width])),
-        )
+    def write(self, slots: tf.Tensor, keys_and_values: tf.Tensor) -> LayerCache:
+        """Puts ``[B, s, 2, heads, head_dim]`` into the layer's rows ``slots`` ``[B * s * 2 * heads]``, in place."""
+        rows = tf.reshape(keys_and_values, [-1, self.buffer.shape[-1]])
+        return self._replace(buffer=tf.raw_ops.InplaceUpdate(x=self.buffer, i=slots + self.begin, v=rows))
 
     def read(self, batch: tf.Tensor, heads: int) -> tuple[tf.Tensor, tf.Tensor]:
-        """Keys and values as ``[B, heads, capacity + 1, head_dim]``; no copy."""
-        shape = [batch, heads, -1, self.keys.shape[-1]]
-        return tf.reshape(self.keys, shape), tf.reshape(self.values, shape)
+        """Keys and values, each ``[B, heads, capacity + 1, head_dim]``."""
+        # Parts of the buffer itself where they begin and end at a multiple of 64 bytes, copies elsewhere.
+        rows = tf.strided_slice(self.buffer, self.begin, self.end, [1])
+        keys, values = tf.unstack(tf.reshape(rows, [2, batch, heads, -1, self.buffer.shape[-1]]))
+        return keys, values
 
 
-def allocate(
-    n_layer: int, batch: tf.Tensor, heads: int, capacity: tf.Tensor, width: int, dtype: Any
-) -> list[LayerCache]:
-    """Zeroed caches of ``capacity`` positions for every layer. Zeroed, because 0 * NaN in the attention is NaN."""
-    shape = tf.stack([batch * heads * (capacity + 1), width])
-    return [LayerCache(*(_zeros(shape, width, dtype) for _ in LayerCache._fields)) for _ in range(n_layer)]
-
-
-def _zeros(shape: tf.Tensor, width: int, dtype: Any) -> tf.Tensor:
+def allocate(n_layer: int, batch: tf.Tensor, heads: int, capacity: tf.Tensor, width: int, dtype: Any) -> tf.Tensor:
+    """A zeroed cache of ``capacity`` positions. Zeroed, because 0 * NaN in the attention is NaN."""
+    shape = tf.stack([2 * n_layer, batch * heads * (capacity + 1), width])
     buffer = tf.raw_ops.Empty(shape=shape, dtype=tf.as_dtype(dtype), init=True)
-    return tf.ensure_shape(buffer, [None, width])
+    return tf.ensure_shape(buffer, [2 * n_layer, None, width])
+
+
+def layers(cache: tf.Tensor) -> list[LayerCache]:
+    """The places of all layers: each is to be given the buffer that the one before it returned."""
+    parts, rows = tf.shape(cache)[0], tf.shape(cache)[1]
+    number = cache.shape[0] // 2
+    bounds = tf.split(tf.range(0, (parts + 1) * rows, 2 * rows), number + 1)
+    flat = tf.reshape(cache, [-1, cache.shape[-1]])
+    return [LayerCache(flat, *bounds[layer : layer + 2]) for layer in range(number)]
+
+
+def texts(cache: tf.Tensor, source: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    """A new cache whose text t is text ``source[t]`` of ``cache``; a text has ``rows`` rows in each part.
+
+    Always a copy, also of a text that stays where it is: the next write is in place, and the old cache is used up.
+    """
+    parts, _, width = cache.shape
+    whole = tf.reshape(cache, tf.stack([parts, -1, rows * width]))
+    return tf.reshape(tf.gather(whole, source, axis=1), [parts, -1, width])
 
 
 def slots(position: tf.Tensor, valid: tf.Tensor, heads: int, capacity: tf.Tensor) -> tf.Tensor:
-    """Cache rows for tokens at ``position`` ``[B, s]``; those not ``valid``, or past the end, go to the spare row.
+    """A layer's rows for tokens at ``position`` ``[B, s]``; those not ``valid``, or past the end, get the spare one.
 
     Everything is int32.
 
     Returns:
-        ``[B * s * heads]``, in the order of a tensor ``[B, s, heads]``: that in which a product gives them.
+        ``[B * s * 2 * heads]``, in the order of a tensor ``[B, s, 2, heads]``: that in which a product gives them.
     """
     place = tf.where(valid & (position < capacity), position, capacity)
-    head = tf.range(tf.shape(position)[0] * heads) * (capacity + 1)
-    rows = tf.reshape(head, [-1, 1, heads]) + place[:, :, tf.newaxis]
-    return tf.reshape(rows, [-1])
+    batch = tf.shape(position)[0]
+    head = tf.transpose(tf.reshape(tf.range(2 * batch * heads) * (capacity + 1), [2, batch, heads]), [1, 0, 2])
+    return tf.reshape(head[:, tf.newaxis] + place[:, :, tf.newaxis, tf.newaxis], [-1])

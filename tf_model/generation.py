@@ -11,13 +11,12 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tf_model.cache import LayerCache
 from tf_model.config import GPT2Config
 from tf_model.processors import Constraints, process
 from tf_model.sampling import Sampling, choose
 from tf_model.window import Window, evict
 
-Step = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, list[LayerCache], tf.Tensor], tuple[tf.Tensor, list[LayerCache]]]
+Step = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 """``GPT2.step``, or a function that does the same: (tokens, start, count, cache, capacity) -> (logits, cache)."""
 
 
@@ -67,7 +66,7 @@ class Context(NamedTuple):
         fed: int32 ``[B]``, how many tokens from there are in the cache.
     """
 
-    cache: list[LayerCache]
+    cache: tf.Tensor
     start: tf.Tensor
     fed: tf.Tensor
 
@@ -96,7 +95,7 @@ def random_seeds(batch: tf.Tensor) -> tf.Tensor:
 
 def generate(
     step: Step,
-    allocate: Callable[[tf.Tensor, tf.Tensor], list[LayerCache]],
+    allocate: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
     config: GPT2Config,
     request: Request,
     pad_token_id: int,
@@ -114,7 +113,7 @@ def generate(
 
 
 def begin(
-    allocate: Callable[[tf.Tensor, tf.Tensor], list[LayerCache]], capacity: tf.Tensor | int, request: Request
+    allocate: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], capacity: tf.Tensor | int, request: Request
 ) -> tuple[tf.Tensor, Context]:
     """A context in which nothing has been read, for ``resume``, and its capacity: little more than the request needs.
 

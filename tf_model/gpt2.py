@@ -14,7 +14,6 @@ import keras
 import tensorflow as tf
 
 from tf_model import cache as kv
-from tf_model.cache import LayerCache
 from tf_model.config import GPT2Config
 from tf_model.layers import ApplyBlock, Block, Frame, LayerNorm, Matrix, Unwritten
 from tf_model.storage import OFFSET, PRECISIONS, SCALE, stored_tensors
@@ -78,10 +77,10 @@ class GPT2(keras.Model):
         batch, size = tf.unstack(tf.shape(input_ids))
         position = tf.range(size)[tf.newaxis]
         visible = position[:, tf.newaxis, tf.newaxis, :] <= position[:, tf.newaxis, :, tf.newaxis]
-        rows, _ = self._hidden(input_ids, position, Frame(batch, size, visible, None), [None] * self.config.n_layer)
+        rows, _ = self._hidden(input_ids, position, Frame(batch, size, visible, None), None)
         return tf.reshape(self.logits(rows), [batch, size, self.config.vocab_size])
 
-    def allocate(self, batch: tf.Tensor, capacity: tf.Tensor) -> list[LayerCache]:
+    def allocate(self, batch: tf.Tensor, capacity: tf.Tensor) -> tf.Tensor:
         """An empty cache for ``capacity`` positions of ``batch`` rows."""
         config = self.config
         return kv.allocate(config.n_layer, batch, config.n_head, capacity, config.head_dim, self.compute_dtype)
@@ -91,10 +90,10 @@ class GPT2(keras.Model):
         tokens: tf.Tensor,
         start: tf.Tensor,
         count: tf.Tensor,
-        cache: list[LayerCache],
+        cache: tf.Tensor,
         capacity: tf.Tensor,
         blocks: Sequence[ApplyBlock] = (),
-    ) -> tuple[tf.Tensor, list[LayerCache]]:
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Reads new tokens, each row's behind what its cache has: a prompt, one token, a window; only s differs.
 
         Args:
@@ -120,8 +119,8 @@ class GPT2(keras.Model):
         return self._hidden(tokens, tf.minimum(position, self.config.n_positions - 1), frame, cache, blocks)
 
     def step(
-        self, tokens: tf.Tensor, start: tf.Tensor, count: tf.Tensor, cache: list[LayerCache], capacity: tf.Tensor
-    ) -> tuple[tf.Tensor, list[LayerCache]]:
+        self, tokens: tf.Tensor, start: tf.Tensor, count: tf.Tensor, cache: tf.Tensor, capacity: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """As ``feed``, but with the logits float32 ``[B, V]`` after token ``count - 1`` of each row."""
         rows, cache = self.feed(tokens, start, count, cache, capacity)
         return self.logits(last_rows(rows, tokens, count)), cache
@@ -131,17 +130,21 @@ class GPT2(keras.Model):
         tokens: tf.Tensor,
         position: tf.Tensor,
         frame: Frame,
-        cache: list[Any],
+        cache: tf.Tensor | None,
         blocks: Sequence[ApplyBlock] = (),
-    ) -> tuple[tf.Tensor, list[Any]]:
-        """Rows ``[B * s, h]`` before the final layer norm."""
+    ) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """Rows ``[B * s, h]`` before the final layer norm, and the cache."""
         x = tf.reshape(self.wte(tokens) + self.wpe(position), [-1, self.config.n_embd])
-        written = []
         calls: Sequence[ApplyBlock] = blocks or self.h
-        for block, layer_cache in zip(calls, cache, strict=True):
-            x, layer_cache = block(x, frame, layer_cache)
-            written.append(layer_cache)
-        return x, written
+        if cache is None:
+            for block in calls:
+                x, _ = block(x, frame, None)
+            return x, None
+        places = kv.layers(cache)
+        buffer = places[0].buffer
+        for block, place in zip(calls, places, strict=True):
+            x, buffer = block(x, frame, place._replace(buffer=buffer))
+        return x, tf.ensure_shape(tf.reshape(buffer, tf.shape(cache)), cache.shape)
 
     def logits(self, rows: tf.Tensor) -> tf.Tensor:
         """Final layer norm and output matrix: logits float32 ``[N, V]`` of rows ``[N, h]``."""

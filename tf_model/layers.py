@@ -55,7 +55,8 @@ class Frame(NamedTuple):
         batch: B, int32.
         size: s, the tokens fed per row, int32.
         visible: bool ``[B, 1, s, K]``: which of the K keys each token attends to.
-        slots: int32 ``[B * s * n_head]``, the cache rows that the new keys and values go to; None without a cache.
+        slots: int32 ``[B * s * 2 * n_head]``, the rows of a layer's cache that the new keys and values go to; None
+            without a cache.
     """
 
     batch: tf.Tensor
@@ -202,20 +203,23 @@ class Attention(keras.layers.Layer):
 
     def call(
         self, x: tf.Tensor, frame: Frame, cache: LayerCache | None, scale: tf.Tensor | None = None
-    ) -> tuple[tf.Tensor, LayerCache | None]:
+    ) -> tuple[tf.Tensor, tf.Tensor | None]:
         heads, width = self.config.n_head, self.config.head_dim
-        shape = [frame.batch, frame.size, heads, width]
-        query, key, value = (tf.reshape(part, shape) for part in tf.split(self.c_attn(x), 3, axis=-1))
-        query = tf.transpose(query, [0, 2, 1, 3])
+
+        def by_head(part: tf.Tensor) -> tf.Tensor:
+            return tf.transpose(tf.reshape(part, [frame.batch, frame.size, heads, width]), [0, 2, 1, 3])
+
+        query, both = tf.split(self.c_attn(x), [heads * width, 2 * heads * width], axis=-1)
+        query = by_head(query)
         if cache is None:
-            key, value = (tf.transpose(part, [0, 2, 1, 3]) for part in (key, value))
+            key, value = map(by_head, tf.split(both, 2, axis=-1))
         else:
-            cache = cache.write(frame.slots, key, value)
+            cache = cache.write(frame.slots, both)
             key, value = cache.read(frame.batch, heads)
         # The query is scaled, not the product: in float16 a product of large activations is infinite sooner.
         mixed = attend(query * (self.scale if scale is None else scale), key, value, frame.visible)
         merged = tf.reshape(tf.transpose(mixed, [0, 2, 1, 3]), [-1, self.config.n_embd])
-        return self.c_proj(merged), cache
+        return self.c_proj(merged), None if cache is None else cache.buffer
 
 
 class MLP(keras.layers.Layer):
@@ -238,7 +242,7 @@ class MLP(keras.layers.Layer):
 
 
 ApplyBlock = Callable[..., Any]
-"""A ``Block``, or a function that does the same: of x, frame and cache."""
+"""A ``Block``, or a function that does the same: of x, frame and the layer's cache, gives x and the cache's buffer."""
 
 
 class Block(keras.layers.Layer):
@@ -260,7 +264,7 @@ class Block(keras.layers.Layer):
 
     def call(
         self, x: tf.Tensor, frame: Frame, cache: LayerCache | None, scale: tf.Tensor | None = None
-    ) -> tuple[tf.Tensor, LayerCache | None]:
-        attended, cache = self.attn(self.ln_1(x), frame, cache, scale)
+    ) -> tuple[tf.Tensor, tf.Tensor | None]:
+        attended, written = self.attn(self.ln_1(x), frame, cache, scale)
         x = x + tf.cast(attended, tf.float32)
-        return x + tf.cast(self.mlp(self.ln_2(x)), tf.float32), cache
+        return x + tf.cast(self.mlp(self.ln_2(x)), tf.float32), written

@@ -50,12 +50,13 @@ class Stacks:
 
         number, row = (tf.TensorSpec([None] * rank, tf.int32) for rank in (0, 1))
         width = tf.TensorSpec([None, config.head_dim], model.compute_dtype)
+        bound = tf.TensorSpec([1], tf.int32)
         self._call = tf.function(
             call,
             input_signature=[
                 tf.TensorSpec([None, config.n_embd], tf.float32),
                 Frame(number, number, tf.TensorSpec([None, 1, None, None], tf.bool), row),
-                LayerCache(width, width),
+                LayerCache(width, bound, bound),
                 tf.TensorSpec([], model.compute_dtype),
                 [tf.TensorSpec(weight.shape, weight.dtype) for weight in first.variables],
             ],

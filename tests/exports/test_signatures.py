@@ -360,8 +360,8 @@ def test_the_forward_pass_is_in_the_graph_once(loaded: Loaded, tmp_path: Path) -
         assert (ops["BatchMatMulV2"], ops["BatchMatMulV3"], ops["Softmax"], ops["Tanh"]) == (2, 2, 1, 1)
         nodes.append(len(every))
     per_layer = (nodes[1] - nodes[0]) / (layers[1] - layers[0])
-    assert per_layer <= 100
-    assert nodes[0] - layers[0] * per_layer <= 4200
+    assert per_layer <= 20
+    assert nodes[0] - layers[0] * per_layer <= 4100
 
 
 def test_a_float32_product_and_its_bias_do_not_become_one_op(loaded: Loaded) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,8 @@ import transformers
 from transformers.generation import GenerationMode
 
 from tests.checkpoints import State, fill_transformers, random_state
-from tf_model import beam
+from tf_model import beam, cache
 from tf_model.beam import BeamRequest, Beams, beam_search
-from tf_model.cache import LayerCache
 from tf_model.config import GPT2Config
 from tf_model.gpt2 import GPT2
 from tf_model.processors import Constraints
@@ -255,8 +254,8 @@ def test_never_with_a_negative_penalty_by_hand() -> None:
         last = tf.gather(tokens, tf.maximum(count, 1) - 1, axis=1, batch_dims=1)
         return tf.math.log(tf.gather(table, last)), cache
 
-    def allocate(batch: tf.Tensor, capacity: tf.Tensor) -> list[LayerCache]:
-        return [LayerCache(tf.zeros([batch, 1]), tf.zeros([batch, 1]))]
+    def allocate(batch: tf.Tensor, capacity: tf.Tensor) -> tf.Tensor:
+        return tf.zeros([2, batch, 1])
 
     asked = request([[1]], num_beams=2, max_new_tokens=28, length_penalty=-1.0, early_stopping=beam.NEVER, eos=[[0]])
     ((sequence, score),) = found(beam_search(step, allocate, 64, asked, PAD))
@@ -352,19 +351,19 @@ def test_constraints_that_leave_nothing(pair: Pair) -> None:
     assert beams[1:] == [([1, 2], -1e9)] * 2
 
 
-REORDER: Callable[..., Any] = beam._reorder
+REORDER = cache.texts
 
 
-def without_reordering(layer: Any, source: tf.Tensor, rows: tf.Tensor) -> Any:
+def without_reordering(values: tf.Tensor, source: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
     """Spreads the prompt over the beams, and then leaves every cache where it is."""
     number = tf.shape(source)[0]
-    texts = tf.shape(layer.keys)[0] // rows
-    return REORDER(layer, tf.repeat(tf.range(texts), number // texts), rows)
+    texts = tf.shape(values)[1] // rows
+    return REORDER(values, tf.repeat(tf.range(texts), number // texts), rows)
 
 
 def test_the_cache_must_follow_its_beam(monkeypatch: pytest.MonkeyPatch) -> None:
     """That the tests above can fail: without the reordering a good part of the texts is wrong."""
-    monkeypatch.setattr(beam, "_reorder", without_reordering)
+    monkeypatch.setattr(cache, "texts", without_reordering)
     broken = Pair(CONFIG)
     wrong = 0
     for seed in range(8):

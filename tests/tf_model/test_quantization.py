@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,13 +42,25 @@ def test_every_row_has_the_scale_of_its_largest_value() -> None:
     assert (error <= 0.5001 * scale[:, np.newaxis]).all()
 
 
-HALVES = pytest.mark.parametrize("halves", [pytest.param(False, marks=pytest.mark.int8), True])
+def multiplied(x: tf.Tensor, kernel: np.ndarray, scale: Any, offset: Any, bias: Any = None) -> tf.Tensor:
+    """By ``convolve``, which takes the kernel transposed."""
+    return convolve(x, tf.constant(kernel.T), scale, offset, bias)
 
 
-@HALVES
+WAYS = pytest.mark.parametrize(
+    "ways",
+    [
+        pytest.param([product, functools.partial(product, packed=False)], marks=pytest.mark.int8, id="product"),
+        pytest.param([multiplied], id="convolve"),
+    ],
+)
+Ways = Sequence[Callable[..., tf.Tensor]]
+
+
+@WAYS
 @pytest.mark.parametrize("rows", [1, 2, 5, 16, 33])
 @pytest.mark.parametrize(("width", "outputs"), [(48, 96), (768, 64), (64, 3000), (7, 5)])
-def test_the_product_is_that_of_integers(rows: int, width: int, outputs: int, halves: bool) -> None:
+def test_the_product_is_that_of_integers(rows: int, width: int, outputs: int, ways: Ways) -> None:
     rng = np.random.default_rng(rows)
     x = (rng.normal(size=(rows, width)) * rng.uniform(0.01, 50, (rows, 1))).astype(np.float32)
     if rows > 1:
@@ -61,28 +75,27 @@ def test_the_product_is_that_of_integers(rows: int, width: int, outputs: int, ha
     levels = np.floor(x * np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0) + 0.5)
     sums = levels.astype(np.int64) @ quantized.T.astype(np.int64)
     expected = sums * (largest.astype(np.float64) / 127) * scale + bias
-    weight = [tf.constant(part) for part in (quantized, scale, offset(quantized), bias)]
-    ways = [tf.function(functools.partial(product, packed=packed, halves=halves)) for packed in (True, False)]
-    for way in (functools.partial(product, halves=halves), *ways):
-        found = way(tf.constant(x), *weight)
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
-    for way in (convolve, tf.function(convolve)) if halves else ():
-        found = way(tf.constant(x), tf.constant(quantized.T), *weight[1:])
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    for way in ways:
+        call = functools.partial(way, tf.constant(x), quantized, scale, offset(quantized), bias)
+        for found in (call(), tf.function(call, autograph=False)()):
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
-@HALVES
-def test_a_row_does_not_depend_on_its_neighbours(halves: bool) -> None:
+@WAYS
+def test_a_row_does_not_depend_on_its_neighbours(ways: Ways) -> None:
     rng = np.random.default_rng(1)
     x = (rng.normal(size=(9, 256)) * 10.0 ** rng.integers(-3, 3, (9, 1))).astype(np.float32)
-    kernel, scale = map(tf.constant, quantize(rng.normal(size=(300, 256)).astype(np.float32)))
-    offsets = tf.constant(offset(kernel.numpy()))
-    graph = tf.function(
-        lambda x: product(x, kernel, scale, offsets, halves=halves), input_signature=[tf.TensorSpec([None, 256])]
-    )
-    together = graph(tf.constant(x)).numpy()
-    for row, expected in zip(x, together, strict=True):
-        np.testing.assert_array_equal(graph(tf.constant(row[np.newaxis])).numpy()[0], expected)
+    kernel, scale = quantize(rng.normal(size=(300, 256)).astype(np.float32))
+
+    def graph_of(way: Callable[..., tf.Tensor]) -> Any:
+        return tf.function(
+            lambda x: way(x, kernel, scale, offset(kernel)), input_signature=[tf.TensorSpec([None, 256])]
+        )
+
+    for graph in map(graph_of, ways):
+        together = graph(tf.constant(x)).numpy()
+        for row, expected in zip(x, together, strict=True):
+            np.testing.assert_array_equal(graph(tf.constant(row[np.newaxis])).numpy()[0], expected)
 
 
 def models(dtype: str, step: int = 1) -> tuple[GPT2, GPT2]:
@@ -147,11 +160,9 @@ def test_offsets_are_exact() -> None:
 PROGRAM = """
     import numpy as np
     import tensorflow as tf
-    from tf_model.quantization import convolve, is_exact, offset, product
+    from tf_model.quantization import convolve, is_exact, offset
     kernel = np.full((32, 128), 127, np.int8)
     for rows in 1, 40:
-        found = product(tf.fill([rows, 128], 2.0), kernel, tf.ones([32]), offset(kernel), halves=True)
-        np.testing.assert_allclose(found, np.full([rows, 32], 2 * 127 * 128.0), rtol=1e-6)
         found = convolve(tf.fill([rows, 128], 2.0), kernel.T, tf.ones([32]), offset(kernel))
         np.testing.assert_allclose(found, np.full([rows, 32], 2 * 127 * 128.0), rtol=1e-6)
     print(bool(tf.function(is_exact)()))
