@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from exports.quiet import quiet_stderr
-from tf_model.storage import KERNEL, PRECISIONS
+from tf_model.storage import CONVOLUTION, KERNEL, PRECISIONS
 
 AUTO = "auto"
 
@@ -31,7 +31,7 @@ class Rule(NamedTuple):
 RULES = (
     Rule("int8", ("avx512_vnni", "avx_vnni"), KERNEL),
     Rule("bfloat16", ("avx512_bf16", "amx_bf16")),
-    Rule("int8-avx2", ("avx2",), KERNEL),
+    Rule("int8-avx2", ("avx2",), CONVOLUTION),
 )
 """The first that holds is taken: what generates fastest."""
 
@@ -71,7 +71,7 @@ def choose(flags: Collection[str] | None, machine: str, has_kernel: Callable[[st
         elif found:
             kernel = f", and TensorFlow the kernel {rule.op}" if rule.op else ""
             before = RULES[: RULES.index(rule)] if not missing else ()
-            lacks = f", not what is faster ({wanted(before)})" if before else ""
+            lacks = f"; it lacks what faster types need ({wanted(before)})" if before else ""
             return Choice(rule.dtype, f"{missing}the CPU has {', '.join(found)}{kernel}{lacks}")
     return Choice(OTHERWISE, f"{missing}the CPU ({machine}) has not what the others are for: {wanted()}")
 

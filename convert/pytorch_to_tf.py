@@ -88,7 +88,7 @@ def _dtype(args: argparse.Namespace, inputs: list[Path]) -> str:
     if args.dtype != AUTO:
         if not runs_here(args.dtype) and not args.quiet:
             print(
-                f"note: --dtype {args.dtype}: needs VNNI instructions: this CPU has none, and runs int8-avx2",
+                f"note: --dtype {args.dtype}: needs VNNI instructions, which this CPU has not: use int8-avx2 here",
                 file=sys.stderr,
             )
         return str(args.dtype)

@@ -57,8 +57,8 @@ _NOTES = {
     "float16": " float16 is meant for\nGPUs: most CPUs compute it several times more slowly than float32.",
     "int8": f"{_VNNI} {_COPY}",
     "int8-low-memory": _VNNI,
-    "int8-avx2": f"{_INT8}. It is\nmade for processors without VNNI instructions; on others --dtype int8 is faster. "
-    f"{_COPY}",
+    "int8-avx2": f"{_INT8}.\nIt is made for processors without VNNI instructions, with weights of 7 bits; on others "
+    f"--dtype int8 is\ncloser and faster. {_COPY}",
 }
 
 

@@ -24,7 +24,7 @@ from exports.tensor_bundle import BundleWriter
 from tf_model import quantization
 from tf_model.config import GPT2Config
 from tf_model.gpt2 import GPT2
-from tf_model.storage import OFFSET, SCALE, STACKS, WEIGHTS, is_transposed, stack_name
+from tf_model.storage import OFFSET, PRECISIONS, SCALE, STACKS, WEIGHTS, is_transposed, stack_name
 
 _OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
@@ -96,7 +96,7 @@ def _write_slot(
     def stored(member: str) -> np.ndarray:
         if slots[name].dtype != np.int8:
             return read(member, slots[name].dtype)
-        weight, scale = quantization.quantize(read(member, np.dtype(np.float32)))
+        weight, scale = quantization.quantize(read(member, np.dtype(np.float32)), PRECISIONS[dtype].levels)
         for suffix, values in ((SCALE, scale), (OFFSET, quantization.offset(weight))):
             small.setdefault(suffix, []).append(values)
         return weight.T if is_transposed(member, dtype) else weight

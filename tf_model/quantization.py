@@ -1,8 +1,8 @@
 """int8 weights: one scale per output, symmetric, and the product with them in stock TensorFlow.
 
-A matrix ``[out, in]`` is stored as int8 and a float32 scale per row: w = q * scale, q from -127 to 127, scale the row's
-largest magnitude over 127. Activations are quantised when they come, with a scale per row (per token) of their own, so
-that a row's result does not depend on its neighbours. The product is exact in int32.
+A matrix ``[out, in]`` is stored as int8 and a float32 scale per row: w = q * scale, q from -levels to levels, scale the
+row's largest magnitude over levels. Activations are quantised when they come, with a scale per row (per token) of their
+own, so that a row's result does not depend on its neighbours. The product is exact in int32.
 
 ``_QuantizedMatMul`` is oneDNN's kernel in every TensorFlow for x86-64; it has no public Python name. Its inputs are
 activations, int8 weights, a bias, and the ranges that the integers stand for. What makes it fast:
@@ -13,8 +13,7 @@ activations, int8 weights, a bias, and the ranges that the integers stand for. W
   which takes as long as the product itself for a matrix of 768 x 3072.
 
 Without VNNI instructions oneDNN adds pairs of products in 16 bits, which saturate: 2 * 255 * 127 is too large, but
-2 * 128 * 127 is not. ``convolve`` multiplies each row of activations in two halves that add up to it, so that the sums
-are exact on every processor.
+2 * 255 * 64 is not. ``convolve`` is for weights of such levels; it has exact sums on every processor.
 """
 
 from __future__ import annotations
@@ -34,16 +33,16 @@ _ZERO = 128
 """The unsigned integer that stands for 0."""
 
 
-def quantize(matrix: Array) -> tuple[Array, Array]:
+def quantize(matrix: Array, levels: int = _LEVELS) -> tuple[Array, Array]:
     """int8 ``[out, in]`` and scales float32 ``[out]`` of a float32 matrix; beside them only blocks are allocated."""
     quantized, scale = np.empty(matrix.shape, np.int8), np.empty(len(matrix), np.float32)
     step = max(1, (1 << 18) // max(1, matrix.shape[1]))
     for start in range(0, len(matrix), step):
         block = matrix[start : start + step]
         largest = np.maximum(block.max(axis=1), -block.min(axis=1))
-        scale[start : start + step] = np.where(largest > 0, largest / _LEVELS, 1)
-        levels = block / scale[start : start + step, np.newaxis]
-        quantized[start : start + step] = np.rint(levels, out=levels)
+        scale[start : start + step] = np.where(largest > 0, largest / levels, 1)
+        exact = block / scale[start : start + step, np.newaxis]
+        quantized[start : start + step] = np.rint(exact, out=exact)
     return quantized, scale
 
 
@@ -80,7 +79,7 @@ def product(
 def convolve(
     x: tf.Tensor, kernel: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, bias: tf.Tensor | None = None
 ) -> tf.Tensor:
-    """As ``product`` where there is no VNNI, with a kernel ``[in, out]``, of which the graph keeps a copy.
+    """As ``product`` where there is no VNNI, with a kernel ``[in, out]`` of at most 64 levels; the graph keeps a copy.
 
     oneDNN's matrix product sorts the weights anew at every call there, and reads 6 GB/s; a convolution of a row of
     pixels, with ``in`` channels each, is the same sums, and reads as fast as the memory is.
@@ -99,13 +98,11 @@ def is_exact() -> tf.Tensor:
     return tf.reduce_all(tf.abs(found - float(_LEVELS * width)) < 1.0)
 
 
-_ROUNDED = _ZERO + 0.5
-"""What is added to levels before a cast, which cuts off."""
-
-
-def _unsigned(x: tf.Tensor, largest: tf.Tensor, levels: float, zero: Any) -> tf.Tensor:
-    """quint8, ``x`` in ``levels`` of which ``zero`` stands for 0."""
-    return tf.bitcast(tf.cast(x * tf.math.divide_no_nan(levels, largest) + zero, tf.uint8), tf.quint8)
+def _unsigned(x: tf.Tensor, largest: tf.Tensor) -> tf.Tensor:
+    """quint8, level + 128."""
+    # A cast cuts off: what is added is the zero point, and a half for rounding.
+    levels = tf.math.divide_no_nan(float(_LEVELS), largest)
+    return tf.bitcast(tf.cast(x * levels + (_ZERO + 0.5), tf.uint8), tf.quint8)
 
 
 def _convolve(
@@ -114,12 +111,9 @@ def _convolve(
     width, outputs = kernel.shape
     largest = tf.reduce_max(tf.abs(x), axis=-1, keepdims=True)
     inputs = [
-        # floor(n / 2) and floor(n / 2 + 1 / 2) add up to n: first all first halves, then all second ones.
-        tf.reshape(
-            _unsigned(x, largest, _LEVELS / 2, tf.constant([[[_ROUNDED / 2]], [[_ROUNDED / 2 + 0.5]]])),
-            [1, 1, -1, width],
-        ),
+        tf.reshape(_unsigned(x, largest), [1, 1, -1, width]),
         tf.reshape(tf.bitcast(kernel, tf.qint8), [1, 1, width, outputs]),
+        offset,
         *(tf.constant(float(bound)) for bound in (0, 255, -_LEVELS, _LEVELS)),
     ]
     ((summed, *_), _) = op_def_library.apply_op(
@@ -142,10 +136,10 @@ def _convolve(
         dilations=[1, 1, 1, 1],
         explicit_paddings=[],
         alpha=0.0,
-        fused_ops=[],
+        fused_ops=["BiasAdd"],
     )
-    halves = tf.split(tf.reshape(tf.bitcast(summed, tf.int32), [-1, outputs]), 2)
-    result = (tf.cast(tf.add_n(halves), tf.float32) + offset) * scale * (largest * (1.0 / _LEVELS))
+    summed = tf.reshape(tf.bitcast(summed, tf.int32), [-1, outputs])
+    result = tf.cast(summed, tf.float32) * scale * (largest * (1.0 / _LEVELS))
     return result if bias is None else result + bias
 
 
@@ -159,7 +153,7 @@ def _product(
 ) -> tf.Tensor:
     largest = tf.reduce_max(tf.abs(x), axis=-1, keepdims=True)
     inputs = [
-        _unsigned(x, largest, float(_LEVELS), _ROUNDED),
+        _unsigned(x, largest),
         tf.bitcast(kernel, tf.qint8),
         offset,
         *(tf.constant(float(bound)) for bound in (0, 255, -_LEVELS, _LEVELS)),

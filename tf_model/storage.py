@@ -18,6 +18,7 @@ class Precision(NamedTuple):
     compute: the products, and the cache of keys and values.
     packed: whether int8 kernels keep a copy of their matrix in the order that is fastest to read. Without it a model
         takes half the memory; single rows are up to a quarter slower, 8 rows take twice as long.
+    levels: the largest int8 of a weight.
     transposed: whether int8 matrices are stored as ``[in, out]``, and multiplied with by a convolution, which needs no
         VNNI instructions.
     """
@@ -26,6 +27,7 @@ class Precision(NamedTuple):
     others: str
     compute: str
     packed: bool = True
+    levels: int = 127
     transposed: bool = False
 
 
@@ -35,7 +37,7 @@ PRECISIONS: Mapping[str, Precision] = {
     "bfloat16": Precision("bfloat16", "bfloat16", "bfloat16"),
     "int8": Precision("int8", "float32", "float32"),
     "int8-low-memory": Precision("int8", "float32", "float32", packed=False),
-    "int8-avx2": Precision("int8", "float32", "float32", transposed=True),
+    "int8-avx2": Precision("int8", "float32", "float32", levels=63, transposed=True),
 }
 DTYPES = tuple(PRECISIONS)
 """What an exported model can be."""

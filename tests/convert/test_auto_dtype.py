@@ -16,7 +16,7 @@ from tests.checkpoints import random_state, write_megatron
 from tests.conftest import ROOT
 from tests.light import main
 from tf_model.config import GPT2Config
-from tf_model.storage import KERNEL
+from tf_model.storage import CONVOLUTION, KERNEL
 
 CONFIG = GPT2Config(vocab_size=48, n_positions=16, n_embd=24, n_layer=1, n_head=6)
 
@@ -39,21 +39,23 @@ SAPPHIRE_RAPIDS = "fpu avx2 avx512f avx512_vnni avx512_bf16 amx_bf16 amx_tile am
             ZEN_3,
             True,
             "int8-avx2",
-            ["the CPU has avx2", KERNEL, "not what is faster (int8 with avx512_vnni or avx_vnni, "],
+            ["the CPU has avx2", CONVOLUTION, "lacks what faster types need (int8 with avx512_vnni or avx_vnni, "],
         ),
-        (ZEN_3, False, "float32", [f"TensorFlow has no kernel {KERNEL}", "Linux x86_64"]),
+        (ZEN_3, False, "float32", [f"TensorFlow has no kernel {CONVOLUTION}", "Linux x86_64"]),
         (NEHALEM, True, "float32", ["avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "avx2", "Linux x86_64"]),
         (ZEN_5, False, "bfloat16", [f"TensorFlow has no kernel {KERNEL}", "the CPU has avx512_bf16"]),
         (SAPPHIRE_RAPIDS, False, "bfloat16", ["avx512_bf16", "amx_bf16"]),
         ("fpu amx_bf16", True, "bfloat16", ["amx_bf16"]),
-        (CASCADE_LAKE, False, "float32", [f"TensorFlow has no kernel {KERNEL}"]),
+        (CASCADE_LAKE, False, "float32", [f"TensorFlow has no kernel {CONVOLUTION}"]),
         ("avx512_vnni2 xavx_vnni", True, "float32", []),
         ("", True, "float32", ["Linux x86_64"]),
         (None, True, "float32", ["not known on Linux x86_64"]),
     ],
 )
 def test_machines(flags: str | None, kernel: bool, dtype: str, words: list[str]) -> None:
-    choice = choose(None if flags is None else flags.split(), "Linux x86_64", lambda op: kernel and op == KERNEL)
+    choice = choose(
+        None if flags is None else flags.split(), "Linux x86_64", lambda op: kernel and op in (KERNEL, CONVOLUTION)
+    )
     assert choice.dtype == dtype
     assert str(choice).startswith(f"--dtype auto: {dtype}: ")
     assert "\n" not in str(choice)
@@ -155,4 +157,4 @@ def test_int8_for_another_machine_is_told(
     monkeypatch.setattr(auto_dtype, "cpu_flags", lambda: None if flags is None else flags.split())
     assert [auto_dtype.runs_here(dtype) for dtype in ("int8-low-memory", "int8-avx2", "float32")] == [runs, True, True]
     assert main([*arguments, "--dtype", "int8"]) == 0
-    assert ("this CPU has none" in capsys.readouterr().err) is not runs
+    assert ("which this CPU has not" in capsys.readouterr().err) is not runs

@@ -21,23 +21,24 @@ from tf_model.config import GPT2Config
 from tf_model.gpt2 import GPT2
 from tf_model.quantization import convolve, offset, product, quantize
 from tf_model.stacks import Stacks
-from tf_model.storage import OFFSET, SCALE, is_transposed, stored_bytes, stored_tensors
+from tf_model.storage import OFFSET, PRECISIONS, SCALE, is_transposed, stored_bytes, stored_tensors
 
 CONFIG = GPT2Config(vocab_size=96, n_positions=40, n_embd=48, n_layer=3, n_head=12)
 
 
-def test_every_row_has_the_scale_of_its_largest_value() -> None:
+@pytest.mark.parametrize("levels", [127, 63])
+def test_every_row_has_the_scale_of_its_largest_value(levels: int) -> None:
     rng = np.random.default_rng(0)
     matrix = (rng.normal(size=(1000, 700)) * rng.uniform(1e-6, 1e3, (1000, 1))).astype(np.float32)  # several blocks
     matrix[3] = 0
     matrix[4] = -5
-    quantized, scale = quantize(matrix)
+    quantized, scale = quantize(matrix, levels)
     assert (quantized.dtype, scale.dtype) == (np.int8, np.float32)
-    exact = np.abs(matrix.astype(np.float64)).max(axis=1) / 127
+    exact = np.abs(matrix.astype(np.float64)).max(axis=1) / levels
     exact[3] = 1
     np.testing.assert_allclose(scale, exact, rtol=1e-6)
-    assert np.abs(quantized.astype(int)).max(axis=1).tolist() == [0 if row == 3 else 127 for row in range(1000)]
-    assert (quantized[4] == -127).all()
+    assert np.abs(quantized.astype(int)).max(axis=1).tolist() == [0 if row == 3 else levels for row in range(1000)]
+    assert (quantized[4] == -levels).all()
     error = np.abs(quantized * scale[:, np.newaxis].astype(np.float64) - matrix)
     assert (error <= 0.5001 * scale[:, np.newaxis]).all()
 
@@ -48,10 +49,10 @@ def multiplied(x: tf.Tensor, kernel: np.ndarray, scale: Any, offset: Any, bias: 
 
 
 WAYS = pytest.mark.parametrize(
-    "ways",
+    ("levels", "ways"),
     [
-        pytest.param([product, functools.partial(product, packed=False)], marks=pytest.mark.int8, id="product"),
-        pytest.param([multiplied], id="convolve"),
+        pytest.param(127, [product, functools.partial(product, packed=False)], marks=pytest.mark.int8, id="product"),
+        pytest.param(63, [multiplied], id="convolve"),
     ],
 )
 Ways = Sequence[Callable[..., tf.Tensor]]
@@ -60,7 +61,7 @@ Ways = Sequence[Callable[..., tf.Tensor]]
 @WAYS
 @pytest.mark.parametrize("rows", [1, 2, 5, 16, 33])
 @pytest.mark.parametrize(("width", "outputs"), [(48, 96), (768, 64), (64, 3000), (7, 5)])
-def test_the_product_is_that_of_integers(rows: int, width: int, outputs: int, ways: Ways) -> None:
+def test_the_product_is_that_of_integers(rows: int, width: int, outputs: int, levels: int, ways: Ways) -> None:
     rng = np.random.default_rng(rows)
     x = (rng.normal(size=(rows, width)) * rng.uniform(0.01, 50, (rows, 1))).astype(np.float32)
     if rows > 1:
@@ -69,11 +70,11 @@ def test_the_product_is_that_of_integers(rows: int, width: int, outputs: int, wa
     if rows > 2:  # the largest products that there are
         x[2:4] = [[3], [-4]]
         matrix[1:3] = [[5], [-6]]
-    quantized, scale = quantize(matrix)
+    quantized, scale = quantize(matrix, levels)
     bias = rng.normal(size=outputs).astype(np.float32)
     largest = np.abs(x).max(axis=1, keepdims=True)
-    levels = np.floor(x * np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0) + 0.5)
-    sums = levels.astype(np.int64) @ quantized.T.astype(np.int64)
+    activations = np.floor(x * np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0) + 0.5)
+    sums = activations.astype(np.int64) @ quantized.T.astype(np.int64)
     expected = sums * (largest.astype(np.float64) / 127) * scale + bias
     for way in ways:
         call = functools.partial(way, tf.constant(x), quantized, scale, offset(quantized), bias)
@@ -82,10 +83,10 @@ def test_the_product_is_that_of_integers(rows: int, width: int, outputs: int, wa
 
 
 @WAYS
-def test_a_row_does_not_depend_on_its_neighbours(ways: Ways) -> None:
+def test_a_row_does_not_depend_on_its_neighbours(levels: int, ways: Ways) -> None:
     rng = np.random.default_rng(1)
     x = (rng.normal(size=(9, 256)) * 10.0 ** rng.integers(-3, 3, (9, 1))).astype(np.float32)
-    kernel, scale = quantize(rng.normal(size=(300, 256)).astype(np.float32))
+    kernel, scale = quantize(rng.normal(size=(300, 256)).astype(np.float32), levels)
 
     def graph_of(way: Callable[..., tf.Tensor]) -> Any:
         return tf.function(
@@ -107,7 +108,7 @@ def models(dtype: str, step: int = 1) -> tuple[GPT2, GPT2]:
         if name + SCALE in variables:
             matrix = np.zeros_like(variable.numpy())
             matrix[:, ::step] = variable.numpy()[:, ::step]
-            quantized, scale = quantize(matrix)
+            quantized, scale = quantize(matrix, PRECISIONS[dtype].levels)
             variables[name].assign(quantized.T if is_transposed(name, dtype) else quantized)
             variables[name + SCALE].assign(scale)
             variables[name + OFFSET].assign(offset(quantized))
@@ -161,10 +162,10 @@ PROGRAM = """
     import numpy as np
     import tensorflow as tf
     from tf_model.quantization import convolve, is_exact, offset
-    kernel = np.full((32, 128), 127, np.int8)
+    kernel = np.full((32, 128), 63, np.int8)
     for rows in 1, 40:
         found = convolve(tf.fill([rows, 128], 2.0), kernel.T, tf.ones([32]), offset(kernel))
-        np.testing.assert_allclose(found, np.full([rows, 32], 2 * 127 * 128.0), rtol=1e-6)
+        np.testing.assert_allclose(found, np.full([rows, 32], 2 * 63 * 128.0), rtol=1e-6)
     print(bool(tf.function(is_exact)()))
 """
 
@@ -179,7 +180,7 @@ PROGRAM = """
     ],
 )
 def test_processors_without_vnni(isa: str, exact: str) -> None:
-    """oneDNN is told to do without; then sums of pairs saturate, which is found out. Those of halves do not."""
+    """oneDNN is told to do without; then sums of pairs saturate, which is found out. Smaller weights keep from it."""
     environment = {**os.environ, **({"ONEDNN_MAX_CPU_ISA": isa} if isa else {})}
     command = [sys.executable, "-c", textwrap.dedent(PROGRAM)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
