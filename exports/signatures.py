@@ -344,7 +344,9 @@ class Signatures:
             )
         )  # fmt: skip
         with tf.control_dependencies(checks):
-            cache = tf.reshape(tf.stack(parts), [len(parts), -1, self._config.head_dim])
+            # A stateful op, so that grappler does not make a constant of a state that is one, to be written to.
+            first = tf.raw_ops.DeepCopy(x=parts[0])
+            cache = tf.reshape(tf.stack([first, *parts[1:]]), [len(parts), -1, self._config.head_dim])
         # The last token is read again if need be: the distribution of the next one follows from it.
         start, fed = (tf.cast(checked(x, *checks), tf.int32) for x in (start, tf.minimum(fed, length - start - 1)))
         return checked(capacity, *checks), Context(cache, start, fed)

@@ -3,7 +3,8 @@
 ``tf.tensor_scatter_nd_update`` copies the whole cache at every step, in a loop too. ``InplaceUpdate`` writes into the
 buffer of its input and ignores reference counts, so the discipline is ours:
 
-- the buffer comes from ``Empty``, a stateful op: neither folded into a constant nor merged with its twins by grappler;
+- the buffer comes from a stateful op, ``Empty``, or depends on one: neither folded into a constant nor merged with its
+  twins by grappler;
 - a cache has one consumer: after ``write`` only the returned cache may be used;
 - whoever reads a cache must be an ancestor of the next ``write`` to it, or the two race. Here every read leads to the
   next layer, and that to the next write.

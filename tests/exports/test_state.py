@@ -98,6 +98,27 @@ def test_decode_gives_the_logits_that_its_last_token_came_from(loaded: Loaded) -
         np.testing.assert_allclose(logits, loaded.logits(text[: len(text) - (new > 0)])[-1], atol=1e-3)
 
 
+def test_a_state_that_is_a_constant_of_the_callers_graph(loaded: Loaded) -> None:
+    """A prompt that is always the same: what is folded into a constant must not be written to. Windows move here, so
+    that what the state had is overwritten; and there are two twins."""
+    state = state_of(loaded("prefill", PROMPTS))
+    prompt = {"input_ids": matrix(PROMPTS, 0), "input_lengths": [6, 1, 5], "max_new_tokens": [CONFIG.n_positions] * 3}
+    inputs = loaded.tensors("decode", {**prompt, **state, "eos_token_id": -1, "seed": [1, 2, 3]})
+    fixed = {name: value.numpy() for name, value in inputs.items()}
+    alone = loaded.model.decode(**inputs)["sequences"].numpy()
+
+    @tf.function(autograph=False)
+    def twice() -> list[tf.Tensor]:
+        return [
+            loaded.model.decode(**{name: tf.constant(value) for name, value in fixed.items()})["sequences"]
+            for _ in range(2)
+        ]
+
+    for _ in range(3):
+        for sequences in twice():
+            np.testing.assert_array_equal(sequences, alone)
+
+
 def test_a_state_is_good_for_many_branches(loaded: Loaded) -> None:
     """No call changes the caller's cache, not even as tensors that need no copy on their way in."""
 
