@@ -2,8 +2,8 @@
 
 A matrix ``[out, in]`` is stored as int8 and a float32 scale per row: w = q * scale, q from -levels to levels, scale the
 row's largest magnitude over levels. Activations are quantised when they come, with a scale per row (per token) of their
-own, so that a row's result does not depend on its neighbours. Sums of products are exact in int32; what is added to
-them later has the precision of float32.
+own, so that a row's result does not depend on its neighbours. The product is exact in int32 but for the offset, which
+the kernels take off in float32: its last bit is a few levels where most of a row's weights have one sign.
 
 ``_QuantizedMatMul`` is oneDNN's kernel in every TensorFlow for x86-64; it has no public Python name. Its inputs are
 activations, int8 weights, a bias, and the ranges that the integers stand for. What makes it fast:
