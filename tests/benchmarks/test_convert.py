@@ -78,9 +78,7 @@ def test_the_notebooks_way_gives_the_same_weights(tmp_path: Path) -> None:
     names = [name for name in ours.get_variable_to_shape_map() if name.startswith("weights/")]
     assert len(names) == len(TINY.tensor_shapes())
     for name in names:
-        block = re.fullmatch(
-            r"weights/h\.\.(\d+)(.*)", name
-        )  # TensorFlow's writer knows whole variables only
+        block = re.fullmatch(r"weights/h\.\.(\d+)(.*)", name)  # TensorFlow's writer knows whole variables only
         expected = theirs.get_tensor(f"stacks/h{block[2]}")[int(block[1])] if block else theirs.get_tensor(name)
         np.testing.assert_array_equal(ours.get_tensor(name), expected)
 
