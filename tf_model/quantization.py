@@ -80,7 +80,7 @@ def product(
 def convolve(
     x: tf.Tensor, kernel: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, bias: tf.Tensor | None = None
 ) -> tf.Tensor:
-    """As ``product`` where there is no VNNI, with a kernel ``[in, out]`` of at most 64 levels; the graph keeps a copy.
+    """As ``product`` where there is no VNNI, with a kernel ``[in, out]`` of levels up to 64; the graph keeps a copy.
 
     oneDNN's matrix product sorts the weights anew at every call there, and reads 6 GB/s; a convolution of a row of
     pixels, with ``in`` channels each, is the same sums, and reads as fast as the memory is.
@@ -91,7 +91,7 @@ def convolve(
 
 
 def is_exact() -> tf.Tensor:
-    """bool scalar: whether products of whole activations are exact, which takes VNNI instructions."""
+    """bool scalar: whether ``product`` is exact with all levels, which takes VNNI instructions."""
     width, outputs = 64, 16
     kernel = tf.fill([outputs, width], tf.constant(_LEVELS, tf.int8))
     offsets = tf.fill([outputs], -float(_ZERO * _LEVELS * width))
