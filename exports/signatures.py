@@ -21,7 +21,7 @@ from exports.options import BEAMS, MAX_NEW_TOKENS, SAMPLING, SHARED, Option
 from exports.requests import IDS, ROW, check, check_ids, checked, checked_prompt, per_row
 from tf_model import quantization
 from tf_model.beam import beam_search
-from tf_model.generation import Context, Request, begin, random_seeds, resume
+from tf_model.generation import READ, Context, Request, begin, random_seeds, resume
 from tf_model.gpt2 import GPT2, last_rows
 from tf_model.processors import Constraints
 from tf_model.sampling import Sampling
@@ -30,9 +30,6 @@ from tf_model.storage import PRECISIONS, stack_name
 from tf_model.window import Window
 
 Tensors = dict[str, tf.Tensor]
-
-_READ = 256
-"""Tokens of a text that are read at a time where all of its logits are wanted."""
 
 _SCORED = 256
 """Tokens whose logits are in memory at a time when texts are scored."""
@@ -176,10 +173,10 @@ class Signatures:
         width = self._config.n_embd
 
         def read(start: tf.Tensor, found: tf.Tensor, cache: tf.Tensor) -> tuple[Any, ...]:
-            part = ids[:, start : start + _READ]
+            part = ids[:, start : start + READ]
             count = tf.clip_by_value(lengths - start, 0, tf.shape(part)[1])
             rows, cache = self._feed(part, tf.fill([batch], start), count, cache, size)
-            return start + _READ, tf.concat([found, tf.reshape(rows, [batch, -1, width])], 1), cache
+            return start + READ, tf.concat([found, tf.reshape(rows, [batch, -1, width])], 1), cache
 
         state = (tf.constant(0), tf.zeros([batch, 0, width]), self._model.allocate(batch, size))
         invariants = (

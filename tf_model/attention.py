@@ -13,14 +13,15 @@ def attend(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, visible: tf.Tenso
 
     Args:
         query: ``[B, heads, s, head_dim]``, scaled.
-        key, value: ``[B, heads, K, head_dim]``, of the query's dtype.
-        visible: bool ``[B, 1, s, K]``: which keys each query sees; at least one.
+        key, value: ``[B, heads, K or more, head_dim]``, of the query's dtype; exactly K if s is 1.
+        visible: bool ``[B, 1, s, K]``: which of the first K keys each query sees; at least one.
     """
 
     def many() -> tf.Tensor:
-        scores = tf.cast(tf.matmul(query, key, transpose_b=True), tf.float32)
+        seen = tf.shape(visible)[-1]  # that is all of them for a single token, and no copy is made
+        scores = tf.cast(tf.matmul(query, key[:, :, :seen], transpose_b=True), tf.float32)
         weights = tf.nn.softmax(tf.where(visible, scores, MASKED))
-        return tf.matmul(tf.cast(weights, value.dtype), value)
+        return tf.matmul(tf.cast(weights, value.dtype), value[:, :, :seen])
 
     def one() -> tf.Tensor:
         scores = tf.where(visible, _product(query, key, transpose=True), MASKED)

@@ -20,6 +20,15 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+BLOCK = 64
+"""Positions that are allocated and looked at are a multiple of this, where the model has so many: attention is then in
+full blocks for short and long rows, and a row's last bits do not depend on how long the longest one of its batch is."""
+
+
+def in_blocks(positions: tf.Tensor) -> tf.Tensor:
+    """``positions``, int32, rounded up to whole blocks."""
+    return -(-positions // BLOCK) * BLOCK
+
 
 class LayerCache(NamedTuple):
     """One layer's place in the cache.

@@ -1,7 +1,8 @@
 """Generating text in the graph: prefill, decoding and re-encoding are the same nodes of one loop body.
 
-Every turn of the loop feeds each row the tokens of its window that are not in its cache yet: the whole prompt in the
-first turn, one token later, and all that is kept after the window has moved. Then each row draws its next token.
+Every turn of the loop feeds each row the tokens of its window that are not in its cache yet, up to ``READ``: a prompt
+takes the first turns, a token one later, and what is kept after the window has moved some again. Once all rows are read
+to their ends, each draws its next token.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tf_model import cache as kv
 from tf_model.config import GPT2Config
 from tf_model.processors import Constraints, process
 from tf_model.sampling import Sampling, choose
@@ -20,8 +22,8 @@ Step = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tuple[t
 """``GPT2.step``, or a function that does the same: (tokens, start, count, cache, capacity) -> (logits, cache)."""
 
 
-_BLOCK = 64
-"""Positions that a cache is a multiple of, where the model has so many."""
+READ = 256
+"""Tokens of a row that are read at a time: attention takes memory and time for each pair of a token and a position."""
 
 
 class Request(NamedTuple):
@@ -72,9 +74,9 @@ class Context(NamedTuple):
 
 
 class _State(NamedTuple):
-    """``written``: int32 ``[B * W + 1]``, the histories of all rows, one after the other, and a place for what is
-    thrown away; ``logprobs`` likewise, ``[B * N + 1]``. ``length``: tokens in a row's history, int32 ``[B]``.
-    ``logits``: those after the last token that was fed, float32 ``[B, V]``."""
+    """``number``: of new tokens of each row that is running. ``written``: int32 ``[B * W + 1]``, the histories of all
+    rows, one after the other, and a place for what is thrown away; ``logprobs`` likewise, ``[B * N + 1]``. ``length``:
+    tokens in a row's history, int32 ``[B]``. ``logits``: after the last token that was fed, float32 ``[B, V]``."""
 
     number: tf.Tensor
     written: tf.Tensor
@@ -122,7 +124,7 @@ def begin(
     """
     batch, size = tf.unstack(tf.shape(request.input_ids))
     needed = size + tf.reduce_max(request.max_new_tokens) + 1
-    enough = tf.minimum(-(-needed // _BLOCK) * _BLOCK - 1, capacity)
+    enough = tf.minimum(kv.in_blocks(needed) - 1, capacity)
     zeros = tf.zeros([batch], tf.int32)
     return enough, Context(allocate(batch, enough), zeros, zeros)
 
@@ -163,23 +165,27 @@ def resume(
 
     def body(state: _State) -> tuple[_State]:
         number, written, logprobs, length, running, last, (cache, start, fed) = state
-        count = tf.where(running | (number == 0), length - start - fed, 0)
+        unread = tf.where(running | (number == 0), length - start - fed, 0)
+        count = tf.minimum(unread, READ)
+        ready = tf.reduce_all(count == unread)
         column = tf.range(tf.maximum(tf.reduce_max(count), 1))[tf.newaxis]
         place = tf.minimum((start + fed)[:, tf.newaxis] + column, width - 1)
         tokens = tf.gather(written, row[:, tf.newaxis] * width + place)
         logits, cache = step(tokens, fed, count, cache, capacity)
-        processed = process(logits, request.constraints, histories(written), length, length - request.input_lengths)
-        token = choose(processed, request.sampling, length)
-        running &= tf.gather(processed, token, axis=1, batch_dims=1) > -float("inf")  # else no token is allowed
-        written = _put(written, tf.where(running, row * width + length, batch * width), token)
-        chosen = tf.gather(tf.nn.log_softmax(logits), token, axis=1, batch_dims=1)
-        logprobs = _put(logprobs, tf.where(running, row * steps + number, batch * steps), chosen)
-        length += tf.cast(running, tf.int32)
-        ended = tf.reduce_any(token[:, tf.newaxis] == request.constraints.eos_token_id, axis=-1)
-        running = running & ~ended & (length - request.input_lengths < request.max_new_tokens)
         last = tf.where((count > 0)[:, tf.newaxis], logits, last)
+        processed = process(last, request.constraints, histories(written), length, length - request.input_lengths)
+        token = choose(processed, request.sampling, length)
+        allowed = tf.gather(processed, token, axis=1, batch_dims=1) > -float("inf")  # else no token is
+        draws = running & ready & allowed
+        written = _put(written, tf.where(draws, row * width + length, batch * width), token)
+        chosen = tf.gather(tf.nn.log_softmax(last), token, axis=1, batch_dims=1)
+        logprobs = _put(logprobs, tf.where(draws, row * steps + number, batch * steps), chosen)
+        length += tf.cast(draws, tf.int32)
+        ended = tf.reduce_any(token[:, tf.newaxis] == request.constraints.eos_token_id, axis=-1)
+        goes_on = draws & ~ended & (length - request.input_lengths < request.max_new_tokens)
+        running = goes_on | (running & ~ready)
         read = advance(Context(cache, start, fed + count), histories(written), length, running)
-        return (_State(number + 1, written, logprobs, length, running, last, read),)
+        return (_State(number + tf.cast(ready, tf.int32), written, logprobs, length, running, last, read),)
 
     prompt = tf.concat([request.input_ids, empty], axis=1)
     everyone = tf.fill([batch], True)

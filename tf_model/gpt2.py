@@ -110,10 +110,13 @@ class GPT2(keras.Model):
         batch, size = tf.unstack(tf.shape(tokens))
         column = tf.range(size)[tf.newaxis]
         position = start[:, tf.newaxis] + column
+        # Nothing is cut off for a single token: its products take the cache as it lies, a part would be a copy.
+        read = kv.in_blocks(tf.maximum(tf.reduce_max(start + count), 1))
+        keys = tf.where(size == 1, capacity + 1, tf.minimum(read, capacity + 1))
         frame = Frame(
             batch,
             size,
-            tf.range(capacity + 1) <= position[:, tf.newaxis, :, tf.newaxis],
+            tf.range(keys) <= position[:, tf.newaxis, :, tf.newaxis],
             kv.slots(position, column < count[:, tf.newaxis], self.config.n_head, capacity),
         )
         return self._hidden(tokens, tf.minimum(position, self.config.n_positions - 1), frame, cache, blocks)

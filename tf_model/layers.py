@@ -54,7 +54,7 @@ class Frame(NamedTuple):
     Attributes:
         batch: B, int32.
         size: s, the tokens fed per row, int32.
-        visible: bool ``[B, 1, s, K]``: which of the K keys each token attends to.
+        visible: bool ``[B, 1, s, K]``: which of the first K keys each token attends to; of all keys if s is 1.
         slots: int32 ``[B * s * 2 * n_head]``, the rows of a layer's cache that the new keys and values go to; None
             without a cache.
     """

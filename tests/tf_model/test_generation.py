@@ -3,7 +3,7 @@ the row's window."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import transformers
 from tests.checkpoints import fill_transformers, random_state
 from tests.tf_model.test_beam import assign, lists, vivid, whole
 from tests.tf_model.test_sampling import splitmix
+from tf_model import cache, generation
 from tf_model.config import GPT2Config
 from tf_model.generation import Generated, Request, generate, random_seeds
 from tf_model.gpt2 import GPT2
@@ -80,9 +81,14 @@ class Pair:
         return logits[np.arange(len(texts)), [len(text) - 1 for text in texts]]
 
 
-@pytest.fixture(scope="module")
-def pair() -> Pair:
-    return Pair()
+@pytest.fixture(scope="module", params=[(generation.READ, cache.BLOCK), (5, 8)], ids=["at once", "in parts"])
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    """Prompts are shorter than what is read at a time; and they are read in several parts, each of which sees a part of
+    the cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, value in zip((generation, cache), ("READ", "BLOCK"), request.param, strict=True):
+            patch.setattr(module, name, value)
+        yield Pair()
 
 
 def texts(result: Generated) -> list[list[int]]:
