@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from exports.allocation import use_one_arena
 from exports.assets import CONFIG
 from exports.interruptible import interruptible
 from exports.options import BEAMS, SAMPLING, SHARED
@@ -167,6 +168,7 @@ def load(folder: Path, rows: int) -> tuple[Loaded, Tokenizer]:
         warnings.simplefilter("ignore")  # tensorflow_hub 0.16.1 imports pkg_resources, which says that it is old
         import tensorflow_hub as hub
     set_threads(folder, rows)
+    use_one_arena()
     try:
         model = hub.load(str(folder))
     except Exception as error:  # TensorFlow raises whatever a broken file makes it stumble over
