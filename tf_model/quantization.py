@@ -14,7 +14,7 @@ activations, int8 weights, a bias, and the ranges that the integers stand for. W
   which takes as long as the product itself for a matrix of 768 x 3072.
 
 Without VNNI instructions oneDNN adds pairs of products in 16 bits, which saturate: 2 * 255 * 127 is too large, but
-2 * 255 * 64 is not. ``convolve`` is for weights of such levels; it has exact sums on every processor.
+2 * 255 * 64 is not. ``convolve`` is for weights of such levels: no pair of theirs saturates on any processor.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def quantize(matrix: Array, levels: int = _LEVELS) -> tuple[Array, Array]:
     for start in range(0, len(matrix), step):
         block = matrix[start : start + step]
         largest = np.maximum(block.max(axis=1), -block.min(axis=1))
-        scale[start : start + step] = np.where(largest > 0, largest / levels, 1)
+        steps = largest / levels
+        scale[start : start + step] = np.where(steps > 0, steps, 1)  # also where the smallest floats are too large
         exact = block / scale[start : start + step, np.newaxis]
         quantized[start : start + step] = np.rint(exact, out=exact)
     return quantized, scale

@@ -3,6 +3,7 @@ the row's window."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import transformers
 from tests.checkpoints import fill_transformers, random_state
 from tests.tf_model.test_beam import assign, lists, vivid, whole
 from tests.tf_model.test_sampling import splitmix
-from tf_model import cache, generation
+from tf_model import attention, cache, generation, layers
 from tf_model.config import GPT2Config
 from tf_model.generation import Generated, Request, generate, random_seeds
 from tf_model.gpt2 import GPT2
@@ -325,6 +326,27 @@ def test_sampled_texts_are_the_inverse_of_the_distribution(pair: Pair) -> None:
         for text, row, seed in zip(expected, cumulated, seeds, strict=True):
             text.append(int(np.searchsorted(row, splitmix(seed, len(text)), side="right")))
     assert found == expected
+
+
+def test_what_is_read_and_looked_at_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, seen = [], []
+    config = dataclasses.replace(CONFIG, n_positions=800, n_layer=1)
+    model = GPT2(config)
+
+    def step(tokens: tf.Tensor, *more: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        read.append(tokens.shape[1])
+        return model.step(tokens, *more)
+
+    def attend(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, visible: tf.Tensor) -> tf.Tensor:
+        seen.append((visible.shape[-1], key.shape[2]))
+        return attention.attend(query, key, value, visible)
+
+    monkeypatch.setattr(layers, "attend", attend)
+    prompts = request([[1] * 600, [2] * 3], max_new_tokens=[3, 90])
+    result = generate(step, model.allocate, config, prompts, PAD)  # not in a graph: the shapes are known
+    assert result.lengths.numpy().tolist() == [603, 93]
+    assert read == [256, 256, 88] + [1] * 89
+    assert seen == [(256, 704), (512, 704), (640, 704)] + [(704, 704)] * 89
 
 
 def test_rows_without_new_tokens(pair: Pair) -> None:

@@ -32,12 +32,13 @@ def test_every_row_has_the_scale_of_its_largest_value(levels: int) -> None:
     matrix = (rng.normal(size=(1000, 700)) * rng.uniform(1e-6, 1e3, (1000, 1))).astype(np.float32)  # several blocks
     matrix[3] = 0
     matrix[4] = -5
+    matrix[5] = 1e-45
     quantized, scale = quantize(matrix, levels)
     assert (quantized.dtype, scale.dtype) == (np.int8, np.float32)
     exact = np.abs(matrix.astype(np.float64)).max(axis=1) / levels
-    exact[3] = 1
+    exact[[3, 5]] = 1
     np.testing.assert_allclose(scale, exact, rtol=1e-6)
-    assert np.abs(quantized.astype(int)).max(axis=1).tolist() == [0 if row == 3 else levels for row in range(1000)]
+    assert np.abs(quantized.astype(int)).max(axis=1).tolist() == [0 if row in (3, 5) else levels for row in range(1000)]
     assert (quantized[4] == -levels).all()
     error = np.abs(quantized * scale[:, np.newaxis].astype(np.float64) - matrix)
     assert (error <= 0.5001 * scale[:, np.newaxis]).all()
