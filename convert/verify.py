@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import dataclasses
 import json
 import os
@@ -23,6 +22,7 @@ from typing import IO
 import numpy as np
 
 from convert.arguments import CHECKPOINT_HELP, add_source_options
+from convert.auto_dtype import runs_here
 from convert.checkpoint import Array, Checkpoint, widest
 from convert.errors import ConvertError
 from convert.formats.registry import is_known
@@ -39,6 +39,7 @@ from convert.sides import (
 )
 from convert.source import SourceOptions
 from convert.texts import MAX_TOKENS, read_prompts, read_text
+from exports.allocation import map_blocks
 from exports.quiet import quiet_stderr
 from tf_model.config import GPT2Config
 
@@ -57,8 +58,6 @@ SEED = 20201115
 
 _ROWS = 32
 """Positions whose logits are compared in one step."""
-
-_M_MMAP_THRESHOLD = -3  # <malloc.h>
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,8 +123,7 @@ def _spare_memory() -> None:
     """
     if "tensorflow" in sys.modules:
         return
-    with contextlib.suppress(AttributeError):  # a C library without it
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, MAPPED)
+    map_blocks(MAPPED)
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     with quiet_stderr():
         import tensorflow as tf
@@ -177,6 +175,11 @@ def verify(
         with quiet_stderr():  # takes seconds: only once the input is known to be good
             import tensorflow as tf
         check_signature(converted)
+        if not runs_here(dtype):
+            raise ConvertError(
+                f"{converted}: {dtype} needs VNNI instructions, which this CPU has not: verify it where it runs, or "
+                "convert it with --dtype int8-avx2"
+            )
     # Longest first: later on, memory that was freed in small pieces would be missing for the large ones.
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
     ordered = [prompts[number] for number in order]

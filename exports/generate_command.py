@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from exports.arguments import add_model, add_options, echo, options_of, prompt_of, shown
-from exports.generation_config import OptionError
+from exports.generation_config import GenerationConfig, OptionError
 from exports.records import Job, Prompt, jobs_of, json_line, open_records, read_prompts
 from exports.text_generator import GeneratedText, TextGenerator
 from tokenization import TokenizerError
@@ -76,10 +76,11 @@ def run(args: argparse.Namespace) -> None:
         options = {**options_of(args, generator.tokenizer), "num_return_sequences": args.number}
         config = generator.resolve(**options)  # what is wrong shows before anything is generated
         if args.stream:
+            _encodes(jobs[0].prompt, config, args, generator)
             _stream(generator, jobs[0].prompt, options, args)
             return
         for prompt in dict.fromkeys(job.prompt for job in left):
-            _encodes(prompt, args, generator)
+            _encodes(prompt, config, args, generator)
         results = (_beams if config.beams else _samples)(generator, jobs, done, options, args)
         shows = args.quiet or len(left) < 2 or not sys.stderr.isatty()
         for i, (job, result, seed) in enumerate(tqdm(results, total=len(left), unit="text", disable=shows)):
@@ -96,13 +97,24 @@ def run(args: argparse.Namespace) -> None:
                 tqdm.write(f"{_BETWEEN + chr(10) if i else ''}{head}{shown(result.text, args, generator.tokenizer)}")
 
 
-def _encodes(prompt: str, args: argparse.Namespace, generator: TextGenerator) -> None:
-    """A prompt that cannot be encoded shows before anything is generated, and is named."""
+def _encodes(prompt: str, config: GenerationConfig, args: argparse.Namespace, generator: TextGenerator) -> None:
+    """A prompt that cannot be encoded, or not be read as a whole, shows before anything is generated, and is named."""
+    limit = generator.config.n_positions
     try:
-        if isinstance(text := prompt_of(prompt, args, generator.tokenizer), str):
-            generator.tokenizer.encode_prompt(text)
+        tokens = prompt_of(prompt, args, generator.tokenizer)
+        if isinstance(tokens, str):
+            tokens = generator.tokenizer.encode_prompt(tokens)
+        if len(tokens) > limit and not config.beams and not args.quiet:
+            kept = config.values["window_tokens"] or limit // 2
+            print(
+                f"note: prompt {prompt[:20]!r}... has {len(tokens)} tokens, the model {limit} positions: of the prompt "
+                f"no more than the last {kept} tokens are read (--window-tokens)",
+                file=sys.stderr,
+            )
     except TokenizerError as error:
-        raise TokenizerError(f"{error}: prompt {prompt[:20]!a}" if prompt else str(error)) from error
+        raise TokenizerError(
+            f"{error}: prompt {prompt[:20]!a}" if prompt else f"{error}, or --prompts FILE (- is stdin)"
+        ) from error
 
 
 def _is_utf8(stream: Any) -> bool:

@@ -255,6 +255,19 @@ def test_a_bad_prompt_stops_the_run_before_it_begins(run: Run, tmp_path: Path) -
     assert "\\u3000" in err
 
 
+def test_a_prompt_longer_than_the_model(run: Run, generator: TextGenerator) -> None:
+    prompt = "春风又绿江南岸" * 60
+    tokens = len(generator.tokenizer.encode_prompt(prompt))
+    few = ["--max-new-tokens", "2", "--no-prompt"]
+    for more, kept in ([], 128), (["--window-tokens", "9"], 9), (["--stream"], 128):
+        code, out, err = run("generate", prompt, *few, *more)
+        assert code == 0
+        assert out.strip()
+        said = f"{tokens} tokens, the model 256 positions: of the prompt no more than the last {kept} tokens are read"
+        assert said in err
+    assert run("generate", prompt, *few, "--quiet")[2] == ""
+
+
 def test_stdin(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\ufeff浣溪沙\r\n\n菩萨蛮".encode()), "ascii"))
     _, out, _ = run("generate", "--prompts", "-", "--json", *FEW)

@@ -62,8 +62,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--engines", nargs="+", choices=engines, default=engines, metavar="NAME", help=", ".join(engines)
     )
-    parser.add_argument("--dtype", nargs="+", choices=ENGINES["ours"].dtypes, default=_OURS, help="of this project")
-    parser.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS, help="weights of this type")
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=ENGINES["ours"].dtypes,
+        default=_OURS,
+        help=f"of this project (default: {' '.join(_OURS)}); int8 and int8-low-memory need VNNI instructions",
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=GROUPS, default=GROUPS, help="weights of this type; int8 has all types of 8 bits"
+    )
     parser.add_argument("--measure", nargs="+", choices=known, default=[], help="only these (default: all)")
     parser.add_argument("--repeat", type=_positive, default=5, metavar="N", help="rounds (default: %(default)s)")
     parser.add_argument("--steps", type=_steps, default=0, metavar="N", help="tokens after the first (0: by size)")
@@ -126,6 +134,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             _save(args, models, command, load)
             text = report.text(one.model, command, args.threads, args.repeat, load)
             print(text, flush=True)
+            if all(str(contender) in one.model.left_out for contender in chosen):
+                raise SystemExit(f"error: {shape}: nothing was measured: see what was left out, and why")
             if args.write:
                 write_between_markers(args.write, text, report.markers(shape))
             if args.plot:

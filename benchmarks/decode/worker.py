@@ -55,6 +55,10 @@ class Worker:
         self._engine = engine
         self._vocabulary = 0
 
+    def says(self, error: Exception) -> str:
+        """What went wrong, in the engine's words without their frame."""
+        return self._engine.says(error)
+
     def prepare(self, weights: str, folder: str) -> dict[str, Any]:
         """Writes the engine's own files into the new folder ``folder``."""
         Path(folder).mkdir(parents=True)
@@ -108,7 +112,7 @@ def main() -> None:
             answer = method(**command)
         except Exception as error:
             traceback.print_exc()
-            said = " ".join(str(error).split())
+            said = " ".join(worker.says(error).split())
             answer = {"error": f"{type(error).__name__}: {said[:200]}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
