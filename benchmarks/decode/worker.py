@@ -24,6 +24,7 @@ import numpy as np
 
 from benchmarks.decode.engines import ENGINES, Engine, create
 from benchmarks.decode.weights import Weights
+from exports.quiet import tensorflow_says
 
 _BLOCK = 1 << 24
 
@@ -54,10 +55,6 @@ class Worker:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._vocabulary = 0
-
-    def says(self, error: Exception) -> str:
-        """What went wrong, in the engine's words without their frame."""
-        return self._engine.says(error)
 
     def prepare(self, weights: str, folder: str) -> dict[str, Any]:
         """Writes the engine's own files into the new folder ``folder``."""
@@ -112,8 +109,7 @@ def main() -> None:
             answer = method(**command)
         except Exception as error:
             traceback.print_exc()
-            said = " ".join(worker.says(error).split())
-            answer = {"error": f"{type(error).__name__}: {said[:200]}"}
+            answer = {"error": f"{type(error).__name__}: {tensorflow_says(error)}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

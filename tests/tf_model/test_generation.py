@@ -4,7 +4,7 @@ the row's window."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,7 @@ class Pair:
                 tf.nest.map_structure(lambda x: tf.TensorSpec([None] * x.shape.rank, x.dtype), sample)
             ],
         )  # fmt: skip
+        self._generate.get_concrete_function()
 
     def __call__(self, request: Request) -> Generated:
         return Generated(*(tensor.numpy() for tensor in self._generate(request)))
@@ -83,13 +84,13 @@ class Pair:
 
 
 @pytest.fixture(scope="module", params=[(generation.READ, cache.BLOCK), (5, 8)], ids=["at once", "in parts"])
-def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+def pair(request: pytest.FixtureRequest) -> Pair:
     """Prompts are shorter than what is read at a time; and they are read in several parts, each of which sees a part of
     the cache."""
     with pytest.MonkeyPatch.context() as patch:
         for module, name, value in zip((generation, cache), ("READ", "BLOCK"), request.param, strict=True):
             patch.setattr(module, name, value)
-        yield Pair()
+        return Pair()
 
 
 def texts(result: Generated) -> list[list[int]]:

@@ -55,10 +55,6 @@ class Base(abc.ABC):
         self.dtype = dtype
         self.several = False
 
-    def says(self, error: Exception) -> str:
-        """What went wrong."""
-        return str(error)
-
     def deep(self, rows: Rows, steps: int) -> Timed:
         return self.decode(rows, steps)
 

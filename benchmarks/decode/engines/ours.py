@@ -12,7 +12,6 @@ from typing import Any
 from benchmarks.decode.engines import Base, Rows, Timed
 from benchmarks.decode.weights import Weights
 from exports.allocation import use_one_arena
-from exports.quiet import tensorflow_says
 from exports.threads import set_threads
 from tf_model.config import GPT2Config
 
@@ -36,9 +35,6 @@ class Adapter(Base):
         done = subprocess.run(list(map(str, command)), check=False, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(done.stderr.strip()[-200:])
-
-    def says(self, error: Exception) -> str:
-        return tensorflow_says(error)
 
     def start(self, threads: int) -> None:
         self._tf = start_tensorflow(threads)
