@@ -215,6 +215,21 @@ def test_bad_shapes(capsys: pytest.CaptureFixture[str]) -> None:
         assert said in capsys.readouterr().err
 
 
+def test_nothing_measured_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a script asks for by exit code is not there, and a document's old table stays."""
+    python, document = tmp_path / "python", tmp_path / "performance.md"
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    begin, end = report.markers(TINY)
+    document.write_text(f"{begin}\nold\n{end}\n")
+    arguments = ["--shape", TINY, "--engines", "llama.cpp", "--only", "int4", "--repeat", "1", "--threads", "1"]
+    with pytest.raises(SystemExit, match="nothing was measured") as stopped:
+        benchmark.main([*arguments, "--peers-python", str(python), "--write", str(document)])
+    assert isinstance(stopped.value.code, str)  # which Python prints, and exits with 1
+    assert "Left out: llama.cpp/Q4_0" in capsys.readouterr().out
+    assert "old" in document.read_text()
+
+
 def test_a_standstill_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     found = Standstills(seconds=3600)
     assert found.count == 0
