@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from convert.auto_dtype import runs_here
 from tf_model.config import UER
+from tf_model.storage import PRECISIONS
 
 Report = dict[str, Any]
 TENSORFLOW_BYTES = 700_000_000
@@ -28,6 +30,17 @@ _MEMORY = {
 """The columns of the table of memory, by their key in the report."""
 
 
+def _int8(dtypes: Sequence[str]) -> Iterable[str]:
+    """What these types take beside memory."""
+    if vnni := [dtype for dtype in dtypes if not PRECISIONS[dtype].transposed]:
+        lacking = "" if all(map(runs_here, vnni)) else ", which this one has not"
+        yield f"{' and '.join(vnni)}: needs a processor with VNNI instructions{lacking}"
+    if copies := [dtype for dtype in dtypes if PRECISIONS[dtype].packed]:
+        yield f"{' and '.join(copies)}: keeps a copy of the matrices for each signature that is called (here one)"
+    if dtypes:
+        yield "int8 of every kind: needs TensorFlow for x86-64"
+
+
 def lines(report: Report) -> Iterable[str]:
     """The report as text: facts, memory, signatures, tensors."""
     yield f"{report['path']}: {report['format'].replace('_', ' ')}{' checkpoint' * (report['kind'] == 'checkpoint')}"
@@ -40,9 +53,7 @@ def lines(report: Report) -> Iterable[str]:
         ]
     )
     yield f"loaded: the variables and {_bytes(TENSORFLOW_BYTES)} for TensorFlow and the graph"
-    if any(dtype.startswith("int8") for dtype in report["outputs"]):
-        yield "int8 needs TensorFlow for x86-64; int8 and int8-low-memory a processor with VNNI instructions, too"
-        yield "int8 and int8-avx2 keep a copy of the matrices for each signature that is called (here one)"
+    yield from _int8([dtype for dtype in report["outputs"] if PRECISIONS[dtype].matrices == "int8"])
     if signatures := report.get("signatures"):
         yield ""
         for name, signature in signatures.items():

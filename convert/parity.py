@@ -37,26 +37,26 @@ class Tolerance:
         absolute, relative: the largest difference of a logit: the larger of ``absolute`` and ``relative`` times the
             range of the prompt's logits. The range includes zero: a float's error grows with the number itself.
         kl: mean over a prompt's positions of KL(source || converted), in nats.
-        top1: least share of all positions with the same best token. Where the source's logits of the two candidates
-            are closer than the allowed difference, the position counts as one.
+        agreement: least share of all positions where the two models' best tokens are the same, or near ties: the
+            source's logits of the two are closer than the allowed difference.
         perplexity: the largest relative change of the perplexity of a text, in either direction.
     """
 
     absolute: float
     relative: float
     kl: float
-    top1: float
+    agreement: float
     perplexity: float
 
 
 TOLERANCES = {
-    "float32": Tolerance(absolute=1e-4, relative=1e-5, kl=1e-6, top1=1.0, perplexity=1e-4),
-    "float16": Tolerance(absolute=1e-4, relative=0.02, kl=0.001, top1=0.99, perplexity=0.005),
-    "bfloat16": Tolerance(absolute=1e-4, relative=0.02, kl=0.02, top1=0.99, perplexity=0.005),
-    "int8": (_INT8 := Tolerance(absolute=1e-4, relative=0.05, kl=0.02, top1=0.95, perplexity=0.005)),
+    "float32": Tolerance(absolute=1e-4, relative=1e-5, kl=1e-6, agreement=1.0, perplexity=1e-4),
+    "float16": Tolerance(absolute=1e-4, relative=0.02, kl=0.001, agreement=0.99, perplexity=0.005),
+    "bfloat16": Tolerance(absolute=1e-4, relative=0.02, kl=0.02, agreement=0.99, perplexity=0.005),
+    "int8": (_INT8 := Tolerance(absolute=1e-4, relative=0.05, kl=0.02, agreement=0.95, perplexity=0.005)),
     "int8-low-memory": _INT8,
     # Weights are rounded to half as many levels, activations to as many: the error's square is 2.5 times int8's.
-    "int8-avx2": Tolerance(absolute=1e-4, relative=0.08, kl=0.05, top1=0.93, perplexity=0.005),
+    "int8-avx2": Tolerance(absolute=1e-4, relative=0.08, kl=0.05, agreement=0.93, perplexity=0.005),
 }
 
 
@@ -98,7 +98,8 @@ class PromptParity:
         max_abs_diff: over its S * V logits.
         tolerance: what ``max_abs_diff`` may be.
         kl: mean KL(source || converted), nats.
-        agreeing: positions, of S, with the same best token.
+        same: positions, of S, with the same best token.
+        agreeing: those, and where the source's logits of the two are closer than ``tolerance``.
         low, high: the source's smallest and largest logit.
         passed: whether difference and KL are within the tolerance.
         predicted: tokens whose losses are in the next two: S - 1 of a text, 0 of random tokens.
@@ -109,6 +110,7 @@ class PromptParity:
     max_abs_diff: float | None
     tolerance: float | None
     kl: float | None
+    same: int
     agreeing: int
     low: float | None
     high: float | None
@@ -150,8 +152,16 @@ class ParityReport:
 
     @property
     def top1(self) -> float:
-        """Share of the positions of all prompts."""
-        return sum(prompt.agreeing for prompt in self.prompts) / sum(prompt.tokens for prompt in self.prompts)
+        """Share of the positions of all prompts with the same best token."""
+        return self._share([prompt.same for prompt in self.prompts])
+
+    @property
+    def agreement(self) -> float:
+        """Share of the positions of all prompts with the same best token, or near ties: what is judged."""
+        return self._share([prompt.agreeing for prompt in self.prompts])
+
+    def _share(self, positions: Sequence[int]) -> float:
+        return sum(positions) / sum(prompt.tokens for prompt in self.prompts)
 
     @property
     def perplexity(self) -> Perplexity | None:
@@ -161,7 +171,7 @@ class ParityReport:
     @property
     def same_logits(self) -> bool:
         """Whether difference, KL and best tokens are within the tolerance."""
-        return all(prompt.passed for prompt in self.prompts) and self.top1 >= self.bounds.top1
+        return all(prompt.passed for prompt in self.prompts) and self.agreement >= self.bounds.agreement
 
     @property
     def passed(self) -> bool:
@@ -169,7 +179,7 @@ class ParityReport:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: numbers, strings, booleans and None."""
-        prompts = [{**dataclasses.asdict(prompt), "top1": prompt.agreeing / prompt.tokens} for prompt in self.prompts]
+        prompts = [{**dataclasses.asdict(prompt), "top1": prompt.same / prompt.tokens} for prompt in self.prompts]
         return {
             "passed": self.passed,
             "dtype": self.dtype,
@@ -178,6 +188,7 @@ class ParityReport:
             "max_abs_diff": self.max_abs_diff,
             "kl": self.kl,
             "top1": self.top1,
+            "agreement": self.agreement,
             "perplexity": self.perplexity and dataclasses.asdict(self.perplexity),
             "prompts": prompts,
         }
@@ -193,18 +204,24 @@ class ParityReport:
         """One line."""
         count, longest = len(self.prompts), max(prompt.tokens for prompt in self.prompts)
         text = f"{self.perplexity}; " if self.perplexity else ""
-        found = "the same logits as" if self.passed else "OTHER LOGITS than"
-        if self.same_logits and not self.passed:
-            found = "ANOTHER PERPLEXITY than"
+        exact = self.dtype == "float32"
+        found = "OTHER LOGITS than the checkpoint"
+        if self.passed:
+            found = (
+                "the same logits as the checkpoint" if exact else "logits as near the checkpoint's as they have to be"
+            )
+        elif self.same_logits:
+            found = "ANOTHER PERPLEXITY than the checkpoint"
+        near = "" if self.agreement == self.top1 else f" ({self.agreement:.2%} with near ties)"
         return (
-            f"{self.dtype}: {found} the checkpoint: largest "
-            f"difference {_number(self.max_abs_diff)}, KL {_number(self.kl)} nats, top-1 agreement {self.top1:.2%}; "
-            f"{text}{count} prompt{'s'[: count != 1]} of up to {longest} tokens"
+            f"{self.dtype}: {found}: largest difference {_number(self.max_abs_diff)}, KL "
+            f"{_number(self.kl)} nats, same best token {self.top1:.2%}{near}; {text}"
+            f"{count} prompt{'s'[: count != 1]} of up to {longest} tokens"
         )
 
     def table(self) -> str:
         """A line for each prompt, and ``str``."""
-        titles = f"{'tokens':>7} {'max |diff|':>11} {'allowed':>9} {'KL (nats)':>11} {'top-1':>9}"
+        titles = f"{'tokens':>7} {'max |diff|':>11} {'allowed':>9} {'KL (nats)':>11} {'same best':>9}"
         text = f" {'perplexity':>11} {'converted':>11} {'change':>10}" if self.perplexity else ""
         lines = [f"{titles} {'logits from':>12} {'to':>9}{text}"]
         for prompt in self.prompts:
@@ -216,7 +233,7 @@ class ParityReport:
             )
             lines.append(
                 f"{prompt.tokens:7} {_number(prompt.max_abs_diff):>11} {_number(prompt.tolerance):>9} "
-                f"{_number(prompt.kl):>11} {prompt.agreeing / prompt.tokens:9.2%} {_number(prompt.low):>12} "
+                f"{_number(prompt.kl):>11} {prompt.same / prompt.tokens:9.2%} {_number(prompt.low):>12} "
                 f"{_number(prompt.high):>9}{losses}{'' if prompt.passed else '   too far'}".rstrip()
             )
         return "\n".join([*lines, str(self)])
@@ -249,8 +266,9 @@ class ParityReport:
         raise VerificationError(
             f"{where}: does not compute what the checkpoint does: prompt {number} ({worst.tokens} tokens): logits "
             f"differ by up to {_number(worst.max_abs_diff)}, {_number(worst.tolerance)} allowed ({self.dtype}); KL "
-            f"{_number(worst.kl)} nats, {self.bounds.kl:g} allowed; top-1 agreement of all prompts {self.top1:.2%}, "
-            f"{self.bounds.top1:.2%} required: it is of another checkpoint, or wrongly converted"
+            f"{_number(worst.kl)} nats, {self.bounds.kl:g} allowed; best token the same, or a near tie, in "
+            f"{self.agreement:.2%} of all prompts, {self.bounds.agreement:.2%} required: it is of another "
+            "checkpoint, or wrongly converted"
         )
 
 
@@ -334,14 +352,16 @@ class Comparison:
         if not all(map(math.isfinite, values)):
             difference, _, low, high = (value if math.isfinite(value) else None for value in values)
             lost = len(self.targets), None, None
-            return PromptParity(tokens, difference, None, None, 0, low, high, False, *lost)
+            return PromptParity(tokens, difference, None, None, 0, 0, low, high, False, *lost)
         kl = max(0.0, self.kl / tokens)  # equal logits may give -1e-17
         extent = max(self.high, 0.0) - min(self.low, 0.0)
         tolerance = max(self.bounds.absolute, self.bounds.relative * extent)
-        agreeing = int((gaps < tolerance).sum())
+        same, agreeing = int((gaps == 0).sum()), int((gaps < tolerance).sum())
         passed = self.difference <= tolerance and kl <= self.bounds.kl
         losses = len(self.targets), float(self.losses[0]), float(self.losses[1])
-        return PromptParity(tokens, self.difference, tolerance, kl, agreeing, self.low, self.high, passed, *losses)
+        return PromptParity(
+            tokens, self.difference, tolerance, kl, same, agreeing, self.low, self.high, passed, *losses
+        )
 
 
 def _log_softmax(logits: Array) -> Array:

@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         choices=ENGINES["ours"].dtypes,
         default=_OURS,
-        help=f"of this project (default: {' '.join(_OURS)}); int8 and int8-low-memory need VNNI instructions",
+        help=f"of this project (default: {' '.join(_OURS)}); int8 needs VNNI instructions",
     )
     parser.add_argument(
         "--only", nargs="+", choices=GROUPS, default=GROUPS, help="weights of this type; int8 has all types of 8 bits"

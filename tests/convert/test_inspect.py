@@ -165,6 +165,17 @@ def test_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, out.splitlines())) < 120
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_types_that_do_not_run_here(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("convert.inspect_text.runs_here", lambda dtype: there)
+    write(tmp_path, 1)
+    assert main(["inspect", str(tmp_path)]) == 0
+    line = "int8 and int8-low-memory: needs a processor with VNNI instructions"
+    assert f"{line}{'' if there else ', which this one has not'}" in capsys.readouterr().out.splitlines()
+
+
 def test_a_saved_model(saved_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = inspect(capsys, saved_model)
     tensors = {tensor["name"]: (tensor["shape"], tensor["dtype"]) for tensor in report["tensors"]}

@@ -34,7 +34,7 @@ def test_json(roots: dict[int, Path], models: dict[str, Path], capsys: pytest.Ca
     assert run(roots[1], models["bfloat16"], "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["passed"], report["dtype"], report["seed"]) == (True, "bfloat16", 20201115)
-    assert report["bounds"] == {"absolute": 1e-4, "relative": 0.02, "kl": 0.02, "top1": 0.99, "perplexity": 0.005}
+    assert report["bounds"] == {"absolute": 1e-4, "relative": 0.02, "kl": 0.02, "agreement": 0.99, "perplexity": 0.005}
     assert [prompt["tokens"] for prompt in report["prompts"]] == [1, 2, 20, 33, 40]
     assert report["perplexity"] is None  # of random tokens it would say nothing
     assert report["max_abs_diff"] == max(prompt["max_abs_diff"] for prompt in report["prompts"])
