@@ -204,12 +204,10 @@ class ParityReport:
         """One line."""
         count, longest = len(self.prompts), max(prompt.tokens for prompt in self.prompts)
         text = f"{self.perplexity}; " if self.perplexity else ""
-        exact = self.dtype == "float32"
         found = "OTHER LOGITS than the checkpoint"
         if self.passed:
-            found = (
-                "the same logits as the checkpoint" if exact else "logits as near the checkpoint's as they have to be"
-            )
+            lossy = self.dtype != "float32"
+            found = f"{'logits within the bounds around those of' if lossy else 'the same logits as'} the checkpoint"
         elif self.same_logits:
             found = "ANOTHER PERPLEXITY than the checkpoint"
         near = "" if self.agreement == self.top1 else f" ({self.agreement:.2%} with near ties)"

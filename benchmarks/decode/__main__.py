@@ -113,6 +113,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             parser.error(f"{shape}: 1,024 positions are needed")
         if args.work and not args.keep and (args.work / shape).exists():
             parser.error(f"{args.work / shape}: is there already, and would be removed: --keep uses what is in it")
+    for folder in (args.json and args.json.parent, args.write and args.write.parent, args.plot):
+        if folder and not folder.is_dir():  # which would show only after hours
+            parser.error(f"{folder}: no such folder")
     chosen = contenders(args.engines, args.dtype, args.only)
     # Paths of this machine are nobody else's business.
     shown = [part for word in (sys.argv[1:] if argv is None else argv) for part in word.split("=", 1)]

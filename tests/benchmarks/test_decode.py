@@ -215,6 +215,17 @@ def test_bad_shapes(capsys: pytest.CaptureFixture[str]) -> None:
         assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--json", "--write", "--plot"])
+def test_a_place_that_is_not_there(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Is told before anything is measured or written."""
+    absent, work = tmp_path / "absent", tmp_path / "work"
+    place = absent if option == "--plot" else absent / "file"
+    with pytest.raises(SystemExit):
+        benchmark.main(["--shape", TINY, "--work", str(work), option, str(place)])
+    assert f"{absent}: no such folder" in capsys.readouterr().err
+    assert not work.exists()
+
+
 def test_nothing_measured_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What a script asks for by exit code is not there, and a document's old table stays."""
     python, document = tmp_path / "python", tmp_path / "performance.md"
