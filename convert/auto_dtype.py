@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from convert.errors import ConvertError
 from exports.quiet import quiet_stderr
 from tf_model.storage import CONVOLUTION, KERNEL, PRECISIONS
 
@@ -88,6 +89,19 @@ def runs_here(dtype: str) -> bool:
     if flags is None or precision.matrices != "int8" or precision.transposed:
         return True
     return any(flag in flags for flag in RULES[0].flags)
+
+
+def check_runs_here(dtype: str, where: object, verify: str) -> None:
+    """Before a SavedModel of ``dtype`` is compared with its source; ``verify`` is what else can be done.
+
+    Raises:
+        ConvertError: this CPU cannot compute with it.
+    """
+    if not runs_here(dtype):
+        raise ConvertError(
+            f"{where}: {dtype} needs VNNI instructions, which this CPU has not: {verify} it where it runs, or convert "
+            "it with --dtype int8-avx2"
+        )
 
 
 def cpu_flags() -> frozenset[str] | None:

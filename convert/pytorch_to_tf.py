@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from convert.arguments import add_checkpoint_option, add_source_options
-from convert.auto_dtype import AUTO, OTHERWISE, choose_dtype, runs_here, wanted
+from convert.auto_dtype import AUTO, OTHERWISE, check_runs_here, choose_dtype, runs_here, wanted
 from convert.checkpoint import Checkpoint
 from convert.errors import ConvertError
 from convert.output import check_destination, new_folder
@@ -86,6 +86,8 @@ def run(args: argparse.Namespace) -> None:
 def _dtype(args: argparse.Namespace, inputs: list[Path]) -> str:
     """What ``--dtype`` says or, for ``auto``, what this machine is made for, told on stderr."""
     if args.dtype != AUTO:
+        if args.verify:
+            check_runs_here(args.dtype, args.output, "convert and verify")
         if not runs_here(args.dtype) and not args.quiet:
             print(
                 f"note: --dtype {args.dtype}: needs VNNI instructions, which this CPU has not: use int8-avx2 here",

@@ -22,7 +22,7 @@ from typing import IO
 import numpy as np
 
 from convert.arguments import CHECKPOINT_HELP, add_source_options
-from convert.auto_dtype import runs_here
+from convert.auto_dtype import check_runs_here
 from convert.checkpoint import Array, Checkpoint, widest
 from convert.errors import ConvertError
 from convert.formats.registry import is_known
@@ -175,11 +175,7 @@ def verify(
         with quiet_stderr():  # takes seconds: only once the input is known to be good
             import tensorflow as tf
         check_signature(converted)
-        if not runs_here(dtype):
-            raise ConvertError(
-                f"{converted}: {dtype} needs VNNI instructions, which this CPU has not: verify it where it runs, or "
-                "convert it with --dtype int8-avx2"
-            )
+        check_runs_here(dtype, converted, "verify")
     # Longest first: later on, memory that was freed in small pieces would be missing for the large ones.
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
     ordered = [prompts[number] for number in order]

@@ -118,7 +118,7 @@ def beam_search(
     batch, size = tf.unstack(tf.shape(request.input_ids))
     beams, eos, limit = request.num_beams, request.constraints.eos_token_id, request.max_new_tokens
     width = size + tf.reduce_max(limit)
-    capacity = tf.minimum(width, n_positions)
+    capacity = kv.capacity_for(width, n_positions)
     # A beam has at most as many continuations that end as there are ends of text: so many candidates hold num_beams
     # that do not.
     ends = tf.reduce_max(tf.reduce_sum(tf.cast(eos >= 0, tf.int32), axis=-1))

@@ -25,6 +25,16 @@ BLOCK = 64
 full blocks for short and long rows, and a row's last bits do not depend on how long the longest one of its batch is."""
 
 
+def capacity_for(needed: tf.Tensor, limit: tf.Tensor | int) -> tf.Tensor:
+    """The capacity of a cache for ``needed`` positions, int32, at most ``limit``.
+
+    It is rounded up, so that attention over it, with the spare position, is in full blocks for short and long rows:
+    else a row's last bits would depend on how long the longest one of its batch is. Two blocks are the least: Eigen
+    adds up the products of one row with fewer than 128 others in another order.
+    """
+    return tf.minimum(tf.maximum(in_blocks(needed + 1), 2 * BLOCK) - 1, limit)
+
+
 def in_blocks(positions: tf.Tensor) -> tf.Tensor:
     """``positions``, int32, rounded up to whole blocks."""
     return -(-positions // BLOCK) * BLOCK

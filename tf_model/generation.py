@@ -117,14 +117,9 @@ def generate(
 def begin(
     allocate: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], capacity: tf.Tensor | int, request: Request
 ) -> tuple[tf.Tensor, Context]:
-    """A context in which nothing has been read, for ``resume``, and its capacity: little more than the request needs.
-
-    It is rounded up, so that attention over it, with the spare position, is in full blocks for short and long rows:
-    else a row's last bits would depend on how long the longest one of its batch is.
-    """
+    """A context in which nothing has been read, for ``resume``, and its capacity: little more than needed."""
     batch, size = tf.unstack(tf.shape(request.input_ids))
-    needed = size + tf.reduce_max(request.max_new_tokens) + 1
-    enough = tf.minimum(kv.in_blocks(needed) - 1, capacity)
+    enough = kv.capacity_for(size + tf.reduce_max(request.max_new_tokens), capacity)
     zeros = tf.zeros([batch], tf.int32)
     return enough, Context(allocate(batch, enough), zeros, zeros)
 
@@ -132,7 +127,8 @@ def begin(
 def resume(
     step: Step, capacity: tf.Tensor, vocab_size: int, request: Request, context: Context, pad_token_id: int
 ) -> tuple[Generated, Context, tf.Tensor]:
-    """As ``generate``, from what was read before; a text made in several calls is the one made in a single call.
+    """As ``generate``, from what was read before; a text made in several calls is the one made in a single call, but
+    for the rounding of half types.
 
     Args:
         step: as the model's method of this name.
@@ -166,7 +162,10 @@ def resume(
     def body(state: _State) -> tuple[_State]:
         number, written, logprobs, length, running, last, (cache, start, fed) = state
         unread = tf.where(running | (number == 0), length - start - fed, 0)
-        count = tf.minimum(unread, READ)
+        # One token is read by other kernels than several. A row that has one waits until no other has more: else its
+        # last bits would depend on its neighbours, in a batch with prompts of all lengths or windows that move.
+        waits = (unread == 1) & tf.reduce_any(unread > 1)
+        count = tf.where(waits, 0, tf.minimum(unread, READ))
         ready = tf.reduce_all(count == unread)
         column = tf.range(tf.maximum(tf.reduce_max(count), 1))[tf.newaxis]
         place = tf.minimum((start + fed)[:, tf.newaxis] + column, width - 1)

@@ -158,3 +158,17 @@ def test_int8_for_another_machine_is_told(
     assert [auto_dtype.runs_here(dtype) for dtype in ("int8-low-memory", "int8-avx2", "float32")] == [runs, True, True]
     assert main([*arguments, "--dtype", "int8"]) == 0
     assert ("which this CPU has not" in capsys.readouterr().err) is not runs
+
+
+def test_int8_for_another_machine_is_not_verified(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said before anything is converted, and of the folder that the user named."""
+    monkeypatch.setattr(auto_dtype, "cpu_flags", lambda: ZEN_3.split())
+    monkeypatch.setattr("convert.pytorch_to_tf.new_folder", None)
+    output = arguments[arguments.index("--output") + 1]
+    assert main([*arguments, "--dtype", "int8", "--verify"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {output}: int8 needs VNNI instructions")
+    assert error.count("\n") == 1
+    assert not Path(output).exists()

@@ -53,7 +53,7 @@ def test_a_cpu_that_cannot_run_it(
     roots: dict[int, Path], models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Said before the source is read, which may take minutes."""
-    monkeypatch.setattr("convert.verify.runs_here", lambda dtype: dtype == "int8-avx2")
+    monkeypatch.setattr("convert.auto_dtype.runs_here", lambda dtype: dtype == "int8-avx2")
     monkeypatch.setattr("convert.verify._spool_shown", None)
     assert run(roots[1], models["bfloat16"]) == 2
     assert "bfloat16 needs VNNI instructions, which this CPU has not" in capsys.readouterr().err

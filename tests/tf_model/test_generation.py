@@ -378,3 +378,24 @@ def test_random_seeds_are_new_at_every_call() -> None:
     numbers = np.concatenate([seeds(tf.constant(5)).numpy() for _ in range(3)])
     assert len(set(numbers.tolist())) == 15
     assert (numbers >= 0).all()
+
+
+def test_single_tokens_are_read_by_themselves() -> None:
+    """Another kernel reads them: a row of one token is never read with rows of several, whatever the batch."""
+    read: list[tuple[list[list[int]], list[int]]] = []
+
+    def step(tokens: tf.Tensor, start: tf.Tensor, count: tf.Tensor, cache: Any, capacity: tf.Tensor) -> Any:
+        rows = [row[:n] for row, n in zip(tokens.numpy().tolist(), count.numpy(), strict=True)]
+        read.append((rows, start.numpy().tolist()))
+        # What follows is the number of tokens that have been read, up to the row's last one.
+        return tf.one_hot(start + count, CONFIG.vocab_size, 100.0, 0.0), cache
+
+    prompts = [[7] * 9, [8], [9, 9]]
+    wanted = request(prompts, max_new_tokens=[2, 2, 1], temperature=0.0)
+    result = generate(step, lambda batch, capacity: tf.zeros([1]), CONFIG, wanted, PAD)
+    assert texts(Generated(*(tensor.numpy() for tensor in result))) == [[*prompts[0], 9, 10], [8, 1, 2], [9, 9, 2]]
+    assert read == [
+        ([[7] * 9, [], [9, 9]], [0, 0, 0]),
+        ([[], [8], []], [9, 0, 2]),
+        ([[9], [1], []], [9, 1, 2]),
+    ]
