@@ -131,7 +131,8 @@ def _check(args: argparse.Namespace) -> None:
     if args.resume and not args.output:
         raise OptionError("--resume needs --output FILE, the results to be completed")
     if args.stream and (args.output or args.json or args.number != 1 or args.prompts or len(args.prompt) > 1):
-        raise OptionError("--stream prints one text of one prompt: leave out --output, --json, --number and --prompts")
+        raise OptionError("--stream prints one text of one prompt: leave out --output, --json, --number, --prompts "
+                          "and other prompts")  # fmt: skip
     if args.output and args.json:
         raise OptionError("--output writes JSON lines to a file, --json prints them: choose one")
 
@@ -171,6 +172,8 @@ def _stream(generator: TextGenerator, prompt: str, options: dict[str, Any], args
     parts = generator.stream(prompt_of(prompt, args, generator.tokenizer), **options)
     if not args.no_prompt:
         print(echo(prompt, args), end="", flush=True)
-    for part in parts:
-        print(shown(part, args, generator.tokenizer), end="", flush=True)
-    print()
+    try:
+        for part in parts:
+            print(shown(part, args, generator.tokenizer), end="", flush=True)
+    finally:  # an error is a line of its own
+        print()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from io import RawIOBase
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 
 _CHUNK = 1 << 24
@@ -16,6 +17,9 @@ _CHUNK = 1 << 24
 
 _OPEN_FILES = 100
 """Files that wait with an open descriptor; then ``Hasher.add`` waits, too."""
+
+_PATIENCE = 10.0
+"""Seconds that a program which ends with an error waits for the thread: longer than it takes for one block."""
 
 Hashes = dict[str, str]
 """Hexadecimal digests by name of the algorithm."""
@@ -48,11 +52,19 @@ class Hasher:
     A file is remembered by its inode, so that its hash is found again after it was renamed.
     """
 
+    # No pool of concurrent.futures and no semaphore: a signal's exception can come just when the main thread has taken
+    # one of their locks, which is then never given back, and the end of the program would wait for a thread that waits
+    # for it. A SimpleQueue has no such moment.
+
     def __init__(self) -> None:
         self._stop = threading.Event()
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hasher")
-        self._waiting = threading.BoundedSemaphore(_OPEN_FILES)
+        self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._places: SimpleQueue[None] = SimpleQueue()
+        for _ in range(_OPEN_FILES):
+            self._places.put(None)
         self._results: dict[tuple[int, int], Future[Hashes]] = {}
+        self._thread = threading.Thread(target=self._work, name="hasher", daemon=True)
+        self._thread.start()
 
     def __enter__(self) -> Hasher:
         return self
@@ -62,21 +74,30 @@ class Hasher:
     ) -> None:
         self._stop.set()
         # What is still waiting runs too, and ends at once: its file must be closed.
-        self._pool.shutdown(wait=True)
+        self._tasks.put(None)
+        self._thread.join(None if error is None else _PATIENCE)
+
+    def _work(self) -> None:
+        while task := self._tasks.get():
+            task()
 
     def add(self, path: Path, algorithms: Sequence[str] = ("sha256",)) -> None:
         """Starts with a file that is complete. It may be renamed at once: it is open already."""
-        self._waiting.acquire()
+        self._places.get()
         file = path.open("rb", buffering=0)
+        result: Future[Hashes] = Future()
 
-        def work() -> Hashes:
+        def task() -> None:
             with file:
                 try:
-                    return _hash(file, algorithms, self._stop)
+                    result.set_result(_hash(file, algorithms, self._stop))
+                except BaseException as error:
+                    result.set_exception(error)
                 finally:
-                    self._waiting.release()
+                    self._places.put(None)
 
-        self._results[_identity(path)] = self._pool.submit(work)
+        self._results[_identity(path)] = result
+        self._tasks.put(task)
 
     def record(self, path: Path, hashes: Hashes) -> None:
         """Takes the hashes of a file that somebody else has computed, as its writer may."""

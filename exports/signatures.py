@@ -21,6 +21,7 @@ from exports.options import BEAMS, MAX_NEW_TOKENS, SAMPLING, SHARED, Option
 from exports.requests import IDS, ROW, check, check_ids, checked, checked_prompt, per_row
 from tf_model import quantization
 from tf_model.beam import beam_search
+from tf_model.cache import capacity_for
 from tf_model.generation import READ, Context, Request, begin, random_seeds, resume
 from tf_model.gpt2 import GPT2, last_rows
 from tf_model.processors import Constraints
@@ -171,14 +172,15 @@ class Signatures:
         """Hidden rows ``[B * S, h]`` of whole texts, in pieces: attention takes memory for each pair of tokens."""
         batch, size = tf.unstack(tf.shape(ids))
         width = self._config.n_embd
+        capacity = capacity_for(size, self._config.n_positions)
 
         def read(start: tf.Tensor, found: tf.Tensor, cache: tf.Tensor) -> tuple[Any, ...]:
             part = ids[:, start : start + READ]
             count = tf.clip_by_value(lengths - start, 0, tf.shape(part)[1])
-            rows, cache = self._feed(part, tf.fill([batch], start), count, cache, size)
+            rows, cache = self._feed(part, tf.fill([batch], start), count, cache, capacity)
             return start + READ, tf.concat([found, tf.reshape(rows, [batch, -1, width])], 1), cache
 
-        state = (tf.constant(0), tf.zeros([batch, 0, width]), self._model.allocate(batch, size))
+        state = (tf.constant(0), tf.zeros([batch, 0, width]), self._model.allocate(batch, capacity))
         invariants = (
             tf.TensorShape([]),
             tf.TensorShape([None, None, width]),

@@ -111,7 +111,7 @@ class GPT2(keras.Model):
         column = tf.range(size)[tf.newaxis]
         position = start[:, tf.newaxis] + column
         # Nothing is cut off for a single token: its products take the cache as it lies, a part would be a copy.
-        read = kv.in_blocks(tf.maximum(tf.reduce_max(start + count), 1))
+        read = kv.in_blocks(tf.maximum(tf.reduce_max(tf.where(count > 0, start + count, 0)), 1))
         keys = tf.where(size == 1, capacity + 1, tf.minimum(read, capacity + 1))
         frame = Frame(
             batch,

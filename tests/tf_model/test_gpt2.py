@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tf_model import layers
 from tf_model.attention import attend
 from tf_model.config import ConfigError, GPT2Config
 from tf_model.generation import Request, generate
@@ -236,3 +237,15 @@ def test_one_function_for_all_blocks_has_the_weights_and_the_scale_of_each() -> 
         return model.feed(tokens, tf.constant([0]), size[tf.newaxis], cache, size, stacks.blocks())[0]
 
     np.testing.assert_allclose(model.logits(rows()), model(tokens)[0], atol=1e-4)
+
+
+def test_a_row_that_reads_nothing_takes_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else attention of the others would be over more positions, and rounded otherwise."""
+    seen = []
+    monkeypatch.setattr(layers, "attend", lambda q, k, v, visible: (seen.append(visible.shape[-1]), q)[1])
+    model, capacity = random_model(dataclasses.replace(CONFIG, n_positions=400)), tf.constant(400)
+    tokens, start = tf.ones([2, 3], tf.int32), tf.constant([0, 300])
+    for count in ([3, 0], [3, 3]):
+        model.step(tokens, start, tf.constant(count), model.allocate(tf.constant(2), capacity), capacity)
+    assert set(seen[: len(seen) // 2]) == {64}
+    assert set(seen[len(seen) // 2 :]) == {320}
