@@ -128,8 +128,7 @@ class TextGenerator:
 
     def stream(self, prompt: Prompt, **options: Any) -> Iterator[str]:
         """The continuation of one prompt, in parts, as it comes: never half a character, and nothing that is taken
-        back. Joined they are ``generate``'s text with the same seed; but another rounding can change that in float16
-        and bfloat16.
+        back. Joined they are ``generate``'s text with the same seed; but rounding can change that, in float16 often.
 
         Raises:
             OptionError, TokenizerError: as ``generate``; at once, before the first part is asked for.

@@ -128,7 +128,7 @@ def resume(
     step: Step, capacity: tf.Tensor, vocab_size: int, request: Request, context: Context, pad_token_id: int
 ) -> tuple[Generated, Context, tf.Tensor]:
     """As ``generate``, from what was read before; a text made in several calls is the one made in a single call, but
-    for the rounding of half types.
+    for rounding: a prompt's last token is read again, by itself.
 
     Args:
         step: as the model's method of this name.
