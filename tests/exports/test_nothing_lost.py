@@ -1,6 +1,6 @@
 """SavedModels have the same weights, byte for byte, and the same signatures as those that were written before.
 
-``recorded_savedmodels.json`` was made by this file's ``python -m tests.exports.test_nothing_lost`` on commit b2082b1 with
+``recorded_savedmodels.json`` was made by ``python -m tests.exports.test_nothing_lost`` on commit b2082b1 with
 TensorFlow 2.21.0. A change that is meant (a signature more, another state) is recorded again, and its commit says so.
 """
 
@@ -56,8 +56,7 @@ def describe(folder: Path) -> dict[str, Any]:
     graph.ParseFromString((folder / "saved_model.pb").read_bytes())
     return {
         "variables": {
-            file.name: hashlib.sha256(file.read_bytes()).hexdigest()
-            for file in sorted((folder / "variables").iterdir())
+            file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.glob("variables/*"))
         },
         "signatures": {
             name: {"inputs": specs(signature.inputs), "outputs": specs(signature.outputs)}
