@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from exports import TextGenerator
+from inference import TextGenerator
 
 _BATCHES = (2, 3, 5, 8)
 

@@ -19,7 +19,7 @@ from exports.assets import CPM_TOKENS
 from exports.signatures import Signatures
 from tf_model.config import GPT2Config
 from tf_model.gpt2 import GPT2
-from tf_model.storage import DTYPES
+from tf_model.precision import DTYPES
 
 _NAMES = (
     ("word_embeddings", "wte"),

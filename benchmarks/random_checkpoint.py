@@ -19,10 +19,10 @@ import ml_dtypes
 import numpy as np
 
 from convert.checkpoint import Array, DType
-from convert.formats.megatron import source_name
-from convert.formats.megatron_files import TRACKER
-from convert.sharding import REPLICATED, shard_shape
-from convert.torch_save import Pending, save
+from convert.formats.megatron.cpm import source_name
+from convert.formats.megatron.rank_files import TRACKER
+from convert.formats.megatron.sharding import REPLICATED, shard_shape
+from convert.torch_format.writer import Pending, save
 from tf_model.config import GPT2Config
 
 SHAPES = {

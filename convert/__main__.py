@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from exports.entry_point import entry_point
+from support.entry_point import entry_point
 
 main = entry_point("convert.cli", "interrupted; nothing was left behind")
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 
-from convert.torch_file import CheckpointError
+from convert.torch_format.reader import CheckpointError
 from exports.assets import SpecialTokens
 from tf_model.config import GPT2Config
 

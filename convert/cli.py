@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from convert import (
-    check,
-    inspect_command,
-    pytorch_to_tf,
-    reshard,
-    tf_to_pytorch,
-    tf_to_tf,
-    to_huggingface,
-    to_megatron,
-    to_openai,
-    to_tf,
-    to_uer,
-    verify,
-)
-from convert.errors import ConvertError
-from exports.command_line import Program
+from convert import inspection as inspect_command
+from convert.commands import any_to_tf as to_tf
+from convert.commands import check, reshard, tf_to_pytorch, tf_to_tf, to_huggingface, to_megatron, to_openai, to_uer
+from convert.commands import to_tf as pytorch_to_tf
+from convert.verification import compare as verify
+from support.command_line import Program
+from support.errors import ConvertError
 from tf_model.config import ConfigError
 from tokenization import TokenizerError
 

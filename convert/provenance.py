@@ -11,11 +11,11 @@ from typing import Any
 
 from convert import __version__
 from convert.checkpoint import Checkpoint
-from convert.parity import ParityReport
+from convert.output.hashing import Hasher
+from convert.output.manifest import MODEL_CARD, ROOT_MANIFEST, describe_file, write_manifest
 from convert.releases import release_name
+from convert.verification.report import ParityReport
 from exports.assets import SpecialTokens
-from exports.hashing import Hasher
-from exports.manifest import MODEL_CARD, ROOT_MANIFEST, describe_file, write_manifest
 from exports.model_card import model_card
 
 _PROGRAM = f"gpt2-savedmodel {__version__}"

@@ -15,10 +15,10 @@ import numpy as np
 
 from convert.checkpoint import Array, Checkpoint, DType
 from convert.formats.registry import open_checkpoint
-from convert.layer_norms import with_layer_norm
-from convert.progress import progress
+from convert.formats.uer_layer_norm import with_layer_norm
+from convert.output.hashing import Hasher
 from convert.releases import may_be_known
-from exports.hashing import Hasher
+from support.progress import progress
 from tf_model.config import STANDARD, UER
 
 

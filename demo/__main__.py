@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from convert.__main__ import main as convert
-from exports.command_line import Parser
+from support.command_line import Parser
 
 CHECKPOINT = Path(__file__).parent / "song-ci"
 TUNES = ("浣溪沙", "鹧鸪天", "菩萨蛮", "如梦令")
@@ -20,7 +20,7 @@ HEADS = 4
 
 def verses(folder: Path, tunes: list[str], number: int, seed: int = -1) -> list[str]:
     """``number`` poems for each tune, sampled by the SavedModel in ``folder``."""
-    from exports import TextGenerator  # once the conversion has said what is not installed, if anything
+    from inference import TextGenerator  # once the conversion has said what is not installed, if anything
 
     generator = TextGenerator.load(folder)
     prompts = [f"{tune}\n" for tune in tunes]

@@ -25,9 +25,9 @@ from sentencepiece import sentencepiece_model_pb2
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from convert.formats.megatron import open_megatron, source_name
-from convert.formats.megatron_files import TRACKER
-from convert.sharding import split
+from convert.formats.megatron.cpm import open_megatron, source_name
+from convert.formats.megatron.rank_files import TRACKER
+from convert.formats.megatron.sharding import split
 from demo.corpus import SEED
 from demo.corpus import split as split_corpus
 from tokenization.cpm import CPMTokenizer, segment

@@ -1,12 +1,14 @@
-"""``python -m exports``: see ``exports/cli.py``."""
+"""``python -m exports``: the old name of ``python -m inference``, for one release."""
 
 from __future__ import annotations
 
 import sys
 
-from exports.entry_point import entry_point
-
-main = entry_point("exports.cli", "interrupted")
+from inference.__main__ import main
 
 if __name__ == "__main__":
+    print(
+        "note: `python -m exports` is now `python -m inference`; the old name goes with the next release",
+        file=sys.stderr,
+    )
     sys.exit(main(None))

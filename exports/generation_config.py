@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from exports.options import BEAMS, SAMPLING, SHARED, Option
+from exports.generation_options import BEAMS, SAMPLING, SHARED, Option
 from tf_model.config import GPT2Config
 
 

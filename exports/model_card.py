@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from exports.options import BEAMS, SAMPLING, SHARED, Option
+from exports.generation_options import BEAMS, SAMPLING, SHARED, Option
 from tf_model.config import GPT2Config
 
 _CARD = """\

@@ -20,11 +20,11 @@ from tensorflow.python.saved_model.save import save_and_return_nodes
 
 from exports.assets import SpecialTokens
 from exports.signatures import Signatures
-from exports.tensor_bundle import BundleWriter
+from exports.tensor_bundle.writer import BundleWriter
 from tf_model import quantization
 from tf_model.config import GPT2Config
 from tf_model.gpt2 import GPT2
-from tf_model.storage import OFFSET, PRECISIONS, SCALE, STACKS, WEIGHTS, is_transposed, stack_name
+from tf_model.precision import OFFSET, PRECISIONS, SCALE, STACKS, WEIGHTS, is_transposed, stack_name
 
 _OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
@@ -41,7 +41,7 @@ def write_saved_model(
     Args:
         folder: where ``saved_model.pb`` and ``variables/`` go.
         config: the sizes.
-        dtype: of matrices and biases, one of ``tf_model.storage.DTYPES``; layer norms stay float32.
+        dtype: of matrices and biases, one of ``tf_model.precision.DTYPES``; layer norms stay float32.
         tokens: the padding id is part of the graph.
         read: gives the tensor of a canonical name in the dtype asked for. Called once a tensor, in the canonical order
             of one block: what is the first in each, what is the second in each.

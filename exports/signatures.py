@@ -15,19 +15,19 @@ from typing import Any
 
 import tensorflow as tf
 
-from exports import requests
+from exports import graph_inputs as requests
 from exports.assets import SpecialTokens
-from exports.options import BEAMS, MAX_NEW_TOKENS, SAMPLING, SHARED, Option
-from exports.requests import IDS, ROW, check, check_ids, checked, checked_prompt, per_row
+from exports.generation_options import BEAMS, MAX_NEW_TOKENS, SAMPLING, SHARED, Option
+from exports.graph_inputs import IDS, ROW, check, check_ids, checked, checked_prompt, per_row
 from tf_model import quantization
 from tf_model.beam import beam_search
 from tf_model.cache import capacity_for
 from tf_model.generation import READ, Context, Request, begin, random_seeds, resume
 from tf_model.gpt2 import GPT2, last_rows
-from tf_model.processors import Constraints
+from tf_model.logits_processors import Constraints
+from tf_model.precision import PRECISIONS, stack_name
 from tf_model.sampling import Sampling
-from tf_model.stacks import Stacks
-from tf_model.storage import PRECISIONS, stack_name
+from tf_model.stacked_blocks import Stacks
 from tf_model.window import Window
 
 Tensors = dict[str, tf.Tensor]
@@ -52,7 +52,7 @@ class Signatures:
     ``stacks``, which have the weights of all blocks and are to be written.
 
     B rows, S tokens, V the vocabulary. ``input_ids`` is int64 ``[B, S]``, right-padded with anything; ``input_lengths``
-    int64 ``[B]``; options are as ``exports.options`` and ``exports.requests`` say. All whole numbers are int64.
+    int64 ``[B]``; options are as ``generation_options.py`` and ``graph_inputs.py`` say. All whole numbers are int64.
 
     - ``serving_default``: inputs and output of CPM-LM-TF2's SavedModel: ``inp`` ``[B, S]``, ``length``, ``top_p`` (0 is
       greedy), ``temperature`` -> ``output_0`` ``[B, S + length]``. Exactly ``length`` tokens are added.

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
-from tests.light import logits_alone
+from tests.helpers.light import logits_alone
 
 PAGES = {
     name: (ROOT / name).read_text("utf-8")
@@ -153,9 +153,9 @@ def test_make_targets_exist() -> None:
 
 def test_every_option_named_exists() -> None:
     import convert.cli
-    import exports.cli
+    import inference.cli
 
-    programs = (convert.cli.parser(), exports.cli.parser())
+    programs = (convert.cli.parser(), inference.cli.parser())
     known = " ".join(
         command.format_help()
         for program in programs

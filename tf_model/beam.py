@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from tf_model import cache as kv
 from tf_model.generation import Step
-from tf_model.processors import Constraints, process
+from tf_model.logits_processors import Constraints, process
 
 HEURISTIC, WHEN_FULL, NEVER = 0, 1, 2
 """``early_stopping`` of transformers: False, True and "never"."""

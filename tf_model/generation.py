@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tf_model import cache as kv
 from tf_model.config import GPT2Config
-from tf_model.processors import Constraints, process
+from tf_model.logits_processors import Constraints, process
 from tf_model.sampling import Sampling, choose
 from tf_model.window import Window, evict
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 from tf_model import cache as kv
 from tf_model.config import GPT2Config
 from tf_model.layers import ApplyBlock, Block, Frame, LayerNorm, Matrix, Unwritten
-from tf_model.storage import OFFSET, PRECISIONS, SCALE, stored_tensors
+from tf_model.precision import OFFSET, PRECISIONS, SCALE, stored_tensors
 
 _KERAS_NAMES = {
     "kernel": "weight",

@@ -17,7 +17,7 @@ from tf_model import quantization
 from tf_model.attention import attend
 from tf_model.cache import LayerCache
 from tf_model.config import STANDARD, UER, GPT2Config
-from tf_model.storage import OFFSET, PRECISIONS, SCALE
+from tf_model.precision import OFFSET, PRECISIONS, SCALE
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "gelu_new": lambda x: tf.nn.gelu(x, approximate=True),

@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework import op_def_library
 
-from tf_model.storage import CONVOLUTION, KERNEL
+from tf_model.precision import CONVOLUTION, KERNEL
 
 Array = np.ndarray[Any, Any]
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from benchmarks.decode.engines import ENGINES
-from convert.auto_dtype import RULES, cpu_flags
+from convert.dtype_choice import RULES, cpu_flags
 from tf_model.config import GPT2Config
 
 LARGE = 1_000_000_000

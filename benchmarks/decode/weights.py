@@ -21,8 +21,8 @@ INDEX = "weights.json"
 def write(folder: Path, config: GPT2Config) -> None:
     """Writes a random checkpoint of float16, one shard, and its index into ``folder``."""
     from benchmarks.random_checkpoint import DTYPES, write_checkpoint
-    from convert.formats.megatron import source_name
-    from convert.torch_file import load
+    from convert.formats.megatron.cpm import source_name
+    from convert.torch_format.reader import load
 
     (file,) = write_checkpoint(folder / "checkpoint", config, 1, DTYPES["float16"])
     tensors = load(file)["module"]

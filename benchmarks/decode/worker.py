@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.decode.engines import ENGINES, Engine, create
 from benchmarks.decode.weights import Weights
-from exports.quiet import tensorflow_says
+from support.tensorflow_runtime import tensorflow_says
 
 _BLOCK = 1 << 24
 

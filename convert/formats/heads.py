@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from convert.formats.wording import plural, some
-from convert.torch_file import CheckpointError
-from exports.manifest import ManifestError, read_manifest
+from convert.output.manifest import ManifestError, read_manifest
+from convert.torch_format.reader import CheckpointError
+from support.messages import plural, some
 
 HEADS = {768: 12, 1024: 16, 2560: 32}
 """Heads by hidden size of the published models: CPM-distill, the medium configuration, CPM-Generate."""

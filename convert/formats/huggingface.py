@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from convert.checkpoint import Array, Checkpoint, DType, same_values
-from convert.formats import safetensors
+from convert.formats import safetensors_file as safetensors
 from convert.formats.heads import choose_heads
-from convert.formats.table import (
+from convert.formats.tensor_map import (
     Names,
     Part,
     Source,
@@ -33,12 +33,12 @@ from convert.formats.table import (
     transposed_blocks,
     whole,
 )
-from convert.formats.wording import some
-from convert.pickle_values import shown
-from convert.tokenizers import has_tokenizer
-from convert.torch_file import CheckpointError, load
+from convert.formats.tokenizer_files import has_tokenizer
+from convert.torch_format.pickle_values import shown
+from convert.torch_format.reader import CheckpointError, load
 from exports.assets import CONFIG, GENERATION_CONFIG, NO_TOKENS, SpecialTokens
 from exports.generation_config import OptionError, read_defaults
+from support.messages import some
 from tf_model.config import STANDARD, ConfigError, GPT2Config
 
 NAME = "huggingface"

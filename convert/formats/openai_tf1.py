@@ -19,11 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from convert.checkpoint import Array, Checkpoint, DType
-from convert.errors import ConvertError
-from convert.formats.bundle import INDEX, open_bundle, prefix_of, prefixes
 from convert.formats.heads import choose_heads
 from convert.formats.huggingface import read_json, write_json
-from convert.formats.table import (
+from convert.formats.tensor_map import (
     Names,
     Part,
     Source,
@@ -35,13 +33,15 @@ from convert.formats.table import (
     transposed_blocks,
     whole,
 )
-from convert.formats.wording import some
-from convert.layer_norms import advice
-from convert.pickle_values import shown
-from convert.tokenizers import has_tokenizer
-from convert.torch_file import CheckpointError
+from convert.formats.tf_checkpoint import INDEX, open_bundle, prefix_of, prefixes
+from convert.formats.tokenizer_files import has_tokenizer
+from convert.formats.uer_layer_norm import advice
+from convert.torch_format.pickle_values import shown
+from convert.torch_format.reader import CheckpointError
 from exports.assets import SpecialTokens
-from exports.quiet import quiet_stderr
+from support.errors import ConvertError
+from support.messages import some
+from support.tensorflow_runtime import quiet_stderr
 from tf_model.config import STANDARD, ConfigError, GPT2Config
 
 NAME = "openai-tf1"
@@ -257,7 +257,7 @@ def write_openai_tf1(
     config = checkpoint.config
     check_config(config)
     with quiet_stderr():  # takes seconds: only once the input is known to be good
-        from exports.tensor_bundle import BundleWriter
+        from exports.tensor_bundle.writer import BundleWriter
 
     with BundleWriter(folder / MODEL) as bundle:
         for name, shape in config.tensor_shapes().items():

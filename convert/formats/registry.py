@@ -7,19 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from convert.checkpoint import Checkpoint
-from convert.errors import ConvertError
-from convert.formats import (
-    huggingface,
-    megatron,
-    megatron_files,
-    megatron_lm,
-    megatron_lm_files,
-    openai_tf1,
-    savedmodel,
-    uer,
-)
-from convert.formats.wording import some
-from convert.torch_file import CheckpointError
+from convert.formats import huggingface, openai_tf1, savedmodel, uer
+from convert.formats.megatron import cpm as megatron
+from convert.formats.megatron import megatron_lm, megatron_lm_files
+from convert.formats.megatron import rank_files as megatron_files
+from convert.torch_format.reader import CheckpointError
+from support.errors import ConvertError
+from support.messages import some
 
 
 class Format(NamedTuple):

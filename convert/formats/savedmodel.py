@@ -22,16 +22,16 @@ from typing import Any
 import numpy as np
 
 from convert.checkpoint import Array, Checkpoint, DType
-from convert.formats.bundle import open_bundle
 from convert.formats.heads import choose_heads
 from convert.formats.huggingface import read_json, tokens_of
-from convert.formats.table import Names, Part, Source, TableCheckpoint, check_names, nbytes, whole
-from convert.pickle_values import shown
-from convert.tokenizers import has_tokenizer
-from convert.torch_file import CheckpointError
+from convert.formats.tensor_map import Names, Part, Source, TableCheckpoint, check_names, nbytes, whole
+from convert.formats.tf_checkpoint import open_bundle
+from convert.formats.tokenizer_files import has_tokenizer
+from convert.torch_format.pickle_values import shown
+from convert.torch_format.reader import CheckpointError
 from exports.assets import CONFIG, GENERATION_DEFAULTS, SpecialTokens
 from tf_model.config import ConfigError, GPT2Config
-from tf_model.storage import DTYPES, SCALE, WEIGHTS, is_transposed, stored_tensors
+from tf_model.precision import DTYPES, SCALE, WEIGHTS, is_transposed, stored_tensors
 
 NAME = "savedmodel"
 GRAPH = "saved_model.pb"

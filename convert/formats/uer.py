@@ -19,7 +19,7 @@ from typing import Any
 from convert.checkpoint import Array, Checkpoint, DType, same_values
 from convert.formats.heads import choose_heads
 from convert.formats.huggingface import read_json, write_json
-from convert.formats.table import (
+from convert.formats.tensor_map import (
     Names,
     Part,
     Source,
@@ -32,11 +32,11 @@ from convert.formats.table import (
     torch_sources,
     whole,
 )
-from convert.formats.wording import some
-from convert.pickle_values import shown
-from convert.tokenizers import has_tokenizer
-from convert.torch_file import CheckpointError, load
-from convert.torch_save import Pending, writing
+from convert.formats.tokenizer_files import has_tokenizer
+from convert.torch_format.pickle_values import shown
+from convert.torch_format.reader import CheckpointError, load
+from convert.torch_format.writer import Pending, writing
+from support.messages import some
 from tf_model.config import TANH_GELU, UER, ConfigError, GPT2Config
 
 NAME = "uer"

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert.torch_file import CheckpointError, Storage, TensorRef, load
+from convert.torch_format.reader import CheckpointError, Storage, TensorRef, load
 from tests.attacks.assembler import (
     Entry,
     Raw,

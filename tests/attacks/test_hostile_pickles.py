@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from convert.pickle_machine import PickleError, loads
-from convert.torch_file import CheckpointError, Placeholder, load
+from convert.torch_format.pickle_machine import PickleError, loads
+from convert.torch_format.reader import CheckpointError, Placeholder, load
 from tests.attacks.assembler import STOP, Raw, call, finish, legacy_file, name, storage, tensor, value, zip_file
 
 MODULE = "hostile_canary_module"
@@ -307,7 +307,7 @@ def test_the_source_is_not_asked_for_more_than_there_is() -> None:
             assert 0 <= size <= 32
             return super().read(size)
 
-    from convert import pickle_machine
+    from convert.torch_format import pickle_machine
 
     with pytest.raises(PickleError, match="declared"):
         pickle_machine.load(Stream(b"\x8e" + struct.pack("<Q", 1 << 40) + b"x" * 100), 32)

@@ -15,7 +15,7 @@ import torch
 from benchmarks import convert as benchmark
 from benchmarks.random_checkpoint import DTYPES, SHAPES, parse_shape, write_checkpoint
 from convert.__main__ import main as convert
-from convert.formats.megatron import open_megatron
+from convert.formats.megatron.cpm import open_megatron
 from tests.conftest import ROOT
 from tf_model.config import GPT2Config
 

@@ -21,7 +21,7 @@ from benchmarks.decode.process import EngineError, Process, Standstills, version
 from benchmarks.decode.results import Model, Sample, Spread
 from benchmarks.decode.worker import prompts
 from benchmarks.random_checkpoint import SHAPES, parse_shape
-from convert.formats.megatron import open_megatron
+from convert.formats.megatron.cpm import open_megatron
 
 PYTHONS = {False: sys.executable, True: sys.executable}
 TINY = "2x32x2x100x1024"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoints import write_megatron
-from tests.convert.verified import STATE, convert
-from tf_model.storage import DTYPES
+from tests.helpers.checkpoints import write_megatron
+from tests.helpers.verified import STATE, convert
+from tf_model.precision import DTYPES
 
 
 @pytest.fixture(scope="session")

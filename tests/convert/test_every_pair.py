@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from convert.formats.registry import NAMES, open_checkpoint
-from convert.layer_norms import with_layer_norm
-from tests.checkpoints import random_state, write_megatron
-from tests.light import run
+from convert.formats.uer_layer_norm import with_layer_norm
+from tests.helpers.checkpoints import random_state, write_megatron
+from tests.helpers.light import run
 from tf_model.config import STANDARD, GPT2Config
 
 CONFIG = GPT2Config(vocab_size=48, n_positions=16, n_embd=24, n_layer=2, n_head=6)

@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert.errors import ConvertError
-from convert.output import new_folder
-from exports.hashing import Hasher
-from exports.manifest import MANIFEST, differences, write_manifest
-from tests.checkpoints import random_state, write_megatron
+from convert.output.atomic_folder import new_folder
+from convert.output.hashing import Hasher
+from convert.output.manifest import MANIFEST, differences, write_manifest
+from support.errors import ConvertError
 from tests.conftest import ROOT
+from tests.helpers.checkpoints import random_state, write_megatron
 from tf_model.config import GPT2Config
 
 CONFIG = GPT2Config(vocab_size=6000, n_positions=64, n_embd=192, n_layer=6, n_head=6)

@@ -20,9 +20,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from convert import pytorch_to_tf
 from convert.__main__ import main
-from tests.checkpoints import random_state, write_megatron
+from convert.commands import to_tf as pytorch_to_tf
+from tests.helpers.checkpoints import random_state, write_megatron
 from tf_model.config import GPT2Config
 
 CASES = int(os.environ.get("GPT2_SAVEDMODEL_FUZZ", "600"))

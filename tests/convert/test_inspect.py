@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from convert.__main__ import main
-from tests.checkpoints import random_state, write_megatron
 from tests.conftest import ROOT
+from tests.helpers.checkpoints import random_state, write_megatron
 from tf_model.config import GPT2Config
 
 CONFIG = GPT2Config(vocab_size=48, n_positions=16, n_embd=24, n_layer=2, n_head=6, n_inner=40)
@@ -169,7 +169,7 @@ def test_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_types_that_do_not_run_here(
     there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("convert.inspect_text.runs_here", lambda dtype: there)
+    monkeypatch.setattr("convert.commands.inspect.runs_here", lambda dtype: there)
     write(tmp_path, 1)
     assert main(["inspect", str(tmp_path)]) == 0
     line = "int8 and int8-low-memory: needs a processor with VNNI instructions"

@@ -20,10 +20,10 @@ import pytest
 import torch
 
 from convert.__main__ import main
-from convert.formats.megatron_writer import possible_ranks
-from exports.manifest import differences
-from tests.checkpoints import State, random_state, write_megatron
+from convert.formats.megatron.cpm_writer import possible_ranks
+from convert.output.manifest import differences
 from tests.conftest import ROOT
+from tests.helpers.checkpoints import State, random_state, write_megatron
 from tf_model.config import GPT2Config
 
 CONFIG = GPT2Config(vocab_size=60, n_positions=10, n_embd=24, n_layer=2, n_head=12, n_inner=36)
@@ -409,7 +409,7 @@ def test_any_name_but_those_that_are_no_text(root: Path, tmp_path: Path) -> None
 
 KILLED = """
 import os, signal, sys
-from convert.formats import megatron_writer
+from convert.formats.megatron import cpm_writer as megatron_writer
 
 split, left = megatron_writer.split, [{number}]
 

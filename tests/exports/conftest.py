@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from tests.conftest import once
-from tests.exports.loaded import Loaded, write_usual
-from tests.exports.text_models import KINDS, TextModel, load, write
+from tests.helpers.loaded import Loaded, write_usual
+from tests.helpers.text_models import KINDS, TextModel, load, write
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.exports.loaded import Loaded
+from tests.helpers.loaded import Loaded
 
 GOOD: dict[str, Any] = {"input_ids": [[1, 2, 3, 4], [5, 6, 0, 0]], "input_lengths": [4, 2]}
 NAN, INF = float("nan"), float("inf")

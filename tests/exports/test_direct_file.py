@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exports import direct_file
-from exports.direct_file import DirectFile
+from exports.tensor_bundle import direct_file
+from exports.tensor_bundle.direct_file import DirectFile
 from tests.conftest import ROOT
 
 BLOCK = 8192
@@ -178,7 +178,7 @@ def test_left_in_the_middle(kind: type[BaseException], tmp_path: Path, monkeypat
 def test_the_kernels_limit(limit: int, tmp_path: Path) -> None:
     code = (
         "import pathlib, resource, signal, sys, numpy as np\n"
-        "from exports import direct_file\n"
+        "from exports.tensor_bundle import direct_file\n"
         "direct_file.BLOCK = 8192\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "limit = int(sys.argv[2])\n"

@@ -17,8 +17,8 @@ import torch
 import transformers
 
 from convert.__main__ import main
-from tests import light
-from tests.checkpoints import fill_transformers, random_state, write_megatron
+from tests.helpers import light
+from tests.helpers.checkpoints import fill_transformers, random_state, write_megatron
 from tests.tf_model.test_sampling import chi_squared_p_value
 from tf_model.config import GPT2Config
 
@@ -268,7 +268,7 @@ def test_loads_where_this_project_is_not(exported: Exported, library: str, tmp_p
         import sys
         class Block:
             def find_spec(self, name, *rest):
-                if name.split(".")[0] in ("convert", "tf_model", "tokenization", "exports"):
+                if name.split(".")[0] in ("convert", "tf_model", "tokenization", "exports", "inference", "support"):
                     raise ImportError(name)
         if "{library}" == "tensorflow.saved_model":
             sys.meta_path.insert(0, Block())
@@ -282,7 +282,7 @@ def test_loads_where_this_project_is_not(exported: Exported, library: str, tmp_p
             inp=tf.constant([[1, 2, 3]], tf.int64), length=tf.constant(4, tf.int64),
             top_p=tf.constant(0.9), temperature=tf.constant(0.9))["output_0"]
         assert sampled.shape == (1, 7), sampled.shape
-        assert not set(sys.modules) & {{"convert", "tf_model", "tokenization", "exports"}}
+        assert not set(sys.modules) & {{"convert", "tf_model", "tokenization", "exports", "inference", "support"}}
         print("loaded")
     """
     result = subprocess.run(

@@ -16,14 +16,14 @@ import transformers
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from exports.assets import CPM_TOKENS
-from exports.options import BEAMS, SAMPLING, SHARED
+from exports.generation_options import BEAMS, SAMPLING, SHARED
 from exports.saved_model import write_saved_model
 from tests.conftest import INT8
-from tests.exports.loaded import CONFIG, PAD, Loaded, Tensors, matrix, random_options, random_prompts, row_of, texts
-from tests.exports.loaded import reference as cache_free
+from tests.helpers.loaded import CONFIG, PAD, Loaded, Tensors, matrix, random_options, random_prompts, row_of, texts
+from tests.helpers.loaded import reference as cache_free
 from tests.tf_model.test_beam import whole
 from tf_model.config import GPT2Config
-from tf_model.storage import PRECISIONS
+from tf_model.precision import PRECISIONS
 
 PROMPTS = [[1, 2, 3, 4, 5, 6], [7], [8, 9, 10, 9, 8]]
 SEEDS = [11, 12, 13]

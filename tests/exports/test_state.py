@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.exports.loaded import (
+from tests.helpers.loaded import (
     CONFIG,
     Loaded,
     Tensors,

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from exports.sorted_table import table
-from exports.tensor_bundle import BundleWriter
+from exports.tensor_bundle.sstable import table
+from exports.tensor_bundle.writer import BundleWriter
 
 DTYPES = [np.float32, np.float16, tf.bfloat16.as_numpy_dtype, np.float64, np.int64, np.int32, np.uint8, np.bool_]
 Values = dict[str, Any]

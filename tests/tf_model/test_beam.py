@@ -14,12 +14,12 @@ import torch
 import transformers
 from transformers.generation import GenerationMode
 
-from tests.checkpoints import State, fill_transformers, random_state
+from tests.helpers.checkpoints import State, fill_transformers, random_state
 from tf_model import beam, cache
 from tf_model.beam import BeamRequest, Beams, beam_search
 from tf_model.config import GPT2Config
 from tf_model.gpt2 import GPT2
-from tf_model.processors import Constraints
+from tf_model.logits_processors import Constraints
 
 CONFIG = GPT2Config(vocab_size=60, n_positions=32, n_embd=24, n_layer=2, n_head=3)
 PAD = 59

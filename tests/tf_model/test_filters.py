@@ -19,8 +19,9 @@ from transformers.generation import logits_process as theirs
 
 from tests.tf_model.test_beam import lists
 from tests.tf_model.test_sampling import parameters
-from tf_model import processors, sampling
-from tf_model.processors import Constraints
+from tf_model import logits_processors as processors
+from tf_model import sampling
+from tf_model.logits_processors import Constraints
 from tf_model.sampling import CANDIDATES, Sampling
 
 SHAPES = list(itertools.product([50, CANDIDATES - 1, CANDIDATES, CANDIDATES + 1, 5000, 30_000], [0.01, 1.0, 6.0]))

@@ -13,14 +13,14 @@ import tensorflow as tf
 import torch
 import transformers
 
-from tests.checkpoints import fill_transformers, random_state
+from tests.helpers.checkpoints import fill_transformers, random_state
 from tests.tf_model.test_beam import assign, lists, vivid, whole
 from tests.tf_model.test_sampling import splitmix
 from tf_model import attention, cache, generation, layers
 from tf_model.config import GPT2Config
 from tf_model.generation import Generated, Request, generate, random_seeds
 from tf_model.gpt2 import GPT2
-from tf_model.processors import Constraints
+from tf_model.logits_processors import Constraints
 from tf_model.sampling import Sampling
 from tf_model.window import Window
 

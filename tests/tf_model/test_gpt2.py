@@ -18,9 +18,9 @@ from tf_model.config import ConfigError, GPT2Config
 from tf_model.generation import Request, generate
 from tf_model.gpt2 import GPT2
 from tf_model.layers import Frame, LayerNorm
-from tf_model.processors import Constraints
+from tf_model.logits_processors import Constraints
 from tf_model.sampling import Sampling
-from tf_model.stacks import Stacks
+from tf_model.stacked_blocks import Stacks
 from tf_model.window import Window
 
 CONFIG = GPT2Config(vocab_size=60, n_positions=24, n_embd=24, n_layer=2, n_head=3)

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.checkpoints import random_state
 from tests.conftest import INT8
+from tests.helpers.checkpoints import random_state
 from tests.tf_model.test_beam import assign
 from tf_model.config import GPT2Config
 from tf_model.gpt2 import GPT2
+from tf_model.precision import OFFSET, PRECISIONS, SCALE, is_transposed, stored_bytes, stored_tensors
 from tf_model.quantization import convolve, offset, product, quantize
-from tf_model.stacks import Stacks
-from tf_model.storage import OFFSET, PRECISIONS, SCALE, is_transposed, stored_bytes, stored_tensors
+from tf_model.stacked_blocks import Stacks
 
 CONFIG = GPT2Config(vocab_size=96, n_positions=40, n_embd=48, n_layer=3, n_head=12)
 

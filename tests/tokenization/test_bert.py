@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.conftest import shared
-from tests.tokenization.texts import SPECIAL, varied_texts
+from tests.helpers.tokenizer_texts import SPECIAL, varied_texts
 from tokenization import BertTokenizer, TokenizerError
 
 SMALL = ["[PAD]", "[UNK]", "[SEP]", "[CLS]", "天", "气", "good", "day", "##s", ",", "[", "]", "sep"]

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import shared
-from tests.tokenization.texts import SPECIAL, varied_texts
+from tests.helpers.tokenizer_texts import SPECIAL, varied_texts
 from tokenization import ByteBPETokenizer, TokenizerError
 
 END = "<|endoftext|>"

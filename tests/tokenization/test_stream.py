@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import shared
-from tests.tokenization.texts import varied_texts
+from tests.helpers.tokenizer_texts import varied_texts
 from tokenization import (
     BertTokenizer,
     ByteBPETokenizer,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import transformers
 
-from convert.tokenizers import save_for_huggingface, save_for_openai, save_for_uer
+from convert.formats.tokenizer_files import save_for_huggingface, save_for_openai, save_for_uer
 from tests.tokenization.test_byte_bpe import END, symbols
 from tokenization import BertTokenizer, ByteBPETokenizer, CPMTokenizer, TokenizerError, load_tokenizer
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from benchmarks.decode.engines import Base, Rows, Timed
 from benchmarks.decode.weights import Weights
-from exports.allocation import use_one_arena
-from exports.threads import set_threads
+from support.allocation import use_one_arena
+from support.threads import set_threads
 from tf_model.config import GPT2Config
 
 
@@ -42,7 +42,7 @@ class Adapter(Base):
             self._tf.config.threading.set_intra_op_parallelism_threads(0)
 
     def load(self, folder: Path, config: GPT2Config) -> None:
-        # What `exports.loading` does for the commands.
+        # What `exports.loaded_model` does for the commands.
         set_threads(folder / "model", rows=16 if self.several else 1)
         use_one_arena()
         self._model = self._tf.saved_model.load(str(folder / "model"))

@@ -1,0 +1,1 @@
+"""The commands that convert: options in, a line out."""

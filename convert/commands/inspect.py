@@ -1,0 +1,139 @@
+"""What ``inspect`` found, as text."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from convert.dtype_choice import runs_here
+from tf_model.config import UER
+from tf_model.precision import PRECISIONS
+
+Report = dict[str, Any]
+TENSORFLOW_BYTES = 700_000_000
+"""What a process has after ``hub.load`` beside the variables: 0.64 GB with the 12 layers of CPM-distill."""
+
+_WIDTH = 100
+"""Columns that a text is wrapped at."""
+
+_LAYER = re.compile(r"(?<=^cache_)\d+")
+
+_MEMORY = {
+    "bytes_on_disk": "on disk",
+    "bytes_loaded": "loaded, about",
+    "bytes_generating": "generating, about",
+    "cache_bytes_per_position": "cache per position and row",
+}
+"""The columns of the table of memory, by their key in the report."""
+
+
+def _int8(dtypes: Sequence[str]) -> Iterable[str]:
+    """What these types take beside memory."""
+    if vnni := [dtype for dtype in dtypes if not PRECISIONS[dtype].transposed]:
+        lacking = "" if all(map(runs_here, vnni)) else ", which this one has not"
+        yield f"{' and '.join(vnni)}: needs a processor with VNNI instructions{lacking}"
+    if copies := [dtype for dtype in dtypes if PRECISIONS[dtype].packed]:
+        yield f"{' and '.join(copies)}: keeps a copy of the matrices for each signature that is called (here one)"
+    if dtypes:
+        yield "int8 of every kind: needs TensorFlow for x86-64"
+
+
+def lines(report: Report) -> Iterable[str]:
+    """The report as text: facts, memory, signatures, tensors."""
+    yield f"{report['path']}: {report['format'].replace('_', ' ')}{' checkpoint' * (report['kind'] == 'checkpoint')}"
+    yield from _table([(f"  {name}", value) for name, value in _facts(report).items() if value is not None])
+    yield ""
+    yield from _table(
+        [
+            ("written as", *_MEMORY.values()),
+            *((dtype, *(_bytes(sizes[key]) for key in _MEMORY)) for dtype, sizes in report["outputs"].items()),
+        ]
+    )
+    yield f"loaded: the variables and {_bytes(TENSORFLOW_BYTES)} for TensorFlow and the graph"
+    yield from _int8([dtype for dtype in report["outputs"] if PRECISIONS[dtype].matrices == "int8"])
+    if signatures := report.get("signatures"):
+        yield ""
+        for name, signature in signatures.items():
+            yield f"signature {name}"
+            for kind in ("inputs", "outputs"):
+                yield textwrap.fill(f"  {kind}: {_named(signature[kind])}", _WIDTH, subsequent_indent="    ")
+    yield from (f"note: {note}" for note in report.get("notes", ()))
+    yield ""
+    yield from _table([("tensor", "shape", "type", "number"), *_grouped(report["tensors"])])
+
+
+def _facts(report: Report) -> dict[str, str | None]:
+    """What stands at the top, by its label; None is left out."""
+    config, manifest = report["config"], report.get("manifest")
+    heads = config["n_head"] or f"not in the files; possible: {', '.join(map(str, report['possible_heads']))}"
+    source = (manifest or {}).get("source")
+    facts = (
+        [f"{key} {value}" for key, value in source.items() if not isinstance(value, (dict, type(None)))]
+        if isinstance(source, dict)
+        else []
+    )
+    return {
+        "iteration": _text(report.get("iteration")),
+        "tensor parallel": _text(report.get("tensor_parallel")),
+        "layers": _text(config["n_layer"]),
+        "hidden size": f"{config['n_embd']}, feed-forward {config['n_inner']}",
+        "heads": _text(heads),
+        "vocabulary": _text(config["vocab_size"]),
+        "positions": _text(config["n_positions"]),
+        "maths": ", ".join(_maths(config)),
+        "end of text": _text(report.get("eos_token_id")),
+        "parameters": f"{report['parameters']:,}",
+        "weights": f"{_bytes(report['bytes_of_weights'])}, tensors of "
+        + ", ".join(f"{dtype} ({count})" for dtype, count in report["dtypes"].items()),
+        "on disk": _bytes(report["bytes_on_disk"]) + (f", {len(report['files'])} files" if "files" in report else ""),
+        "tokenizer": ", ".join(report["tokenizer"] or ["none"]) if "tokenizer" in report else None,
+        "TensorFlow": _text(report.get("tensorflow")),
+        "written by": manifest and _text(manifest.get("program")),
+        "converted from": ", ".join(facts) or None,
+    }
+
+
+def _maths(config: Report) -> Iterable[str]:
+    """What tells one GPT-2 from another beside its sizes."""
+    yield config["activation_function"]
+    kind = "UER-py's layer norms" if config.get("layer_norm") == UER else "layer norms"
+    yield f"{kind} with epsilon {config['layer_norm_epsilon']:g}"
+    yield "tied output matrix" if config.get("tie_word_embeddings", True) else "output matrix of its own"
+    if config.get("scale_attn_by_inverse_layer_idx"):
+        yield "attention scaled by the layer's number"
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _bytes(count: int) -> str:
+    unit, size = next((pair for pair in (("GB", 1e9), ("MB", 1e6)) if count >= pair[1]), ("KB", 1e3))
+    return f"{count / size:,.2f} {unit}"
+
+
+def _named(tensors: Report) -> str:
+    """Tensors of a signature, with one for the caches of all layers."""
+    parts = (f"{_LAYER.sub('*', key)} {info['dtype']} {_extents(info['shape'])}" for key, info in tensors.items())
+    return ", ".join(dict.fromkeys(parts))
+
+
+def _extents(shape: list[int | None] | None) -> str:
+    return "any" if shape is None else f"[{', '.join('?' if d is None else str(d) for d in shape)}]"
+
+
+def _grouped(tensors: list[Report]) -> list[tuple[str, str, str, str]]:
+    """A row for the tensors that are the same in all layers: name with ``*`` for the layer, shape, type, number."""
+    rows = Counter(
+        (re.sub(r"^h\.\d+\.", "h.*.", tensor["name"]), str(tensor["shape"]), tensor["dtype"]) for tensor in tensors
+    )
+    return [(*row, str(count)) for row, count in rows.items()]
+
+
+def _table(rows: list[tuple[Any, ...]]) -> Iterable[str]:
+    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -1,0 +1,121 @@
+"""``--dtype auto``: the type of weights that the machine at hand is made for."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from support.errors import ConvertError
+from support.tensorflow_runtime import quiet_stderr
+from tf_model.precision import CONVOLUTION, KERNEL, PRECISIONS
+
+AUTO = "auto"
+
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+class Rule(NamedTuple):
+    """A dtype, and what the machine has to have.
+
+    Attributes:
+        flags: of the CPU, as Linux names them; any of them will do.
+        op: of TensorFlow, for which there is a kernel; None when every TensorFlow has what is needed.
+    """
+
+    dtype: str
+    flags: tuple[str, ...]
+    op: str | None = None
+
+
+RULES = (
+    Rule("int8", ("avx512_vnni", "avx_vnni"), KERNEL),
+    Rule("bfloat16", ("avx512_bf16", "amx_bf16")),
+    Rule("int8-avx2", ("avx2",), CONVOLUTION),
+)
+"""The first that holds is taken: what generates fastest."""
+
+OTHERWISE = "float32"
+
+
+class Choice(NamedTuple):
+    """``str`` is one line, with the reason."""
+
+    dtype: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"--dtype {AUTO}: {self.dtype}: {self.reason}"
+
+
+def choose_dtype() -> Choice:
+    """For this machine. TensorFlow is imported only where a choice depends on it."""
+    return choose(cpu_flags(), f"{platform.system()} {platform.machine()}", _has_kernel)
+
+
+def choose(flags: Collection[str] | None, machine: str, has_kernel: Callable[[str], bool]) -> Choice:
+    """The first of ``RULES`` that holds.
+
+    Args:
+        flags: of the CPU; None where they are not known.
+        machine: for the reason.
+        has_kernel: whether the TensorFlow here has a kernel for an op.
+    """
+    if flags is None:
+        return Choice(OTHERWISE, f"what the CPU has is not known on {machine}, and this type runs everywhere")
+    missing = ""
+    for rule in RULES:
+        found = [flag for flag in rule.flags if flag in flags]
+        if found and rule.op and not has_kernel(rule.op):
+            missing = f"TensorFlow has no kernel {rule.op}, which {rule.dtype} needs; "
+        elif found:
+            kernel = f", and TensorFlow the kernel {rule.op}" if rule.op else ""
+            before = RULES[: RULES.index(rule)] if not missing else ()
+            lacks = f"; it lacks what faster types need ({wanted(before)})" if before else ""
+            return Choice(rule.dtype, f"{missing}the CPU has {', '.join(found)}{kernel}{lacks}")
+    return Choice(OTHERWISE, f"{missing}the CPU ({machine}) has not what the others are for: {wanted()}")
+
+
+def wanted(rules: Sequence[Rule] = RULES) -> str:
+    """The flags of each rule, for messages."""
+    return ", ".join(f"{rule.dtype} with {' or '.join(rule.flags)}" for rule in rules)
+
+
+def runs_here(dtype: str) -> bool:
+    """False where it is known that this CPU cannot compute with int8 of ``dtype``."""
+    flags = cpu_flags()
+    precision = PRECISIONS[dtype]
+    if flags is None or precision.matrices != "int8" or precision.transposed:
+        return True
+    return any(flag in flags for flag in RULES[0].flags)
+
+
+def check_runs_here(dtype: str, where: object, verify: str) -> None:
+    """Before a SavedModel of ``dtype`` is compared with its source; ``verify`` is what else can be done.
+
+    Raises:
+        ConvertError: this CPU cannot compute with it.
+    """
+    if not runs_here(dtype):
+        raise ConvertError(
+            f"{where}: {dtype} needs VNNI instructions, which this CPU has not: {verify} it where it runs, or convert "
+            "it with --dtype int8-avx2"
+        )
+
+
+def cpu_flags() -> frozenset[str] | None:
+    """Of the first CPU; empty where Linux calls them otherwise (not x86), None on another system."""
+    try:
+        lines = _CPUINFO.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return None
+    values = (line.partition(":") for line in lines)
+    return frozenset(next((value for name, _, value in values if name.strip() == "flags"), "").split())
+
+
+def _has_kernel(op: str) -> bool:
+    with quiet_stderr():
+        from tensorflow.python.framework import kernels  # no public name has it
+
+    return any(kernel.device_type == "CPU" for kernel in kernels.get_registered_kernels_for_op(op).kernel)

@@ -1,0 +1,1 @@
+"""Checkpoints split over model-parallel ranks: CPM's, and those of newer Megatron-LM."""

@@ -1,0 +1,1 @@
+"""The files that ``torch.save`` writes, read and written without PyTorch; nothing in them is run."""

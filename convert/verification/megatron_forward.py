@@ -1,0 +1,288 @@
+"""CPM's forward pass as Megatron runs it: p ranks, each with its own shard, and a sum over them. An oracle.
+
+Source: ``mpu/transformer.py``, ``mpu/layers.py`` and ``model/gpt2_modeling.py`` of CPM-1-Generate, in float32 PyTorch.
+The shards are never merged: this file says a second time, in another way, what the converter says about names, splits
+and mathematics, so that a mistake there is not made here too. Of the project it knows how to open a ``.pt`` file.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.nn.functional import layer_norm, linear
+
+from convert.torch_format.reader import CheckpointError, Storage, TensorRef, load
+from support.errors import ConvertError
+
+_TOKENS, _POSITIONS, _FINAL = "word_embeddings.weight", "position_embeddings.weight", "transformer.final_layernorm"
+_EPSILON = 1.0e-5  # of layer norms: transformer.py passes it, whatever the option of the training script says
+_HIDDEN = -10000.0  # what stands in the place of the score of a position that must not be seen
+_BLOCK = 1 << 22
+"""Elements of the token embedding that are float32 at a time as the output matrix: 16 MB."""
+
+_GROUP = 2048
+"""Tokens that go through the layers together: what bounds the memory of the activations."""
+
+_ROWS = 128
+"""Positions whose logits are made in one step: 15 MB with 30,000 tokens."""
+
+
+class MegatronReference:
+    """What a checkpoint computes. A weight is read when its layer is due, one rank's tensor at a time.
+
+    Attributes:
+        n_layer, n_positions, hidden_size, vocab_size: as the shards say.
+    """
+
+    def __init__(self, files: Sequence[Path], n_head: int) -> None:
+        """Reads the headers.
+
+        Args:
+            files: the shards, rank 0 first.
+            n_head: attention heads of all ranks together; the files do not say.
+
+        Raises:
+            CheckpointError: a file is no such shard, or the heads cannot be shared out.
+        """
+        self._files = list(files)
+        self._shards = [_shard(file) for file in files]
+        ranks = len(self._files)
+        self.n_positions, self.hidden_size = self._ref(0, _POSITIONS).shape
+        self.vocab_size = sum(self._ref(rank, _TOKENS).shape[0] for rank in range(ranks))
+        self.n_layer = sum(name.endswith(".input_layernorm.weight") for name in self._shards[0])
+        if n_head < 1 or n_head % ranks or self.hidden_size % n_head:
+            raise CheckpointError(f"{self._files[0]}: {n_head} heads for {ranks} ranks, hidden size {self.hidden_size}")
+        self._heads_per_rank, self._head_size = n_head // ranks, self.hidden_size // n_head
+        self._intact: set[tuple[Path, str]] = set()
+
+    def logits(self, ids: Sequence[int]) -> torch.Tensor:
+        """Logits float32 ``[S, V]`` of one prompt of S token ids."""
+        return self.logits_of([ids])[0]
+
+    def logits_of(self, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """Logits float32 ``[S, V]`` of each prompt; for many or long ones ``rows_of`` and ``project`` need less."""
+        return [self.project(rows) for rows in self.rows_of(prompts)]
+
+    @torch.inference_mode()
+    def rows_of(
+        self, prompts: Sequence[Sequence[int]], on_layer: Callable[[], object] = lambda: None
+    ) -> list[torch.Tensor]:
+        """What the last layer gives, float32 ``[S, h]`` for each prompt: every weight is read once for all of them.
+
+        Args:
+            prompts: token ids, each prompt 1 to ``n_positions`` of them.
+            on_layer: called after each layer.
+        """
+        sizes = [len(prompt) for prompt in prompts]
+        x = self._embed(np.concatenate([np.asarray(prompt, np.int64) for prompt in prompts]), sizes)
+        for layer in range(self.n_layer):
+            x = x + self._attention(f"transformer.layers.{layer}", x, sizes)
+            x = x + self._mlp(f"transformer.layers.{layer}", x)
+            on_layer()
+        return list(torch.split(x, sizes))
+
+    @torch.inference_mode()
+    def project(self, rows: torch.Tensor) -> torch.Tensor:
+        """Logits float32 ``[N, V]`` of rows ``[N, h]``: each rank's part of the vocabulary, side by side."""
+        parts = []
+        step = max(1, _BLOCK // self.hidden_size)
+        for rank in range(len(self._files)):
+            normed = self._norm(rank, _FINAL, rows)
+            table = self._read(rank, _TOKENS)
+            parts += [linear(normed, _float32(table[at : at + step])) for at in range(0, len(table), step)]
+        return torch.cat(parts, dim=-1)
+
+    def _ref(self, rank: int, name: str) -> TensorRef:
+        ref = self._shards[rank].get(name)
+        if not isinstance(ref, TensorRef):
+            raise CheckpointError(f"{self._files[rank]}: {name}: expected a tensor, found none")
+        return ref
+
+    def _read(self, rank: int, name: str) -> np.ndarray[Any, Any]:
+        """A rank's tensor as the file has it, mapped; its storage has been compared with its CRC-32."""
+        storage: Storage = self._ref(rank, name).storage
+        if (key := (storage.file, storage.key)) not in self._intact:
+            storage.check()
+            self._intact.add(key)
+        return self._ref(rank, name).numpy()
+
+    def _weight(self, rank: int, name: str) -> torch.Tensor:
+        return _float32(self._read(rank, name))
+
+    def _norm(self, rank: int, name: str, x: torch.Tensor) -> torch.Tensor:
+        weight, bias = (self._weight(rank, f"{name}.{kind}") for kind in ("weight", "bias"))
+        return layer_norm(x, (self.hidden_size,), weight, bias, _EPSILON)
+
+    def _embed(self, ids: np.ndarray[Any, Any], sizes: Sequence[int]) -> torch.Tensor:
+        """``[N, h]``: a rank that does not have a token's row contributes zeros."""
+        total = torch.zeros(len(ids), self.hidden_size)
+        start = 0
+        for rank in range(len(self._files)):
+            table = self._read(rank, _TOKENS)
+            elsewhere = (ids < start) | (ids >= start + len(table))
+            rows = _float32(table[np.where(elsewhere, 0, ids - start)])
+            rows[torch.from_numpy(elsewhere)] = 0.0
+            total += rows
+            start += len(table)
+        positions = self._weight(0, _POSITIONS)
+        return total + torch.cat([positions[:size] for size in sizes])
+
+    def _attention(self, layer: str, x: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+        """The sum over the ranks of what each makes of its own heads, then the bias, once."""
+        total = torch.zeros_like(x)
+        name = f"{layer}.attention"
+        for rank in range(len(self._files)):
+            normed = self._norm(rank, f"{layer}.input_layernorm", x)
+            qkv = linear(
+                normed, self._weight(rank, f"{name}.query_key_value.weight"),
+                self._weight(rank, f"{name}.query_key_value.bias"),
+            )  # fmt: skip
+            context = torch.cat([self._heads(part) for part in torch.split(qkv, list(sizes))])
+            total += linear(context, self._weight(rank, f"{name}.dense.weight"))
+        return total + self._weight(0, f"{name}.dense.bias")
+
+    def _heads(self, qkv: torch.Tensor) -> torch.Tensor:
+        """Causal attention of a rank's heads over one prompt: ``[S, 3h/p]``, thirds Q, K, V -> ``[S, h/p]``."""
+        size = len(qkv)
+        query, key, value = (
+            third.reshape(size, self._heads_per_rank, self._head_size) for third in qkv.tensor_split(3, dim=-1)
+        )
+        mask = torch.ones(size, size).tril()
+        context = torch.empty(size, self._heads_per_rank, self._head_size)
+        for head in range(self._heads_per_rank):
+            scores = query[:, head] @ key[:, head].T / math.sqrt(self._head_size)
+            scores = scores * mask + _HIDDEN * (1.0 - mask)
+            context[:, head] = torch.softmax(scores, dim=-1) @ value[:, head]
+        return context.reshape(size, -1)
+
+    def _mlp(self, layer: str, x: torch.Tensor) -> torch.Tensor:
+        """As ``_attention``: the ranks share out the inner features."""
+        total = torch.zeros_like(x)
+        for rank in range(len(self._files)):
+            normed = self._norm(rank, f"{layer}.post_attention_layernorm", x)
+            inner = linear(
+                normed, self._weight(rank, f"{layer}.mlp.dense_h_to_4h.weight"),
+                self._weight(rank, f"{layer}.mlp.dense_h_to_4h.bias"),
+            )  # fmt: skip
+            for rows in torch.split(inner, 256):
+                rows.copy_(_gelu(rows))
+            total += linear(inner, self._weight(rank, f"{layer}.mlp.dense_4h_to_h.weight"))
+        return total + self._weight(0, f"{layer}.mlp.dense_4h_to_h.bias")
+
+
+def _gelu(x: torch.Tensor) -> torch.Tensor:
+    """The tanh form, as ``gelu_impl`` of ``mpu/transformer.py`` writes it."""
+    return 0.5 * x * (1.0 + torch.tanh(0.7978845608028654 * x * (1.0 + 0.044715 * x * x)))
+
+
+def _float32(values: np.ndarray[Any, Any]) -> torch.Tensor:
+    """A float32 tensor in memory of its own; numpy has no bfloat16 that PyTorch takes, so its bits are passed on."""
+    own = np.array(values, order="C")
+    if own.dtype.name == "bfloat16":
+        return torch.from_numpy(own.view(np.int16)).view(torch.bfloat16).to(torch.float32)
+    return torch.from_numpy(own).to(torch.float32)
+
+
+def _shard(file: Path) -> Mapping[str, Any]:
+    """A rank's tensors under Megatron's names, without the ``module.`` that wrappers put before them."""
+    top = load(file)
+    states = [top[key] for key in ("module", "model") if isinstance(top.get(key), dict)] if type(top) is dict else []
+    if not states:
+        raise CheckpointError(f"{file}: expected a dict with the weights under 'module' or 'model'")
+    state: dict[str, Any] = {str(name): value for name, value in states[0].items()}
+    while state and all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return state
+
+
+class Reference(Protocol):
+    """What ``spool_logits`` needs of a model: see ``MegatronReference``."""
+
+    n_layer: int
+    vocab_size: int
+
+    def rows_of(self, prompts: Sequence[Sequence[int]], on_layer: Callable[[], object]) -> list[torch.Tensor]: ...
+
+    def project(self, rows: torch.Tensor) -> torch.Tensor: ...
+
+
+def spool(
+    files: Sequence[Path],
+    n_head: int,
+    prompts: Sequence[Sequence[int]],
+    output: Path,
+    on_progress: Callable[[float], object] = lambda share: None,
+) -> None:
+    """``spool_logits`` of ``MegatronReference(files, n_head)``."""
+    spool_logits(MegatronReference(files, n_head), prompts, output, on_progress)
+
+
+def spool_logits(
+    reference: Reference,
+    prompts: Sequence[Sequence[int]],
+    output: Path,
+    on_progress: Callable[[float], object] = lambda share: None,
+) -> None:
+    """Writes the logits of all prompts to ``output``: float32, prompt after prompt, ``[S, V]`` each, no header.
+
+    Args:
+        reference: the model.
+        prompts: as ``MegatronReference.rows_of``, of any length together.
+        output: tokens * V * 4 bytes; 0.2 GB for 1,572 tokens of 30,000.
+        on_progress: called after each layer with its share of the whole work.
+
+    Raises:
+        ConvertError: a shard cannot be read, or ``output`` not be written.
+    """
+    tokens = sum(map(len, prompts))
+    try:
+        with output.open("wb") as file:
+            for group in _groups(prompts):
+                share = sum(map(len, group)) / tokens / reference.n_layer
+                for rows in reference.rows_of(group, functools.partial(on_progress, share)):
+                    for block in torch.split(rows, _ROWS):
+                        file.write(reference.project(block).numpy().data)
+    except OSError as error:
+        raise ConvertError(
+            f"{output}: {tokens * reference.vocab_size * 4 / 1e9:.2f} GB cannot be written: {error.strerror}: set "
+            "TMPDIR to a folder with more room"
+        ) from error
+
+
+def _groups(prompts: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
+    """Consecutive prompts of ``_GROUP`` tokens at most, or a single one."""
+    group: list[Sequence[int]] = []
+    for prompt in prompts:
+        if group and sum(map(len, group)) + len(prompt) > _GROUP:
+            yield group
+            group = []
+        group.append(prompt)
+    yield group
+
+
+def main() -> None:
+    """``spool`` in a process of its own: arguments as JSON on stdin, a line of JSON on stdout for each layer.
+
+    A line is the share of the work, or the text of an error, which is the last.
+    """
+    try:
+        task = json.load(sys.stdin)
+    except ValueError:  # who started it is gone
+        return
+    files = [Path(file) for file in task["files"]]
+    try:
+        spool(files, task["n_head"], task["prompts"], Path(task["output"]), lambda share: print(share, flush=True))
+    except ConvertError as error:
+        print(json.dumps(str(error)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

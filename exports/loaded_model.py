@@ -1,0 +1,185 @@
+"""An exported model, loaded: its functions with plain Python in and NumPy out."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exports.assets import CONFIG
+from exports.generation_options import BEAMS, SAMPLING, SHARED
+from exports.interruptible import interruptible
+from support.allocation import use_one_arena
+from support.tensorflow_runtime import quiet_stderr, tensorflow_says
+from support.threads import set_threads
+from tf_model.config import ConfigError, GPT2Config
+from tf_model.precision import CONVOLUTION, KERNEL
+from tokenization import Tokenizer, load_tokenizer
+
+Array = np.ndarray[Any, Any]
+State = dict[str, Any]
+"""What ``prefill`` and ``decode`` give to the next ``decode``: tensors by name."""
+
+_OPTIONS = {**SHARED, **SAMPLING, **BEAMS}
+_WINDOW = ("window_tokens", "window_line_token_id")
+
+
+class ModelError(ValueError):
+    """A folder that is not a SavedModel of this project; the message is one line."""
+
+
+def read_config(folder: Path) -> GPT2Config:
+    """The sizes in ``assets/config.json``.
+
+    Raises:
+        ModelError: there is no SavedModel in ``folder``, or not one of this project.
+    """
+    try:
+        os.stat(folder / "saved_model.pb")
+    except (OSError, ValueError) as error:
+        why = f" ({error.strerror})" if isinstance(error, OSError) and error.errno != errno.ENOENT else ""
+        raise ModelError(f"{folder}: no SavedModel{why}: expected a folder with saved_model.pb") from error
+    path = folder / "assets" / CONFIG
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}: not a SavedModel of this project") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not JSON: {error}") from error
+    required = [f.name for f in dataclasses.fields(GPT2Config) if f.default is dataclasses.MISSING]
+    missing = [name for name in required if not isinstance(values, dict) or values.get(name) is None]
+    if missing:
+        raise ModelError(f"{path}: not the sizes of a model: it does not have {', '.join(missing)}")
+    try:
+        return GPT2Config.from_dict(values)
+    except ConfigError as error:
+        raise ModelError(f"{path}: not the sizes of a model: {str(error).removeprefix('config.json: ')}") from error
+
+
+class Loaded:
+    """The functions of a SavedModel.
+
+    Attributes:
+        config: the sizes.
+    """
+
+    def __init__(self, config: GPT2Config, model: Any) -> None:
+        self.config = config
+        self._model = model
+
+    def call(self, name: str, prompts: Sequence[Sequence[int]], **inputs: Any) -> dict[str, Array]:
+        """Calls the signature ``name`` with prompts of any lengths. Options may be lists, one value per row."""
+        import tensorflow as tf
+
+        ids = np.zeros((len(prompts), max(map(len, prompts))), np.int64)
+        for row, prompt in zip(ids, prompts, strict=True):
+            row[: len(prompt)] = prompt
+        lengths = [len(prompt) for prompt in prompts]
+        options = {key: _tensor(key, value) for key, value in inputs.items()}
+        output = self._run(name, tf.constant(ids), tf.constant(lengths, tf.int64), **options)
+        return {key: value.numpy() for key, value in output.items() if not key.startswith("cache_")}
+
+    def logprobs(self, texts: Sequence[Sequence[int]], batch_size: int = 8) -> list[Array]:
+        """Of every token of every text, float32, 0 for the first; the texts may be of any length.
+
+        One longer than the model's positions is read in windows of all of them that overlap by half, and each token is
+        scored in the window where most is before it.
+        """
+        limit = self.config.n_positions
+        step = max(1, limit // 2)
+        windows = [(i, at) for i, text in enumerate(texts) for at in range(0, max(len(text) - limit, 0) + step, step)]
+        found: list[Array] = [np.zeros(len(text), np.float32) for text in texts]
+        for first in range(0, len(windows), batch_size):
+            some = windows[first : first + batch_size]
+            output = self.call("score", [texts[i][at : at + limit] for i, at in some])["logprobs"]
+            for (i, at), logprobs in zip(some, output, strict=True):
+                known = limit - step if at else 0
+                target = found[i][at + known : at + limit]
+                target[:] = logprobs[known : known + len(target)]
+        return found
+
+    def prefill(self, ids: Sequence[int], options: Mapping[str, Any]) -> State:
+        """Reads a prompt; with room for as many tokens as the model has positions."""
+        import tensorflow as tf
+
+        window = {key: _tensor(key, options[key]) for key in _WINDOW}
+        state = self._run("prefill", tf.constant([ids], tf.int64), tf.constant([len(ids)], tf.int64), **window)
+        del state["logits"]
+        return state
+
+    def decode(self, ids: Sequence[int], state: State, options: Mapping[str, Any]) -> tuple[list[int], State]:
+        """Goes on from ``state``, in which a beginning of ``ids`` was read; gives the new tokens and the next state."""
+        import tensorflow as tf
+
+        given = {key: _tensor(key, value) for key, value in options.items()}
+        output = self._run("decode", tf.constant([ids], tf.int64), tf.constant([len(ids)], tf.int64), **state, **given)
+        length = int(output["lengths"][0])
+        new = output["sequences"].numpy()[0, len(ids) : length].tolist()
+        return new, {key: output[key] for key in state}
+
+    def _run(self, name: str, *args: Any, **inputs: Any) -> State:
+        """Calls a signature; Ctrl-C stops it."""
+        with _one_line():
+            output: State = interruptible(lambda: getattr(self._model, name)(*args, **inputs))
+            return output
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """TensorFlow's errors as ``ModelError``: what the options' checks let through, and a machine without memory."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise ModelError(f"the model cannot do that: {tensorflow_says(error)}") from error
+
+
+def _tensor(name: str, value: Any) -> Any:
+    import tensorflow as tf
+
+    option = _OPTIONS[name]
+    if option.is_list:
+        value = [*value] or -1
+    return tf.constant(value, tf.float32 if option.is_real else tf.int64)
+
+
+def load(folder: Path, rows: int) -> tuple[Loaded, Tokenizer]:
+    """The model and the tokenizer in ``folder``, to generate up to ``rows`` texts at once.
+
+    Raises:
+        ModelError: there is no SavedModel of this project, or none with a tokenizer.
+        TokenizerError: its tokenizer cannot be used.
+    """
+    config = read_config(folder)
+    if not any(path.suffix != ".json" for path in (folder / "assets").iterdir()):
+        raise ModelError(f"{folder}: has no tokenizer: convert the checkpoint again, with --tokenizer")
+    tokenizer = load_tokenizer(folder / "assets")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with quiet_stderr(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tensorflow_hub 0.16.1 imports pkg_resources, which says that it is old
+        import tensorflow_hub as hub
+    set_threads(folder, rows)
+    use_one_arena()
+    try:
+        model = hub.load(str(folder))
+    except Exception as error:  # TensorFlow raises whatever a broken file makes it stumble over
+        if any(op in str(error) for op in (KERNEL, CONVOLUTION)):
+            raise ModelError(
+                f"{folder}: int8 needs TensorFlow for x86-64: convert again, as float32 or bfloat16"
+            ) from error
+        raise ModelError(
+            f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}; if a file is damaged, "
+            f"`python -m convert check {folder}` says which: convert or copy it again"
+        ) from error
+    if not all(hasattr(model, name) for name in ("generate", "beam_search", "score", "prefill", "decode")):
+        raise ModelError(f"{folder}: made by an older version, without the signatures needed: convert it again")
+    return Loaded(config, model), tokenizer

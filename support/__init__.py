@@ -1,0 +1,1 @@
+"""What every command needs: errors, messages, files, progress, starting TensorFlow."""

@@ -1,0 +1,166 @@
+"""convert/formats/megatron_files.py: folders that are not as Megatron and DeepSpeed leave them, shards mixed up."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from convert.formats.megatron.cpm import open_megatron
+from tests.convert.formats.test_cpm import CONFIG, HAS, RANK, TRACKER, error_of, read_all
+from tests.helpers.checkpoints import State, random_state, shards, write_megatron
+
+
+@pytest.fixture(scope="module")
+def state() -> State:
+    return random_state(CONFIG, np.random.default_rng(7))
+
+
+def rename(old: str, new: str) -> Callable[[Path], object]:
+    return lambda root: (root / old).rename(root / new)
+
+
+def remove(name: str) -> Callable[[Path], object]:
+    return lambda root: (root / name).unlink()
+
+
+def track(data: bytes) -> Callable[[Path], object]:
+    return lambda root: (root / TRACKER).write_bytes(data)
+
+
+def tracker_folder(root: Path) -> None:
+    (root / TRACKER).unlink()
+    (root / TRACKER).mkdir()
+
+
+BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "no tracker": (
+        remove(TRACKER),
+        ["{root}: neither mp_rank_* files nor latest_checkpointed_iteration.txt here", HAS],
+    ),
+    "empty tracker": (track(b""), ["{tracker}: expected a number above 0 or release, found an empty file", HAS]),
+    "blank tracker": (track(b" \n"), ["{tracker}: ", "found an empty file", HAS]),
+    "iteration 0": (track(b"0"), ["{tracker}: expected a number above 0 or release, found '0'", HAS]),
+    "negative": (track(b"-5\n"), ["{tracker}: ", "found '-5'", HAS]),
+    "garbage": (track(b"80000\n80001"), ["{tracker}: ", "found '80000\\n80001'", HAS]),
+    "long garbage": (track(b"9" * 5000), ["{tracker}: ", "found '" + "9" * 37 + "...'", HAS]),
+    "Release": (track(b"Release"), ["{tracker}: ", "found 'Release'", HAS]),
+    "other digits": (track("８００００".encode()), ["{tracker}: ", "found '\\uff18", HAS]),
+    "not UTF-8": (track(b"\xff\xfe8\0"), ["{tracker}: not a text file", HAS]),
+    "tracker folder": (tracker_folder, ["{tracker}: expected a text file", HAS]),
+    "iteration without a folder": (
+        track(b"5"),
+        ["{root}: mp_rank_* files of iteration 5 are not there, in 5 or iter_0000005: it has the iterations 80000"],
+    ),
+    "release without a folder": (track(b"release"), ["of iteration release are not there, in release: ", HAS]),
+    "empty folder": (
+        lambda root: [file.unlink() for file in (root / "80000").iterdir()],
+        ["{root}: mp_rank_* files of iteration 80000 are not there", "it has no iteration folder"],
+    ),
+    "iteration in both layouts": (
+        lambda root: shutil.copytree(root / "80000", root / "iter_0080000"),
+        ["{root}: mp_rank_* files of iteration 80000 are there twice, in 80000 and iter_0080000: give one as the path"],
+    ),
+    "rank 0 is missing": (
+        remove(RANK.format(0)),
+        ["{root}/80000: mp_rank_00_model_states.pt is missing: the ranks found are 1, 2, 3"],
+    ),
+    "rank 2 is missing": (remove(RANK.format(2)), ["{root}/80000: mp_rank_02_model_states.pt is missing"]),
+    "the last rank is missing": (
+        remove(RANK.format(3)),
+        ["{rank0}: from a model split over 4 ranks, but 3 files found: mp_rank_03_model_states.pt is missing"],
+    ),
+    "a rank too many": (
+        lambda root: shutil.copy(root / RANK.format(3), root / RANK.format(4)),
+        ["{rank0}: from a model split over 4 ranks, but 5 files found"],
+    ),
+    "far too high a rank": (
+        rename(RANK.format(1), RANK.format(10**9)),
+        ["{root}/80000: mp_rank_01_model_states.pt is missing"],
+    ),
+    "two files of a rank": (
+        lambda root: shutil.copy(root / RANK.format(1), root / "80000/mp_rank_1_model_states.pt"),
+        ["{root}/80000: two files of rank 1: mp_rank_01_model_states.pt and mp_rank_1_model_states.pt"],
+    ),
+    "both layouts in one folder": (
+        lambda root: (
+            (root / "80000/mp_rank_01").mkdir(),
+            shutil.copy(root / RANK.format(1), root / "80000/mp_rank_01/model_optim_rng.pt"),
+        ),
+        ["{root}/80000: two files of rank 1: mp_rank_01/model_optim_rng.pt and mp_rank_01_model_states.pt"],
+    ),
+    "not a checkpoint": (
+        lambda root: (root / RANK.format(2)).write_bytes(b"<html>"),
+        ["{root}/80000/mp_rank_02_model_states.pt: "],
+    ),
+    "a list": (
+        lambda root: torch.save([1], root / RANK.format(0)),
+        ["{rank0}: expected a dict with the weights under 'module' or 'model', found a list"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", sorted(BAD_FOLDERS))
+def test_bad_folders(tmp_path: Path, state: State, case: str) -> None:
+    spoil, words = BAD_FOLDERS[case]
+    files = write_megatron(tmp_path, state, 4)
+    spoil(tmp_path)
+    message = error_of(lambda: open_megatron(tmp_path, n_head=24))
+    for word in words:
+        assert word.format(root=tmp_path, tracker=tmp_path / TRACKER, rank0=files[0]) in message
+
+
+def through_open_files(root: Path, state: State, p: int) -> list[Path]:
+    """Shards that do not say under which name they were saved, as torch writes them to an open file."""
+    root.mkdir(parents=True)
+    files = []
+    for rank, tensors in enumerate(shards(state, p)):
+        files.append(root / f"mp_rank_{rank:02d}_model_states.pt")
+        with files[-1].open("wb") as file:
+            torch.save({"module": tensors}, file)
+    return files
+
+
+@pytest.mark.parametrize("saved", ["legacy", "through an open file"])
+def test_a_shard_copied_over_another_ranks(tmp_path: Path, state: State, saved: str) -> None:
+    if saved == "legacy":
+        files = write_megatron(tmp_path / "it", state, 4, legacy=True)
+    else:
+        files = through_open_files(tmp_path / "it", state, 4)
+    read_all(files[0].parent)
+    shutil.copy(files[1], files[3])
+    message = error_of(lambda: read_all(files[0].parent))
+    assert message == (
+        f"{files[3]}: word_embeddings.weight: the same as in {files[1]}, but each rank has a part of its own: a copy "
+        "of that file"
+    )
+
+
+@pytest.mark.parametrize("layout", ["deepspeed", "megatron"])
+def test_parts_that_are_constant_are_no_copies(tmp_path: Path, state: State, layout: str) -> None:
+    """Biases are zeros, or ones, before a training has begun."""
+    new = {n: torch.zeros_like(t) if n.endswith("bias") else t for n, t in state.items()}
+    write_megatron(tmp_path, new, 4, layout=layout)  # type: ignore[arg-type]
+    read_all(tmp_path)
+
+
+def test_shards_that_changed_names(tmp_path: Path, state: State) -> None:
+    """They fit together as well as before; the archive inside says which name it was saved under."""
+    files = write_megatron(tmp_path, state, 2)
+    files[0].rename(tmp_path / "kept")
+    files[1].rename(files[0])
+    (tmp_path / "kept").rename(files[1])
+    message = error_of(lambda: open_megatron(tmp_path, n_head=24))
+    assert message == f"{files[0]}: is the shard of rank 1, renamed: give it its name back"
+
+
+def test_a_version_that_orders_qkv_otherwise(state: State, tmp_path: Path) -> None:
+    """Flat names of CPM's, but the version of a later Megatron: read as CPM's it would be another model."""
+    write_megatron(tmp_path, state, 2, edit=lambda rank, top: top.update(checkpoint_version=2.0))
+    assert "checkpoint_version is 2.0, which CPM's Megatron has not" in error_of(
+        lambda: open_megatron(tmp_path, n_head=CONFIG.n_head)
+    )

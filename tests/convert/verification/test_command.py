@@ -1,0 +1,144 @@
+"""``verify`` as a command: what it prints, its exit codes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from convert.verification import megatron_forward as parallel_reference
+from support.errors import ConvertError
+from tests.conftest import ROOT
+from tests.helpers.checkpoints import random_state, write_megatron
+from tests.helpers.verified import CONFIG, STATE, assert_refused, open_checkpoint, run
+
+
+def test_the_command(roots: dict[int, Path], models: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(roots[2], models["float32"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert len(out.splitlines()) == 7
+    assert out.splitlines()[-1].startswith("float32: the same logits as the checkpoint: largest difference ")
+
+
+def test_json(roots: dict[int, Path], models: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(roots[1], models["bfloat16"], "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["passed"], report["dtype"], report["seed"]) == (True, "bfloat16", 20201115)
+    assert report["bounds"] == {"absolute": 1e-4, "relative": 0.02, "kl": 0.02, "agreement": 0.99, "perplexity": 0.005}
+    assert [prompt["tokens"] for prompt in report["prompts"]] == [1, 2, 20, 33, 40]
+    assert report["perplexity"] is None  # of random tokens it would say nothing
+    assert report["max_abs_diff"] == max(prompt["max_abs_diff"] for prompt in report["prompts"])
+
+
+def test_exit_code_3(models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_megatron(tmp_path / "c", random_state(CONFIG, np.random.default_rng(1)), 2, extras=False)
+    assert run(tmp_path / "c", models["float32"], "--json") == 3
+    out, err = capsys.readouterr()
+    assert json.loads(out)["passed"] is False
+    assert err.startswith(f"error: {models['float32']}: does not compute what the checkpoint does: prompt ")
+    assert err.count("\n") == 1
+
+
+def test_a_cpu_that_cannot_run_it(
+    roots: dict[int, Path], models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Said before the source is read, which may take minutes."""
+    monkeypatch.setattr("convert.dtype_choice.runs_here", lambda dtype: dtype == "int8-avx2")
+    monkeypatch.setattr("convert.verification.compare._spool_shown", None)
+    assert run(roots[1], models["bfloat16"]) == 2
+    assert "bfloat16 needs VNNI instructions, which this CPU has not" in capsys.readouterr().err
+
+
+def test_in_a_process_of_its_own(roots: dict[int, Path], models: dict[str, Path], tmp_path: Path) -> None:
+    """As users run it: the reference is in another process. Here too the exit code and the one line."""
+
+    def command(root: Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "convert", "verify", root, models["float32"], "--heads", "12", "--json"],
+            cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    result = command(roots[2])
+    assert (result.returncode, result.stderr) == (0, "")
+    assert json.loads(result.stdout)["passed"]
+
+    shutil.copytree(roots[2], tmp_path / "damaged")
+    shard = tmp_path / "damaged" / "80000" / "mp_rank_01_model_states.pt"
+    weights = STATE["transformer.layers.1.attention.dense.weight"][0, 24:].numpy().tobytes()
+    content = shard.read_bytes()
+    assert content.count(weights) == 1
+    shard.write_bytes(content.replace(weights, bytes(len(weights))))
+    result = command(tmp_path / "damaged")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: {shard}: storage ")
+    assert "is damaged" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["damaged"]
+
+
+def cut(folder: Path, pattern: str) -> None:
+    """Cuts off the half of the largest file of that name."""
+    file = max(folder.glob(pattern), key=lambda file: file.stat().st_size)
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def change_config(**values: Any) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        path = folder / "assets" / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return apply
+
+
+def another_graph(folder: Path) -> None:
+    module = tf.Module()
+    module.double = tf.function(lambda x: 2 * x, input_signature=[tf.TensorSpec([], tf.float32)])
+    tf.saved_model.save(module, str(folder.parent / "other"), signatures={"double": module.double})
+    shutil.copy(folder.parent / "other" / "saved_model.pb", folder)
+
+
+BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "absent": (shutil.rmtree, "no such folder"),
+    "no graph": (lambda folder: (folder / "saved_model.pb").unlink(), "it has no saved_model.pb"),
+    "graph damaged": (lambda folder: cut(folder, "saved_model.pb"), "convert again"),
+    "another graph": (another_graph, "no signature logits"),
+    "no weights": (lambda folder: (folder / "variables/variables.index").unlink(), "variables.index"),
+    "weights cut off": (lambda folder: cut(folder, "variables/variables.data-*"), "cannot load it"),
+    "no config": (lambda folder: (folder / "assets/config.json").unlink(), "it has no assets/config.json"),
+    "config damaged": (lambda folder: (folder / "assets/config.json").write_text("{"), "sizes"),
+    "config no object": (lambda folder: (folder / "assets/config.json").write_text("[]"), "sizes"),
+    "dtype unknown": (change_config(dtype="int3"), "int3"),
+    "layers": (change_config(n_layer=4), "n_layer is 4, the checkpoint's 3"),
+    "heads and positions": (change_config(n_head=6, n_positions=20), "n_positions is 20, the checkpoint's 40; n_head"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_saved_models(
+    kind: str, roots: dict[int, Path], models: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spoil, words = BAD[kind]
+    folder = Path(shutil.copytree(models["float32"], tmp_path / "model"))
+    spoil(folder)
+    capfd.readouterr()
+    assert_refused(run(roots[2], folder), words, capfd)
+
+
+def test_a_bad_checkpoint(tmp_path: Path, models: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert_refused(run(tmp_path / "absent", models["float32"]), "no such file or folder", capsys)
+
+
+def test_no_room_for_temporary_files(roots: dict[int, Path]) -> None:
+    files = open_checkpoint(roots[2]).files
+    with pytest.raises(ConvertError, match=r"/dev/full: 0.00 GB cannot be written: No space left .* TMPDIR"):
+        parallel_reference.spool(files, CONFIG.n_head, [[1, 2]] * 20, Path("/dev/full"))

@@ -1,0 +1,352 @@
+"""``verify`` and its reference: right conversions pass, broken ones are caught, and no code is shared."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from convert.formats.megatron import cpm as megatron
+from convert.formats.megatron.cpm import MegatronCheckpoint
+from convert.formats.megatron.sharding import COLUMN, QKV, Split, merge
+from convert.verification import megatron_forward as parallel_reference
+from convert.verification.compare import random_prompts, verify
+from convert.verification.megatron_forward import MegatronReference
+from convert.verification.report import TOLERANCES, Comparison, ParityReport, PromptParity, VerificationError
+from support.errors import ConvertError
+from tests.conftest import ROOT
+from tests.helpers.checkpoints import fill_transformers, write_megatron
+from tests.helpers.verified import CONFIG, STATE, convert, open_checkpoint
+from tf_model import layers
+
+
+class TestReference:
+    @pytest.mark.parametrize("p", [1, 2, 3, 4])
+    def test_is_transformers(self, p: int, roots: dict[int, Path]) -> None:
+        reference = MegatronReference(open_checkpoint(roots[p]).files, CONFIG.n_head)
+        oracle = fill_transformers(STATE, CONFIG)
+        prompts = random_prompts(CONFIG)
+        assert [len(prompt) for prompt in prompts] == [1, 2, 20, 33, 40]
+        for prompt, found in zip(prompts, reference.logits_of(prompts), strict=True):
+            with torch.inference_mode():
+                expected = oracle(torch.tensor([prompt])).logits[0]
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(reference.logits(prompts[3]), reference.logits_of(prompts)[3], atol=1e-4, rtol=0)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+    @pytest.mark.parametrize("legacy", [False, True])
+    def test_types_of_weights(self, dtype: torch.dtype, legacy: bool, tmp_path: Path) -> None:
+        files = write_megatron(tmp_path / "c", STATE, 2, dtype=dtype, legacy=legacy, extras=False)
+        oracle = fill_transformers({name: tensor.to(dtype) for name, tensor in STATE.items()}, CONFIG)
+        with torch.inference_mode():
+            expected = oracle(torch.tensor([[5, 95, 48, 0]])).logits[0]
+        found = MegatronReference(files, CONFIG.n_head).logits([5, 95, 48, 0])
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+    def test_prefixes(self, tmp_path: Path) -> None:
+        def wrap(rank: int, content: dict[str, Any]) -> None:
+            content["module"] = {f"module.module.{name}": tensor for name, tensor in content["module"].items()}
+
+        plain = write_megatron(tmp_path / "plain", STATE, 2, extras=False)
+        wrapped = write_megatron(tmp_path / "wrapped", STATE, 2, edit=wrap)
+        found = MegatronReference(wrapped, 12).logits([1, 2, 3])
+        assert torch.equal(found, MegatronReference(plain, 12).logits([1, 2, 3]))
+
+    def test_many_prompts_go_in_groups(
+        self, roots: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """However they are grouped and cut in blocks; the shares of progress add up to the whole."""
+        monkeypatch.setattr(parallel_reference, "_GROUP", 30)
+        monkeypatch.setattr(parallel_reference, "_ROWS", 7)
+        monkeypatch.setattr(parallel_reference, "_BLOCK", 48 * 10)
+        files, prompts, shares = open_checkpoint(roots[2]).files, random_prompts(CONFIG), []
+        parallel_reference.spool(files, CONFIG.n_head, prompts, tmp_path / "logits", shares.append)
+        monkeypatch.undo()
+        expected = torch.cat(MegatronReference(files, CONFIG.n_head).logits_of(prompts)).numpy()
+        found = np.fromfile(tmp_path / "logits", np.float32).reshape(-1, CONFIG.vocab_size)
+        np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+        assert len(shares) == 3 * CONFIG.n_layer
+        assert sum(shares) == pytest.approx(1)
+
+    def test_shares_no_code(self) -> None:
+        """Nothing but the ``.pt`` reader, and what that needs."""
+        seen, waiting = set(), ["convert.verification.megatron_forward"]
+        while waiting:
+            name = waiting.pop()
+            seen.add(name)
+            tree = ast.parse((ROOT / (name.replace(".", "/") + ".py")).read_text())
+            for node in ast.walk(tree):
+                found = []
+                if isinstance(node, ast.Import):
+                    found = [alias.name for alias in node.names]
+                elif isinstance(node, ast.ImportFrom) and node.module:
+                    assert node.level == 0
+                    found = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+                assert not {module.split(".")[0] for module in found} & {"tensorflow", "tf_model", "exports"}
+                modules = {
+                    m for m in found if m.startswith("convert.") and (ROOT / f"{m.replace('.', '/')}.py").exists()
+                }
+                waiting += modules - seen
+        assert seen == {
+            "convert.verification.megatron_forward", "convert.torch_format.reader",
+            "convert.torch_format.tensor_refs", "convert.torch_format.pickle_machine",
+            "convert.torch_format.pickle_values",
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("p", "dtype"),
+    [
+        (4, "float32"), (2, "float32"), (2, "bfloat16"),
+        *(pytest.param(p, dtype, marks=pytest.mark.slow) for p, dtype in ((1, "float32"), (2, "float16"))),
+        *(pytest.param(2, dtype, marks=pytest.mark.int8) for dtype in ("int8", "int8-low-memory")), (2, "int8-avx2"),
+    ],
+)  # fmt: skip
+def test_right_conversions_pass(p: int, dtype: str, roots: dict[int, Path], tmp_path: Path) -> None:
+    report = verify(open_checkpoint(roots[p]), convert(roots[p], tmp_path / "model", dtype))
+    assert report.passed
+    report.check(tmp_path)
+    assert [prompt.tokens for prompt in report.prompts] == [1, 2, 20, 33, 40]
+    assert report.dtype == dtype
+    assert report.max_abs_diff is not None
+    assert report.kl is not None
+    assert report.agreement == 1.0
+    if dtype == "float32":  # an order of magnitude below what is allowed
+        assert report.top1 == 1.0
+        assert report.max_abs_diff < 4e-5
+        assert report.kl < 1e-9
+
+
+def test_half_precision_checkpoints(tmp_path: Path) -> None:
+    write_megatron(tmp_path / "c", STATE, 2, dtype=torch.float16)
+    assert verify(open_checkpoint(tmp_path / "c"), convert(tmp_path / "c", tmp_path / "m")).passed
+
+
+Read = Callable[[MegatronCheckpoint, str, Any], np.ndarray]
+right_read = MegatronCheckpoint.read
+
+
+def thirds_in_another_order(self: MegatronCheckpoint, name: str, dtype: Any) -> np.ndarray:
+    value = right_read(self, name, dtype)
+    return np.concatenate(np.split(value, 3)[::-1]) if "c_attn" in name else value
+
+
+def layers_swapped(self: MegatronCheckpoint, name: str, dtype: Any) -> np.ndarray:
+    other = {"h.0.": "h.1.", "h.1.": "h.0."}.get(name[:4], name[:4])
+    return right_read(self, other + name[4:], dtype)
+
+
+def positions_shifted(self: MegatronCheckpoint, name: str, dtype: Any) -> np.ndarray:
+    value = right_read(self, name, dtype)
+    return np.roll(value, 1, axis=0) if name == "wpe.weight" else value
+
+
+def bias_added_by_each_rank(self: MegatronCheckpoint, name: str, dtype: Any) -> np.ndarray:
+    value = right_read(self, name, dtype)
+    return value * dtype.type(2) if name.endswith("c_proj.bias") else value
+
+
+def projection_transposed(self: MegatronCheckpoint, name: str, dtype: Any) -> np.ndarray:
+    value = right_read(self, name, dtype)
+    return value.T.copy() if name.endswith("attn.c_proj.weight") else value
+
+
+READS: list[Read] = [
+    thirds_in_another_order, layers_swapped, positions_shifted, bias_added_by_each_rank, projection_transposed,
+]  # fmt: skip
+
+
+def plainly(tensors: str) -> Callable[[list[np.ndarray], Split, np.ndarray], None]:
+    """A merge that puts the ranks' fused projections one behind the other: of one dimension (bias), or of two."""
+
+    def merge_plainly(shards: list[np.ndarray], kind: Split, out: np.ndarray) -> None:
+        wrong = kind is QKV and (out.ndim == 1 or tensors == "all")
+        merge(shards, COLUMN if wrong else kind, out)
+
+    return merge_plainly
+
+
+def assert_caught(root: Path, folder: Path) -> None:
+    report = verify(open_checkpoint(root), folder)
+    assert not report.passed
+    with pytest.raises(VerificationError, match=r"model: does not compute .* \(\d+ tokens\)"):
+        report.check(folder)
+
+
+@pytest.mark.parametrize(
+    ("read", "dtype"),
+    [
+        *((read, "float32") for read in READS),
+        (READS[0], "bfloat16"),
+        pytest.param(READS[1], "bfloat16", marks=pytest.mark.slow),
+        *((read, "int8-avx2") for read in READS[:2]),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_broken_readers_are_caught(
+    read: Read, dtype: str, roots: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(MegatronCheckpoint, "read", read)
+        convert(roots[2], tmp_path / "model", dtype)
+    assert_caught(roots[2], tmp_path / "model")
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow), "int8-avx2"])
+@pytest.mark.parametrize("tensors", ["biases", "all"])
+def test_broken_merges_are_caught(
+    tensors: str, dtype: str, roots: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(megatron, "merge", plainly(tensors))  # still broken when it is verified: that does not matter
+    convert(roots[2], tmp_path / "model", dtype)
+    assert_caught(roots[2], tmp_path / "model")
+
+
+def test_another_gelu_is_caught(roots: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The form with erf differs by 0.004 in logits of 20: far below what a half type costs, far above float32."""
+    monkeypatch.setitem(layers.ACTIVATION_FUNCTIONS, "gelu_new", layers.ACTIVATION_FUNCTIONS["gelu"])
+    convert(roots[2], tmp_path / "model")
+    assert_caught(roots[2], tmp_path / "model")
+
+
+def test_another_models_weights_are_caught(models: dict[str, Path], tmp_path: Path) -> None:
+    """One value of one bias, in the last layer."""
+    state = dict(STATE)
+    name = "transformer.layers.2.mlp.dense_h_to_4h.bias"
+    state[name] = state[name].clone()
+    state[name][150] += 0.05
+    write_megatron(tmp_path / "c", state, 2, extras=False)
+    assert not verify(open_checkpoint(tmp_path / "c"), models["float32"]).passed
+
+
+def test_ranks_in_another_order_are_caught(roots: dict[int, Path], models: dict[str, Path]) -> None:
+    checkpoint = open_checkpoint(roots[2])
+    checkpoint.files.reverse()
+    assert not verify(checkpoint, models["float32"]).passed
+
+
+class TestComparison:
+    def test_against_pytorch(self) -> None:
+        rng = np.random.default_rng(0)
+        source = rng.normal(size=(50, 20)).astype(np.float32) * 3
+        converted = source + rng.normal(size=source.shape).astype(np.float32) * 0.05
+        comparison = Comparison(TOLERANCES["float16"])
+        for at in range(0, 50, 13):
+            comparison.add(source[at : at + 13], converted[at : at + 13])
+        found = comparison.result()
+        log_p, log_q = (torch.log_softmax(torch.from_numpy(x).double(), -1) for x in (source, converted))
+        expected = torch.nn.functional.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+        assert found.kl == pytest.approx(float(expected), rel=1e-9)
+        assert found.max_abs_diff == np.abs(source - converted).max()
+        assert (found.low, found.high) == (source.min(), source.max())
+        assert found.tolerance == pytest.approx(0.02 * (source.max() - source.min()))
+        assert found.tokens == 50
+        assert (found.predicted, found.perplexity) == (0, None)
+
+    def test_the_perplexity_against_pytorch(self) -> None:
+        """The last logits predict nothing, the first token is not predicted; whatever the blocks."""
+        rng = np.random.default_rng(0)
+        source = rng.normal(size=(50, 20)).astype(np.float32) * 3
+        converted = source + rng.normal(size=source.shape).astype(np.float32) * 0.05
+        text = rng.integers(0, 20, 50)
+        comparison = Comparison(TOLERANCES["float16"], text.tolist())
+        for at in range(0, 50, 13):
+            comparison.add(source[at : at + 13], converted[at : at + 13])
+        found = comparison.result().perplexity
+        expected = [
+            float(
+                torch.nn.functional.cross_entropy(torch.from_numpy(x[:-1]).double(), torch.from_numpy(text[1:])).exp()
+            )
+            for x in (source, converted)
+        ]
+        assert found is not None
+        assert [found.source, found.converted] == pytest.approx(expected, rel=1e-12)
+        assert found.change == pytest.approx(expected[1] / expected[0] - 1, rel=1e-9)
+        assert found.tokens == 49
+
+    @pytest.mark.parametrize(
+        ("predicted", "change", "passed"),
+        [(1000, 0.0049, True), (1000, 0.0051, False), (1000, -0.0051, False), (999, 0.0051, True)],
+    )
+    def test_the_perplexity_decides(self, predicted: int, change: float, passed: bool) -> None:
+        """In both directions, and only where there are enough tokens; of several prompts each token counts as one."""
+        some = 100
+        prompts = (
+            PromptParity(some + 1, 0.1, 1.0, 1e-4, some, some + 1, -9.0, 9.0, True, some, 2.0 * some, 2.0 * some),
+            PromptParity(
+                predicted, 0.1, 1.0, 1e-4, predicted, predicted, -9.0, 9.0, True, predicted - some,
+                3.0 * (predicted - some), 3.0 * (predicted - some) + predicted * math.log1p(change),
+            ),
+        )  # fmt: skip
+        report = ParityReport("int8", TOLERANCES["int8"], None, prompts)
+        assert report.perplexity is not None
+        assert report.perplexity.source == pytest.approx(math.exp(2 * some / predicted + 3 - 3 * some / predicted))
+        assert report.perplexity.change == pytest.approx(change)
+        assert report.perplexity.allowed == (0.005 if predicted >= 1000 else None)
+        assert report.passed is passed
+        assert ParityReport.from_dict(json.loads(json.dumps(report.to_dict(), allow_nan=False))) == report
+        if passed:
+            report.check(Path("model"))
+            return
+        assert str(report).startswith("int8: ANOTHER PERPLEXITY than the checkpoint: ")
+        with pytest.raises(VerificationError, match=r"model: predicts text .* \(.0.5100%; 1000 tokens: 0.50% allowed"):
+            report.check(Path("model"))
+
+    def test_a_perplexity_too_large_for_a_number(self) -> None:
+        source, converted = np.zeros((2, 1100, 2), np.float32)
+        converted[:, 0] = 1e4
+        comparison = Comparison(TOLERANCES["float32"], [1] * 1100)
+        comparison.add(source, converted)
+        report = ParityReport("float32", TOLERANCES["float32"], None, (comparison.result(),))
+        assert report.perplexity is not None
+        assert (report.perplexity.converted, report.perplexity.change) == (None, None)
+        assert not report.perplexity.passed
+        assert "converted not finite" in report.table()
+        json.dumps(report.to_dict(), allow_nan=False)
+
+    def test_the_range_includes_zero(self) -> None:
+        """Logits around -100 have a float's errors of 100."""
+        comparison = Comparison(TOLERANCES["float32"])
+        comparison.add(*[np.linspace(-104, -99, 10, dtype=np.float32)[np.newaxis]] * 2)
+        assert comparison.result().tolerance == pytest.approx(104e-5)
+
+    def test_near_ties_agree(self) -> None:
+        source = np.array([[0, 100, 99.9], [0, 100, 90], [100, 0, 0]], np.float32)
+        converted = np.array([[0, 99.9, 100], [0, 90, 100], [100, 0, 0]], np.float32)
+        comparison = Comparison(TOLERANCES["bfloat16"])
+        comparison.add(source, converted)
+        found = comparison.result()
+        assert (found.same, found.agreeing, found.tolerance) == (1, 2, 2.0)
+        report = ParityReport("bfloat16", TOLERANCES["bfloat16"], None, (found,))
+        assert report.to_dict()["top1"] == pytest.approx(1 / 3)
+        assert "same best token 33.33% (66.67% with near ties)" in str(report)
+        assert not found.passed
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+    @pytest.mark.parametrize("side", [0, 1])
+    def test_what_is_not_finite_fails(self, bad: float, side: int) -> None:
+        sides = [np.zeros((3, 4), np.float32), np.zeros((3, 4), np.float32)]
+        sides[side][1, 2] = bad
+        comparison = Comparison(TOLERANCES["float32"], [1, 2, 3])
+        comparison.add(*sides)
+        report = ParityReport("float32", TOLERANCES["float32"], None, (comparison.result(),))
+        assert not report.passed
+        assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["prompts"][0]["max_abs_diff"] is None
+        assert report.to_dict()["perplexity"]["change"] is None
+        assert "not finite" in report.table()
+        with pytest.raises(VerificationError, match="not finite"):
+            report.check(Path("model"))
+
+
+@pytest.mark.parametrize("prompts", [[], [[]], [[1] * 41], [[96]], [[-1]]])
+def test_bad_ids(prompts: list[list[int]], roots: dict[int, Path], models: dict[str, Path]) -> None:
+    with pytest.raises(ConvertError, match="prompts: expected"):
+        verify(open_checkpoint(roots[2]), models["float32"], prompts)
