@@ -15,11 +15,11 @@ from typing import Any
 import tensorflow as tf
 import torch
 
-from exports.assets import CPM_TOKENS
 from exports.signatures import Signatures
 from tf_model.config import GPT2Config
 from tf_model.gpt2 import GPT2
 from tf_model.precision import DTYPES
+from tokenization.special_tokens import CPM_TOKENS
 
 _NAMES = (
     ("word_embeddings", "wte"),

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 
-from convert.torch_format.reader import CheckpointError
-from exports.assets import SpecialTokens
+from support.errors import CheckpointError
 from tf_model.config import GPT2Config
+from tokenization.special_tokens import SpecialTokens
 
 Array = np.ndarray[Any, Any]
 DType = np.dtype[Any]

@@ -8,8 +8,7 @@ from convert.commands import check, reshard, tf_to_pytorch, tf_to_tf, to_hugging
 from convert.commands import to_tf as pytorch_to_tf
 from convert.verification import compare as verify
 from support.command_line import Program
-from support.errors import ConvertError
-from tf_model.config import ConfigError
+from support.errors import UserError
 from tokenization import TokenizerError
 
 EXIT_CODES = """\
@@ -39,7 +38,7 @@ PROGRAM = Program(
         "inspect": inspect_command,
     },
     exit_codes=EXIT_CODES,
-    errors=(ConvertError, ConfigError, TokenizerError),
+    errors=(UserError, TokenizerError),
     terminated="terminated; nothing was left behind",
     hides_gpus=True,
 )

@@ -20,7 +20,7 @@ from convert.output.hashing import Hasher
 from convert.output.manifest import ROOT_MANIFEST, has_only_its_own
 from convert.provenance import describe_copy
 from convert.source import hash_files, print_notes, reading
-from support.messages import plural, some
+from support.messages import list_names, pluralize
 
 DTYPES: dict[str, DType] = {
     "float16": np.dtype(np.float16),
@@ -97,7 +97,7 @@ def copy(
     with new_folder(args.output, force=args.force, size=size + MANIFEST_BYTES, inputs=sources, kind=COPY) as folder:
         print_notes(checkpoint, quiet=args.quiet)
         if checkpoint.left_out and not args.quiet:
-            names = some(checkpoint.left_out, 9)
+            names = list_names(checkpoint.left_out, 9)
             print(f"note: {args.checkpoint}: only the weights are written; left out: {names}", file=sys.stderr)
         with Hasher() as hasher:
             hash_files(checkpoint, hasher)
@@ -109,6 +109,7 @@ def copy(
     if not args.quiet:
         kinds = Counter(dtype.name for dtype in dtypes.values()).most_common()
         print(
-            f"{checkpoint.config.parameter_count:,} parameters as {some((name for name, _ in kinds), 4)} in "
-            f"{plural(len(files), 'file')}, {written / 1e6:,.1f} MB, {time.monotonic() - started:.1f} s: {args.output}"
+            f"{checkpoint.config.parameter_count:,} parameters as {list_names((name for name, _ in kinds), 4)} in "
+            f"{pluralize(len(files), 'file')}, {written / 1e6:,.1f} MB, {time.monotonic() - started:.1f} s: "
+            f"{args.output}"
         )

@@ -21,9 +21,8 @@ from convert.formats.heads import possible_heads
 from convert.formats.registry import open_checkpoint
 from convert.formats.savedmodel import GRAPH, weight_name
 from convert.output.manifest import MANIFEST, ManifestError, read_manifest
-from convert.torch_format.reader import CheckpointError
-from exports.assets import CONFIG, GENERATION_CONFIG
-from support.errors import ConvertError
+from exports.saved_model_folder import CONFIG, GENERATION_CONFIG
+from support.errors import CheckpointError, ConvertError
 from support.tensorflow_runtime import quiet_stderr
 from tf_model.config import ConfigError, GPT2Config
 from tf_model.precision import BYTES, DTYPES, PRECISIONS, packed_bytes, stored_bytes, stored_tensors

@@ -15,8 +15,8 @@ from convert.output.hashing import Hasher
 from convert.output.manifest import MODEL_CARD, ROOT_MANIFEST, describe_file, write_manifest
 from convert.releases import release_name
 from convert.verification.report import ParityReport
-from exports.assets import SpecialTokens
 from exports.model_card import model_card
+from tokenization.special_tokens import SpecialTokens
 
 _PROGRAM = f"gpt2-savedmodel {__version__}"
 _LIBRARIES = ("tensorflow", "keras", "torch", "numpy", "sentencepiece", "jieba", "tokenizers")

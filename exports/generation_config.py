@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
 import struct
 from collections.abc import Mapping, Sequence
@@ -12,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from exports.generation_options import BEAMS, SAMPLING, SHARED, Option
+from support.errors import UserError
+from support.files import read_json_object
 from tf_model.config import GPT2Config
 
 
-class OptionError(ValueError):
+class OptionError(UserError, ValueError):
     """An option that does not exist, or a value that it cannot have; the message is one line."""
 
 
@@ -82,14 +83,7 @@ def read_defaults(path: Path) -> dict[str, Any]:
     Raises:
         OptionError: not such a file, or a value that an option cannot have.
     """
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise OptionError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise OptionError(f"{path}: not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise OptionError(f"{path}: expected a JSON object, found {type(values).__name__}")
+    values = read_json_object(path, OptionError)
     known = {name: value for name, value in values.items() if name in NAMES and value is not None}
     try:
         resolve({}, known)  # as defaults: transformers writes max_length beside max_new_tokens, and other idle options

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import errno
-import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,13 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from exports.assets import CONFIG
 from exports.generation_options import BEAMS, SAMPLING, SHARED
 from exports.interruptible import interruptible
-from support.allocation import use_one_arena
-from support.tensorflow_runtime import quiet_stderr, tensorflow_says
-from support.threads import set_threads
-from tf_model.config import ConfigError, GPT2Config
+from exports.saved_model_folder import ModelError, SavedModelFolder
+from support.tensorflow_runtime import limit_malloc_arenas, one_line_message, quiet_stderr, set_threads
+from tf_model.config import GPT2Config
 from tf_model.precision import CONVOLUTION, KERNEL
 from tokenization import Tokenizer, load_tokenizer
 
@@ -30,38 +25,6 @@ State = dict[str, Any]
 
 _OPTIONS = {**SHARED, **SAMPLING, **BEAMS}
 _WINDOW = ("window_tokens", "window_line_token_id")
-
-
-class ModelError(ValueError):
-    """A folder that is not a SavedModel of this project; the message is one line."""
-
-
-def read_config(folder: Path) -> GPT2Config:
-    """The sizes in ``assets/config.json``.
-
-    Raises:
-        ModelError: there is no SavedModel in ``folder``, or not one of this project.
-    """
-    try:
-        os.stat(folder / "saved_model.pb")
-    except (OSError, ValueError) as error:
-        why = f" ({error.strerror})" if isinstance(error, OSError) and error.errno != errno.ENOENT else ""
-        raise ModelError(f"{folder}: no SavedModel{why}: expected a folder with saved_model.pb") from error
-    path = folder / "assets" / CONFIG
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}: not a SavedModel of this project") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: not JSON: {error}") from error
-    required = [f.name for f in dataclasses.fields(GPT2Config) if f.default is dataclasses.MISSING]
-    missing = [name for name in required if not isinstance(values, dict) or values.get(name) is None]
-    if missing:
-        raise ModelError(f"{path}: not the sizes of a model: it does not have {', '.join(missing)}")
-    try:
-        return GPT2Config.from_dict(values)
-    except ConfigError as error:
-        raise ModelError(f"{path}: not the sizes of a model: {str(error).removeprefix('config.json: ')}") from error
 
 
 class Loaded:
@@ -140,7 +103,7 @@ def _one_line() -> Iterator[None]:
     try:
         yield
     except tf.errors.OpError as error:
-        raise ModelError(f"the model cannot do that: {tensorflow_says(error)}") from error
+        raise ModelError(f"the model cannot do that: {one_line_message(error)}") from error
 
 
 def _tensor(name: str, value: Any) -> Any:
@@ -159,16 +122,18 @@ def load(folder: Path, rows: int) -> tuple[Loaded, Tokenizer]:
         ModelError: there is no SavedModel of this project, or none with a tokenizer.
         TokenizerError: its tokenizer cannot be used.
     """
-    config = read_config(folder)
-    if not any(path.suffix != ".json" for path in (folder / "assets").iterdir()):
+    files = SavedModelFolder(folder)
+    files.check_exists()
+    config = files.config
+    if not any(path.suffix != ".json" for path in files.assets.iterdir()):
         raise ModelError(f"{folder}: has no tokenizer: convert the checkpoint again, with --tokenizer")
-    tokenizer = load_tokenizer(folder / "assets")
+    tokenizer = load_tokenizer(files.assets)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with quiet_stderr(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tensorflow_hub 0.16.1 imports pkg_resources, which says that it is old
         import tensorflow_hub as hub
     set_threads(folder, rows)
-    use_one_arena()
+    limit_malloc_arenas()
     try:
         model = hub.load(str(folder))
     except Exception as error:  # TensorFlow raises whatever a broken file makes it stumble over

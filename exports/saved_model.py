@@ -18,13 +18,13 @@ import tensorflow as tf
 from tensorflow.python.checkpoint import graph_view, save_util  # no public name has what these two give
 from tensorflow.python.saved_model.save import save_and_return_nodes
 
-from exports.assets import SpecialTokens
 from exports.signatures import Signatures
 from exports.tensor_bundle.writer import BundleWriter
 from tf_model import quantization
 from tf_model.config import GPT2Config
 from tf_model.gpt2 import GPT2
 from tf_model.precision import OFFSET, PRECISIONS, SCALE, STACKS, WEIGHTS, is_transposed, stack_name
+from tokenization.special_tokens import SpecialTokens
 
 _OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 

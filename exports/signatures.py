@@ -16,7 +16,6 @@ from typing import Any
 import tensorflow as tf
 
 from exports import graph_inputs as requests
-from exports.assets import SpecialTokens
 from exports.generation_options import BEAMS, MAX_NEW_TOKENS, SAMPLING, SHARED, Option
 from exports.graph_inputs import IDS, ROW, check, check_ids, checked, checked_prompt, per_row
 from tf_model import quantization
@@ -29,6 +28,7 @@ from tf_model.precision import PRECISIONS, stack_name
 from tf_model.sampling import Sampling
 from tf_model.stacked_blocks import Stacks
 from tf_model.window import Window
+from tokenization.special_tokens import SpecialTokens
 
 Tensors = dict[str, tf.Tensor]
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from exports.generation_config import OptionError
-from exports.loaded_model import ModelError
 from inference.commands import ask as ask_command
 from inference.commands import chat as chat_command
 from inference.commands import generate as generate_command
-from inference.jsonl import RecordError
 from support.command_line import Program
+from support.errors import UserError
 from tokenization import TokenizerError
 
 EXIT_CODES = """\
@@ -23,7 +21,7 @@ PROGRAM = Program(
     description="Generates text with the SavedModels that python -m convert makes.",
     commands={"generate": generate_command, "chat": chat_command, "ask": ask_command},
     exit_codes=EXIT_CODES,
-    errors=(ModelError, OptionError, RecordError, TokenizerError),
+    errors=(UserError, TokenizerError),
     terminated="terminated",
 )
 parser, main = PROGRAM.parser, PROGRAM.run

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from support.errors import UserError
+
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 
 
@@ -25,7 +27,7 @@ Prompt = tuple[str, dict[str, Any]]
 """A text to be continued, and what else its line had."""
 
 
-class RecordError(ValueError):
+class RecordError(UserError, ValueError):
     """A file of prompts or results that cannot be used; the message is one line."""
 
 

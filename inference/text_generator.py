@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from exports.assets import GENERATION_CONFIG
 from exports.generation_config import GenerationConfig, OptionError, read_defaults, resolve
 from exports.loaded_model import Array, Loaded, load
+from exports.saved_model_folder import GENERATION_CONFIG
 from inference.scoring import Choice, Score, Scorer
 from tokenization import StreamDecoder, Tokenizer, TokenizerError
 
@@ -62,8 +62,8 @@ class TextGenerator:
     """A loaded SavedModel and its tokenizer; needs nothing but the SavedModel's folder.
 
     Options are those of ``generation_config.json`` (``exports/generation_options.py`` lists them), by default the ones
-    that the SavedModel carries. Beside them there are ``max_length`` (tokens of prompt and continuation together), ``do_sample``
-    (False is greedy) and ``truncate`` (the text ends before this string, or the first of several).
+    that the SavedModel carries. Beside them there are ``max_length`` (tokens of prompt and continuation together),
+    ``do_sample`` (False is greedy) and ``truncate`` (the text ends before this string, or the first of several).
     """
 
     def __init__(self, model: Loaded, tokenizer: Tokenizer, defaults: dict[str, Any]) -> None:

@@ -1,13 +1,21 @@
-"""The one kind of error that a user of the command sees."""
+"""Errors that a user can fix: one line that says what, where, expected, found and what to do."""
 
 from __future__ import annotations
 
 
-class ConvertError(Exception):
-    """Input, options or surroundings that cannot be used. The message is one line: what, where, expected, found.
+class UserError(Exception):
+    """The base of every error whose message is for the user; commands print it as one line.
 
     Attributes:
-        exit_code: what the command ends with.
+        exit_code: the exit code of a command that ends with this error.
     """
 
     exit_code = 2
+
+
+class ConvertError(UserError):
+    """Input, options or an environment that a conversion cannot use."""
+
+
+class CheckpointError(ConvertError):
+    """A checkpoint that cannot be read, or is not one whole model."""

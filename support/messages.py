@@ -1,16 +1,28 @@
-"""How messages name several things on one line."""
+"""How messages show values and name several things on one line."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 
-def some(values: Iterable[object], limit: int = 3) -> str:
+def list_names(values: Iterable[object], limit: int = 3) -> str:
     """The first of ``values`` and how many more there are, on one line whatever a file called them."""
     texts = [text if text.isprintable() else ascii(text) for text in map(str, values)]
     texts = [text if len(text) <= 100 else f"{text[:97]}..." for text in texts]
     return ", ".join(texts[:limit]) + (f" and {len(texts) - limit} more" if len(texts) > limit else "")
 
 
-def plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s'[: count != 1]}"
+def pluralize(count: int, noun: str) -> str:
+    """``count`` and ``noun``, which takes an s unless there is one."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def short_repr(value: object) -> str:
+    """``value``, which came out of a file, for a message: one short line, whatever it is."""
+    if isinstance(value, (str, bytes)):
+        return repr(value[:80]) + ("..." if len(value) > 80 else "")
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"an integer of {value.bit_length()} bits"
+    if value is None or isinstance(value, (int, float)) or hasattr(value, "qualified_name"):  # a pickle's placeholder
+        return repr(value)
+    return f"a {type(value).__name__}"

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from support.errors import UserError
+
 ACTIVATIONS = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu", "relu", "silu", "tanh")
 """transformers' names; ``gelu`` is the exact one with erf."""
 TANH_GELU = ACTIVATIONS[:3]
@@ -23,7 +25,7 @@ MAX_SIZE, MAX_LAYERS = 2**31 - 1, 10_000
 _UNUSUAL = ("layer_norm", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """Sizes that do not make a GPT-2; the message is one line."""
 
 

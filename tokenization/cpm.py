@@ -10,11 +10,12 @@ from __future__ import annotations
 import functools
 import json
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from tokenization.base import StreamDecoder, TokenizerError, checked_ids, checked_text, copy_files
+from tokenization.streaming import GrowingText, PieceByPiece
 
 SPACE, NEWLINE = "\u2582", "\u2583"
 _TO_PIECES = str.maketrans({" ": SPACE, "\n": NEWLINE})
@@ -66,51 +67,6 @@ def _load_model(path: Path) -> Any:
         raise TokenizerError(f"{path}: cannot be read: {error.strerror}") from error
     except Exception as error:  # protobuf and sentencepiece raise their own types, RuntimeError among them
         raise TokenizerError(f"{path}: not a SentencePiece model: {str(error) or type(error).__name__}") from error
-
-
-class PieceByPiece:
-    """A ``StreamDecoder`` for a ``decode`` in which the text of several tokens is that of each, joined."""
-
-    def __init__(self, decode: Callable[[list[int]], str]) -> None:
-        self._decode = decode
-
-    def push(self, token_id: int) -> str:
-        return self._decode([token_id])
-
-    def finish(self) -> str:
-        return ""
-
-
-class GrowingText:
-    """A ``StreamDecoder`` for any ``decode``: decodes all tokens again at each one and gives what is new.
-
-    Replacement characters at the end are held back: the next token may complete the character. Should ``decode``
-    change text that was given already, nothing more is given until it agrees again, or until ``finish``.
-    """
-
-    def __init__(self, decode: Callable[[list[int]], str]) -> None:
-        self._decode = decode
-        self._ids: list[int] = []
-        self._given = ""
-
-    def push(self, token_id: int) -> str:
-        # Decoded before it is kept: after an id that is refused, the stream goes on as if it had not come.
-        text = self._decode([*self._ids, token_id])
-        self._ids.append(token_id)
-        if not text.startswith(self._given):
-            return ""
-        part = text[len(self._given) :].rstrip("\ufffd")
-        self._given += part
-        return part
-
-    def finish(self) -> str:
-        text = self._decode(self._ids)
-        agreed = 0
-        for ours, theirs in zip(self._given, text, strict=False):
-            if ours != theirs:
-                break
-            agreed += 1
-        return text[agreed:]
 
 
 class CPMTokenizer:

@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.decode.engines import ENGINES, Engine, create
 from benchmarks.decode.weights import Weights
-from support.tensorflow_runtime import tensorflow_says
+from support.tensorflow_runtime import one_line_message
 
 _BLOCK = 1 << 24
 
@@ -109,7 +109,7 @@ def main() -> None:
             answer = method(**command)
         except Exception as error:
             traceback.print_exc()
-            answer = {"error": f"{type(error).__name__}: {tensorflow_says(error)}"}
+            answer = {"error": f"{type(error).__name__}: {one_line_message(error)}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

@@ -13,7 +13,7 @@ from convert.formats.openai_tf1 import HEADER_BYTES, check_config, write_openai_
 from convert.formats.tokenizer_files import add_tokenizer_option, save_for_openai, tokenizer_for
 from convert.formats.uer_layer_norm import with_layer_norm
 from convert.source import open_source
-from support.messages import plural
+from support.messages import pluralize
 from tf_model.config import STANDARD
 from tokenization import ByteBPETokenizer
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     def write(folder: Path, dtypes: Mapping[str, DType], read: copying.Read) -> list[Path]:
         wide = [name for name, own in checkpoint.dtypes.items() if own.itemsize > dtypes[name].itemsize]
         if wide and not args.quiet:
-            print(f"note: {plural(len(wide), 'tensor')} of a wider type rounded to {args.dtype}", file=sys.stderr)
+            print(f"note: {pluralize(len(wide), 'tensor')} of a wider type rounded to {args.dtype}", file=sys.stderr)
         narrow = {own.name: None for name, own in checkpoint.dtypes.items() if own.itemsize < dtypes[name].itemsize}
         if narrow and not args.quiet:
             print(f"note: {' and '.join(narrow)} weights are widened to {args.dtype}: same values", file=sys.stderr)

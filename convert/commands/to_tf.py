@@ -17,11 +17,12 @@ from convert.output.hashing import Hasher
 from convert.provenance import describe
 from convert.source import SourceOptions, hash_files, print_notes, reading
 from convert.verification.compare import verify_apart
-from exports.assets import SpecialTokens, write_assets
+from exports.assets import write_assets
 from support.errors import ConvertError
 from support.tensorflow_runtime import quiet_stderr
 from tf_model.precision import DTYPES, stored_bytes
 from tokenization import Tokenizer
+from tokenization.special_tokens import SpecialTokens
 
 HELP = "Megatron or DeepSpeed shards of a GPT-2 (CPM) -> a TensorFlow SavedModel"
 DESCRIPTION = """\

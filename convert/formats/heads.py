@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from convert.output.manifest import ManifestError, read_manifest
-from convert.torch_format.reader import CheckpointError
-from support.messages import plural, some
+from support.errors import CheckpointError
+from support.messages import list_names, pluralize
 
 HEADS = {768: 12, 1024: 16, 2560: 32}
 """Heads by hidden size of the published models: CPM-distill, the medium configuration, CPM-Generate."""
@@ -50,7 +50,7 @@ def choose_heads(file: Path, hidden: int, p: int, given: int | None, any_heads: 
     if given is None and any_heads and stored is None:
         return p
     likely = [n for n in possible if 32 <= hidden // n <= 128]
-    hint = f"likely {some(likely, 20)} (32 to 128 wide), " if likely else ""
+    hint = f"likely {list_names(likely, 20)} (32 to 128 wide), " if likely else ""
     if stored is not None:
         problem, hint = f"{stored} heads do not fit", hint.replace("likely", "expected")
     elif given is None:
@@ -58,5 +58,5 @@ def choose_heads(file: Path, hidden: int, p: int, given: int | None, any_heads: 
     else:
         problem = f"{given} heads do not fit"
     advice = "" if stored is not None else "give --heads, "
-    problem += f" (hidden size {hidden}, {plural(p, 'rank')})"
-    raise CheckpointError(f"{file}: {problem}: {advice}{hint}possible {some(possible, 40)}")
+    problem += f" (hidden size {hidden}, {pluralize(p, 'rank')})"
+    raise CheckpointError(f"{file}: {problem}: {advice}{hint}possible {list_names(possible, 40)}")

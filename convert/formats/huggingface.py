@@ -34,12 +34,13 @@ from convert.formats.tensor_map import (
     whole,
 )
 from convert.formats.tokenizer_files import has_tokenizer
-from convert.torch_format.pickle_values import shown
-from convert.torch_format.reader import CheckpointError, load
-from exports.assets import CONFIG, GENERATION_CONFIG, NO_TOKENS, SpecialTokens
+from convert.torch_format.reader import load
 from exports.generation_config import OptionError, read_defaults
-from support.messages import some
+from exports.saved_model_folder import CONFIG, GENERATION_CONFIG
+from support.errors import CheckpointError
+from support.messages import list_names, short_repr
 from tf_model.config import STANDARD, ConfigError, GPT2Config
+from tokenization.special_tokens import NO_TOKENS, SpecialTokens
 
 NAME = "huggingface"
 SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
@@ -90,7 +91,7 @@ def open_huggingface(
     """
     found = find(path)
     if found is None:
-        raise CheckpointError(f"{path}: expected {CONFIG} and {some(WEIGHTS, 9)}: none is here")
+        raise CheckpointError(f"{path}: expected {CONFIG} and {list_names(WEIGHTS, 9)}: none is here")
     folder, weights = found
     if iteration is not None:
         raise CheckpointError(f"{path}: a Hugging Face folder has no iterations: leave out --iteration {iteration}")
@@ -117,9 +118,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: expected JSON: {shown(str(error))}") from error
+        raise CheckpointError(f"{path}: expected JSON: {short_repr(str(error))}") from error
     if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {shown(values)}")
+        raise CheckpointError(f"{path}: expected a JSON object, found {short_repr(values)}")
     return values
 
 
@@ -133,7 +134,7 @@ def _torch_header(file: Path) -> dict[str, Source]:
     """The tensors of a file of ``torch.save``, by name."""
     state = load(file)
     if not isinstance(state, dict):
-        raise CheckpointError(f"{file}: expected a dict of tensors, found {shown(state)}")
+        raise CheckpointError(f"{file}: expected a dict of tensors, found {short_repr(state)}")
     return torch_sources(file, state)
 
 
@@ -181,10 +182,12 @@ def _config(
     where = folder / CONFIG
     values = {**{ours: values[theirs] for theirs, ours in _OTHER_NAMES.items() if theirs in values}, **values}
     if values.get("model_type", "gpt2") != "gpt2":
-        raise CheckpointError(f"{where}: model_type is {shown(values['model_type'])}: expected gpt2")
+        raise CheckpointError(f"{where}: model_type is {short_repr(values['model_type'])}: expected gpt2")
     for key, needed in _UNSUPPORTED.items():
         if values.get(key, needed) is not needed:
-            raise CheckpointError(f"{where}: {key} is {shown(values[key])}: only {str(needed).lower()} is supported")
+            raise CheckpointError(
+                f"{where}: {key} is {short_repr(values[key])}: only {str(needed).lower()} is supported"
+            )
     vocab_size, n_embd = matrix_shape(folder, sources, f"{prefix}wte.weight")
     n_positions, _ = matrix_shape(folder, sources, f"{prefix}wpe.weight")
     _, n_inner = matrix_shape(folder, sources, f"{prefix}h.0.mlp.c_fc.weight")
@@ -194,10 +197,10 @@ def _config(
     }  # fmt: skip
     for key, size in sizes.items():
         if values.get(key) not in (None, size):
-            raise CheckpointError(f"{where}: {key} is {shown(values[key])}, but the tensors have {size}")
+            raise CheckpointError(f"{where}: {key} is {short_repr(values[key])}, but the tensors have {size}")
     stored, activation = values.get("n_head"), values.get("activation_function")
     if stored is not None and type(stored) is not int:
-        raise CheckpointError(f"{where}: n_head is {shown(stored)}: expected a number")
+        raise CheckpointError(f"{where}: n_head is {short_repr(stored)}: expected a number")
     heads = choose_heads(where if values else folder, n_embd, 1, n_head, any_heads, stored)
     if isinstance(activation, str):
         activation = _ALIASES.get(activation, activation)

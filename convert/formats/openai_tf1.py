@@ -36,13 +36,11 @@ from convert.formats.tensor_map import (
 from convert.formats.tf_checkpoint import INDEX, open_bundle, prefix_of, prefixes
 from convert.formats.tokenizer_files import has_tokenizer
 from convert.formats.uer_layer_norm import advice
-from convert.torch_format.pickle_values import shown
-from convert.torch_format.reader import CheckpointError
-from exports.assets import SpecialTokens
-from support.errors import ConvertError
-from support.messages import some
+from support.errors import CheckpointError, ConvertError
+from support.messages import list_names, short_repr
 from support.tensorflow_runtime import quiet_stderr
 from tf_model.config import STANDARD, ConfigError, GPT2Config
+from tokenization.special_tokens import SpecialTokens
 
 NAME = "openai-tf1"
 HPARAMS, TRACKER, MODEL = "hparams.json", "checkpoint", "model.ckpt"
@@ -103,10 +101,10 @@ def open_openai_tf1(
 def _choose(folder: Path, given: str | None, iteration: str | None) -> str:
     """The name of the checkpoint to read, of those in ``folder``."""
     names = sorted(prefixes(folder), key=lambda name: (_step(name) or 0, name))
-    there = f"there is {some((name + INDEX for name in names), 9)}" if names else f"there is no file *{INDEX}"
+    there = f"there is {list_names((name + INDEX for name in names), 9)}" if names else f"there is no file *{INDEX}"
     if iteration is not None:
         if not (iteration.isascii() and iteration.isdecimal() and len(iteration) < 16):
-            raise CheckpointError(f"{folder}: --iteration {shown(iteration)}: expected a number, as of model-1000")
+            raise CheckpointError(f"{folder}: --iteration {short_repr(iteration)}: expected a number, as of model-1000")
         wanted = [name for name in names if _step(name) == int(iteration) and given in (None, name)]
         if len(wanted) != 1:
             only = f"of {given} " * (given is not None)
@@ -120,7 +118,8 @@ def _choose(folder: Path, given: str | None, iteration: str | None) -> str:
         name = _tracked(tracker)
         if name not in names:
             raise CheckpointError(
-                f"{tracker}: names {shown(name)}, but {shown(name + INDEX)} is missing: {there}; get all files, or "
+                f"{tracker}: names {short_repr(name)}, but {short_repr(name + INDEX)} is missing: {there}; "
+                "get all files, or "
                 "give --iteration"
             )
         return name
@@ -151,7 +150,7 @@ def _tracked(tracker: Path) -> str:
         name = ""
     if not name or "\0" in name:
         raise CheckpointError(
-            f'{tracker}: expected a line model_checkpoint_path: "{MODEL}", found {shown(text)}: not written by '
+            f'{tracker}: expected a line model_checkpoint_path: "{MODEL}", found {short_repr(text)}: not written by '
             f"TensorFlow; remove it where there is one file *{INDEX} only, or give --iteration"
         )
     return name
@@ -172,10 +171,10 @@ def _open(
     for key, (size, tensor) in sizes.items():
         said = values.get(key)
         if said is not None and said != size:
-            raise CheckpointError(f"{where}: {key} is {shown(said)}, but {tensor} of {index.name} have {size}")
+            raise CheckpointError(f"{where}: {key} is {short_repr(said)}, but {tensor} of {index.name} have {size}")
     stored = values.get("n_head")
     if stored is not None and type(stored) is not int:
-        raise CheckpointError(f"{where}: n_head is {shown(stored)}: expected a number")
+        raise CheckpointError(f"{where}: n_head is {short_repr(stored)}: expected a number")
     # Without sizes it is not their file that a message is about.
     heads = choose_heads(where if values else index, n_embd, 1, n_head, any_heads, stored)
     config = GPT2Config(vocab_size, n_positions, n_embd, n_layer, heads)
@@ -235,7 +234,8 @@ def check_config(config: GPT2Config) -> None:
         allowed = needed if isinstance(needed, tuple) else (needed,)
         if found not in allowed:
             raise ConvertError(
-                f"{key} is {shown(found)}: a checkpoint of OpenAI's can only have {' or '.join(map(str, allowed))}: "
+                f"{key} is {short_repr(found)}: a checkpoint of OpenAI's can only have "
+                f"{' or '.join(map(str, allowed))}: "
                 f"{advice(config)}"
             )
 

@@ -11,9 +11,8 @@ from convert.formats import huggingface, openai_tf1, savedmodel, uer
 from convert.formats.megatron import cpm as megatron
 from convert.formats.megatron import megatron_lm, megatron_lm_files
 from convert.formats.megatron import rank_files as megatron_files
-from convert.torch_format.reader import CheckpointError
-from support.errors import ConvertError
-from support.messages import some
+from support.errors import CheckpointError, ConvertError
+from support.messages import list_names
 
 
 class Format(NamedTuple):
@@ -114,7 +113,9 @@ def recognise(path: Path, from_format: str | None = None) -> Format:
             if len(names) > 1:
                 raise CheckpointError(f"{path}: looks like {' and '.join(names)}: say which with --from")
             return fitting[0]
-        inside = f"has {some(sorted(p.name for p in path.iterdir()), 5) or 'nothing'}" if path.is_dir() else "a file"
+        inside = (
+            f"has {list_names(sorted(p.name for p in path.iterdir()), 5) or 'nothing'}" if path.is_dir() else "a file"
+        )
     except OSError as error:
         raise ConvertError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:  # a NUL

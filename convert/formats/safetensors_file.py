@@ -20,8 +20,8 @@ import numpy as np
 
 from convert.checkpoint import BFLOAT16, Array, DType
 from convert.formats.tensor_map import Source
-from convert.torch_format.reader import CheckpointError
-from support.messages import some
+from support.errors import CheckpointError
+from support.messages import list_names
 
 DTYPES: Mapping[str, DType] = {
     "F16": np.dtype(np.float16),
@@ -85,7 +85,7 @@ def read_header(file: Path) -> dict[str, Source]:
     tensors: dict[str, Source] = {}
     for name, (begin, entry) in sorted(((n, _entry(file, n, e)) for n, e in header.items()), key=lambda x: x[1][0]):
         if begin != end:
-            raise CheckpointError(f"{file}: {some([name])}: begins at byte {begin}, expected {end}: damaged")
+            raise CheckpointError(f"{file}: {list_names([name])}: begins at byte {begin}, expected {end}: damaged")
         end = begin + math.prod(entry.shape) * entry.dtype.itemsize
         tensors[name] = dataclasses.replace(entry, offset=start + begin)
     if start + end != size:
@@ -104,11 +104,13 @@ def _entry(file: Path, name: str, entry: Any) -> tuple[int, SafeTensor]:
             raise ValueError
     except KeyError as error:
         if error.args[0] in ("dtype", "shape", "data_offsets"):
-            raise CheckpointError(f"{file}: {some([name])}: has no {error.args[0]}: damaged") from error
+            raise CheckpointError(f"{file}: {list_names([name])}: has no {error.args[0]}: damaged") from error
         known = ", ".join(DTYPES)
-        raise CheckpointError(f"{file}: {some([name])}: the type {error.args[0]!a}: expected one of {known}") from error
+        raise CheckpointError(
+            f"{file}: {list_names([name])}: the type {error.args[0]!a}: expected one of {known}"
+        ) from error
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{file}: {some([name])}: a shape or place that cannot be: damaged") from error
+        raise CheckpointError(f"{file}: {list_names([name])}: a shape or place that cannot be: damaged") from error
     return begin, SafeTensor(file, name, tuple(shape), found, 0)
 
 
@@ -126,7 +128,7 @@ def read_index(index: Path, header: Callable[[Path], dict[str, Source]] = read_h
     for file, names in files_of(index).items():
         found = header(file)
         if missing := [name for name in names if name not in found]:
-            raise CheckpointError(f"{file}: {some(missing)}: not in this file, though {index.name} says so")
+            raise CheckpointError(f"{file}: {list_names(missing)}: not in this file, though {index.name} says so")
         tensors.update({name: found[name] for name in names})
     return tensors
 

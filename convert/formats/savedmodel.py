@@ -27,11 +27,13 @@ from convert.formats.huggingface import read_json, tokens_of
 from convert.formats.tensor_map import Names, Part, Source, TableCheckpoint, check_names, nbytes, whole
 from convert.formats.tf_checkpoint import open_bundle
 from convert.formats.tokenizer_files import has_tokenizer
-from convert.torch_format.pickle_values import shown
-from convert.torch_format.reader import CheckpointError
-from exports.assets import CONFIG, GENERATION_DEFAULTS, SpecialTokens
+from exports.assets import GENERATION_DEFAULTS
+from exports.saved_model_folder import CONFIG
+from support.errors import CheckpointError
+from support.messages import short_repr
 from tf_model.config import ConfigError, GPT2Config
 from tf_model.precision import DTYPES, SCALE, WEIGHTS, is_transposed, stored_tensors
+from tokenization.special_tokens import SpecialTokens
 
 NAME = "savedmodel"
 GRAPH = "saved_model.pb"
@@ -128,7 +130,8 @@ def _open(folder: Path, n_head: int | None, any_heads: bool) -> Checkpoint:
     dtype = values.get("dtype")
     if dtype not in DTYPES:
         raise CheckpointError(
-            f"{where}: dtype is {shown(dtype)}: expected one of {', '.join(DTYPES)}: not of this program, or damaged"
+            f"{where}: dtype is {short_repr(dtype)}: expected one of {', '.join(DTYPES)}: not of this "
+            "program, or damaged"
         )
     config = GPT2Config.from_dict(values)
     choose_heads(where, config.n_embd, 1, n_head, any_heads, config.n_head)  # others given than stored

@@ -14,11 +14,11 @@ import numpy as np
 
 from convert.checkpoint import FLOATS, Array, DType, check_finite, empty, widest
 from convert.tensors import assign
-from convert.torch_format.pickle_values import shown
-from convert.torch_format.reader import CheckpointError, Storage, TensorRef
-from exports.assets import SpecialTokens
-from support.messages import plural, some
+from convert.torch_format.reader import Storage, TensorRef
+from support.errors import CheckpointError
+from support.messages import list_names, pluralize, short_repr
 from tf_model.config import GPT2Config
+from tokenization.special_tokens import SpecialTokens
 
 _BLOCK = 1 << 23
 """Bytes that are transposed before they are written."""
@@ -88,9 +88,9 @@ def torch_sources(file: Path, state: Mapping[object, object]) -> dict[str, Sourc
     sources: dict[str, Source] = {}
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, TensorRef):
-            raise CheckpointError(f"{file}: {some([name])}: expected a tensor, found {shown(value)}")
+            raise CheckpointError(f"{file}: {list_names([name])}: expected a tensor, found {short_repr(value)}")
         if value.nbytes > value.storage.nbytes:  # a view that repeats values: small in the file, huge in memory
-            raise CheckpointError(f"{file}: {some([name])}: {value.nbytes} bytes, of which the file has fewer")
+            raise CheckpointError(f"{file}: {list_names([name])}: {value.nbytes} bytes, of which the file has fewer")
         sources[name] = TorchSource(file, name, value, checked)
     return sources
 
@@ -167,8 +167,8 @@ class TableCheckpoint:
         sources = [source for part in parts.values() for source in part.sources]
         for source in sources:
             if source.dtype not in FLOATS:
-                found = f"expected {some(FLOATS, 4)}, found {source.dtype.name}"
-                raise CheckpointError(f"{source.file}: {some([source.name])}: {found}")
+                found = f"expected {list_names(FLOATS, 4)}, found {source.dtype.name}"
+                raise CheckpointError(f"{source.file}: {list_names([source.name])}: {found}")
         self.files = list(dict.fromkeys(source.file for source in sources))
         self.dtypes: Mapping[str, DType] = {name: widest(s.dtype for s in parts[name].sources) for name in self._shapes}
         self.nbytes = sum(nbytes(source) for source in sources)
@@ -216,7 +216,7 @@ def check_names(where: Path, sources: Mapping[str, Source], names: Names) -> Non
         ("unexpected", [name for name in sources if name not in names.expected and not names.ignored(name)]),
     ):
         if wrong:
-            problems.append(f"{plural(len(wrong), f'{what} tensor')}: {some(wrong)}")
+            problems.append(f"{pluralize(len(wrong), f'{what} tensor')}: {list_names(wrong)}")
     if problems:
         raise CheckpointError(f"{where}: {'; '.join(problems)}")
     for name, shape in names.expected.items():
@@ -256,5 +256,5 @@ def count_layers(where: Path, names: Mapping[str, Source], before: str) -> int:
         and len(number) < 5
     ]  # fmt: skip
     if not numbers:
-        raise CheckpointError(f"{where}: expected tensors named {before}0..., found {some(names)}")
+        raise CheckpointError(f"{where}: expected tensors named {before}0..., found {list_names(names)}")
     return 1 + max(numbers)

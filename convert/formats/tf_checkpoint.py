@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from convert.checkpoint import Array, DType
-from convert.torch_format.reader import CheckpointError
-from support.messages import some
-from support.tensorflow_runtime import quiet_stderr, tensorflow_says
+from support.errors import CheckpointError
+from support.messages import list_names
+from support.tensorflow_runtime import one_line_message, quiet_stderr
 
 INDEX = ".index"
 _DATA = re.compile(r"(.+)\.data-(\d{5})-of-(\d{5})")
@@ -49,11 +49,12 @@ class BundleSource:
             values: Array = self.reader.get_tensor(self.key)
         except Exception as error:  # TensorFlow's own kinds, and an IndexError where the file ends too early
             raise CheckpointError(
-                f"{self.file}: {some([self.name])}: cannot be read: {tensorflow_says(error)}: damaged or cut off, get "
+                f"{self.file}: {list_names([self.name])}: cannot be read: {one_line_message(error)}: "
+                "damaged or cut off, get "
                 "it again"
             ) from error
         if values.shape != self.shape:  # a scalar has come, or parts of another tensor
-            raise CheckpointError(f"{self.file}: {some([self.name])}: expected {list(self.shape)}: damaged")
+            raise CheckpointError(f"{self.file}: {list_names([self.name])}: expected {list(self.shape)}: damaged")
         return values
 
 
@@ -84,7 +85,9 @@ def data_files(prefix: Path) -> list[Path]:
     names = [f"{prefix.name}.data-{i:05d}-of-{count:05d}" for i in range(count)]
     missing = [name for i, name in enumerate(names) if i not in found.get(count, ())]
     if missing:
-        raise CheckpointError(f"{prefix}{INDEX}: {some(missing)}: missing beside it: get all files of the checkpoint")
+        raise CheckpointError(
+            f"{prefix}{INDEX}: {list_names(missing)}: missing beside it: get all files of the checkpoint"
+        )
     return [prefix.with_name(name) for name in names]
 
 
@@ -127,7 +130,7 @@ def open_bundle(
             if wanted(key)
         }
     except Exception as error:  # whatever a broken file makes it stumble over
-        raise CheckpointError(f"{index}: cannot be read: {tensorflow_says(error)}: damaged, get it again") from error
+        raise CheckpointError(f"{index}: cannot be read: {one_line_message(error)}: damaged, get it again") from error
     needed = sum(math.prod(s.shape) * s.dtype.itemsize for s in sources.values() if not s.dtype.hasobject)
     size = sum(file.stat().st_size for file in files)
     if size < needed:

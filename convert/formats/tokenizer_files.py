@@ -13,9 +13,9 @@ from tokenizers import decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 
 from convert.checkpoint import Checkpoint
-from exports.assets import NO_TOKENS, SpecialTokens
 from tokenization import BertTokenizer, ByteBPETokenizer, CPMTokenizer, Tokenizer, TokenizerError, load_tokenizer
 from tokenization.cpm import EOD, NEWLINE, PAD, SPACE
+from tokenization.special_tokens import NO_TOKENS, SpecialTokens
 from tokenization.tokenizer_json import FILE as TOKENIZER_JSON
 
 TO_HUGGINGFACE = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}

@@ -33,10 +33,10 @@ from convert.formats.tensor_map import (
     whole,
 )
 from convert.formats.tokenizer_files import has_tokenizer
-from convert.torch_format.pickle_values import shown
-from convert.torch_format.reader import CheckpointError, load
+from convert.torch_format.reader import load
 from convert.torch_format.writer import Pending, writing
-from support.messages import some
+from support.errors import CheckpointError
+from support.messages import list_names, short_repr
 from tf_model.config import TANH_GELU, UER, ConfigError, GPT2Config
 
 NAME = "uer"
@@ -126,11 +126,13 @@ def open_uer(
         raise CheckpointError(f"{path}: UER's files have no iterations: leave out --iteration {iteration}")
     files = [path] if path.is_file() else sorted(path.glob("*.bin"))
     if len(files) != 1:
-        raise CheckpointError(f"{path}: expected one .bin file, found {some((f.name for f in files), 9) or 'none'}")
+        raise CheckpointError(
+            f"{path}: expected one .bin file, found {list_names((f.name for f in files), 9) or 'none'}"
+        )
     (file,) = files
     state = load(file)
     if not isinstance(state, dict):
-        raise CheckpointError(f"{file}: expected a dict of tensors, found {shown(state)}")
+        raise CheckpointError(f"{file}: expected a dict of tensors, found {short_repr(state)}")
     try:
         return _open(file, torch_sources(file, _without_prefix(state)), n_head, any_heads)
     except ConfigError as error:
@@ -148,9 +150,9 @@ def _open(file: Path, sources: dict[str, Source], n_head: int | None, any_heads:
     said = _config_of(file, {"emb_size": n_embd, "feedforward_size": n_inner, "layers_num": n_layer})
     heads, activation = said.get("heads_num"), said.get("hidden_act", "gelu_fast")
     if heads is not None and type(heads) is not int:
-        raise CheckpointError(f"{file.with_name(CONFIG)}: heads_num is {shown(heads)}: expected a number")
+        raise CheckpointError(f"{file.with_name(CONFIG)}: heads_num is {short_repr(heads)}: expected a number")
     if not isinstance(activation, str):
-        raise CheckpointError(f"{file.with_name(CONFIG)}: hidden_act is {shown(activation)}: expected a name")
+        raise CheckpointError(f"{file.with_name(CONFIG)}: hidden_act is {short_repr(activation)}: expected a name")
     config = GPT2Config(
         vocab_size, n_positions, n_embd, n_layer,
         choose_heads(file, n_embd, 1, n_head, any_heads, heads),
@@ -180,10 +182,12 @@ def _config_of(file: Path, sizes: Mapping[str, int]) -> Mapping[str, Any]:
         return {}
     for key, size in sizes.items():
         if values.get(key, size) != size:
-            raise CheckpointError(f"{path}: {key} is {shown(values[key])}, but the tensors have {size}")
+            raise CheckpointError(f"{path}: {key} is {short_repr(values[key])}, but the tensors have {size}")
     for key, needed in _ONLY.items():
         if values.get(key, needed) != needed:
-            raise CheckpointError(f"{path}: {key} is {shown(values[key])}: no GPT-2, where it is {json.dumps(needed)}")
+            raise CheckpointError(
+                f"{path}: {key} is {short_repr(values[key])}: no GPT-2, where it is {json.dumps(needed)}"
+            )
     return values
 
 

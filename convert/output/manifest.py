@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from convert.output.hashing import Hasher
+from support.errors import ConvertError
 
 FOLDER = "assets.extra"
 MANIFEST = f"{FOLDER}/manifest.json"
@@ -21,7 +22,7 @@ MODEL_CARD = f"{FOLDER}/README.md"
 VERSION = 1
 
 
-class ManifestError(ValueError):
+class ManifestError(ConvertError, ValueError):
     """A folder without a manifest, or with one that cannot be read; the message is one line."""
 
 

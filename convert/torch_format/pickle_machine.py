@@ -17,7 +17,8 @@ import pickletools
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
-from convert.torch_format.pickle_values import PLAIN, Function, Placeholder, checked_key, frozen_set, shown
+from convert.torch_format.pickle_values import PLAIN, Function, Placeholder, checked_key, frozen_set
+from support.messages import short_repr
 
 _PROTOCOL = 5
 _INTEGER_BYTES = 512  # hashing an int takes time in its size, and nothing remembers the hash
@@ -111,11 +112,13 @@ class _Machine:
     def call(self, function: Any, args: Any, kwargs: Any = None) -> Any:
         """The one place where a pickle has something called: a ``Function`` of the table, never anything else."""
         if not isinstance(args, tuple) or not (kwargs is None or isinstance(kwargs, dict)):
-            raise ValueError(f"{shown(function)} is called with {shown(args)}, {shown(kwargs)} as arguments")
+            raise ValueError(
+                f"{short_repr(function)} is called with {short_repr(args)}, {short_repr(kwargs)} as arguments"
+            )
         if isinstance(function, Placeholder):
             return function.called(args, kwargs)
         if not isinstance(function, Function):
-            raise ValueError(f"it calls {shown(function)}")
+            raise ValueError(f"it calls {short_repr(function)}")
         if kwargs:
             raise ValueError(f"{function.name} is called with keyword arguments")
         if function.copies:
@@ -126,7 +129,7 @@ class _Machine:
 
     def find(self, module: Any, name: Any) -> Any:
         if not isinstance(module, str) or not isinstance(name, str):
-            raise ValueError(f"it names {shown(name)} of {shown(module)}")
+            raise ValueError(f"it names {short_repr(name)} of {short_repr(module)}")
         found = self.known.get((module, name))
         return Placeholder(module, name) if found is None else found
 
@@ -134,7 +137,7 @@ class _Machine:
 
     def integer(self, value: int) -> None:
         if value.bit_length() > 8 * _INTEGER_BYTES:
-            raise ValueError(f"{shown(value)} is too large")
+            raise ValueError(f"{short_repr(value)} is too large")
         self.push(value)
 
     def text(self, value: str) -> None:
@@ -162,7 +165,7 @@ class _Machine:
 
     def get(self, index: int) -> None:
         if index not in self.memo:
-            raise ValueError(f"it recalls the object {shown(index)}, which it never stored")
+            raise ValueError(f"it recalls the object {short_repr(index)}, which it never stored")
         self.push(self.memo[index])
 
     def put(self, index: int) -> None:
@@ -189,7 +192,7 @@ class _Machine:
         elif isinstance(target, list):
             target.extend(items)
         else:
-            raise ValueError(f"it appends to {shown(target)}")
+            raise ValueError(f"it appends to {short_repr(target)}")
 
     def set_items(self, items: list[Any]) -> None:
         target = self.top()
@@ -197,7 +200,7 @@ class _Machine:
             target.entries = target.entries or {}
             target = target.entries
         if not isinstance(target, dict) or len(items) % 2:
-            raise ValueError(f"it sets {len(items)} keys and values in {shown(target)}")
+            raise ValueError(f"it sets {len(items)} keys and values in {short_repr(target)}")
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[checked_key(key)] = value
 
@@ -208,7 +211,7 @@ class _Machine:
         elif isinstance(target, Placeholder):
             self.append(items)
         else:
-            raise ValueError(f"it adds elements to {shown(target)}")
+            raise ValueError(f"it adds elements to {short_repr(target)}")
 
     # Names, calls, objects
 
@@ -299,7 +302,7 @@ _METHODS: dict[str, Callable[[_Machine, Any], object]] = {
 
 
 def _no_persistent_ids(value: Any) -> Any:
-    raise ValueError(f"it refers to {shown(value)} outside of it")
+    raise ValueError(f"it refers to {short_repr(value)} outside of it")
 
 
 def load(

@@ -7,20 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from support.messages import short_repr
+
 _KEY_NODES = 32  # items of a nested tuple that is a dict key or an element of a set
 _LARGEST_KEY = 2**61 - 2
 _COLLECTIONS = (list, tuple, set, frozenset)
-
-
-def shown(value: object) -> str:
-    """``value``, which came out of a file, for a message: one short line, whatever it is."""
-    if isinstance(value, (str, bytes)):
-        return repr(value[:80]) + ("..." if len(value) > 80 else "")
-    if isinstance(value, int) and value.bit_length() > 64:
-        return f"an integer of {value.bit_length()} bits"
-    if value is None or isinstance(value, (int, float, Placeholder)):
-        return repr(value)
-    return f"a {type(value).__name__}"
 
 
 class Placeholder:
@@ -79,7 +70,7 @@ def _elements(name: str, args: tuple[Any, ...]) -> Any:
     if not args:
         return ()
     if len(args) > 1 or not isinstance(args[0], _COLLECTIONS):
-        raise ValueError(f"{name} is called with {shown(args[0])}")
+        raise ValueError(f"{name} is called with {short_repr(args[0])}")
     return args[0]
 
 
@@ -103,7 +94,7 @@ def checked_key(key: Any) -> Any:
     try:
         hash(key)
     except TypeError:
-        raise ValueError(f"{shown(key)} (or something in it) cannot be a dict key or element of a set") from None
+        raise ValueError(f"{short_repr(key)} (or something in it) cannot be a dict key or element of a set") from None
     return key
 
 
@@ -121,7 +112,7 @@ def _dict(args: tuple[Any, ...]) -> dict[Any, Any]:
     result = {}
     for pair in _elements("dict", args):
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise ValueError(f"dict is called with {shown(pair)} where a key and a value belong")
+            raise ValueError(f"dict is called with {short_repr(pair)} where a key and a value belong")
         result[checked_key(pair[0])] = pair[1]
     return result
 
@@ -134,7 +125,7 @@ def _bytes(args: tuple[Any, ...]) -> bytes:
         return bytes(args[0])
     if len(args) == 2 and all(isinstance(arg, str) for arg in args) and args[1] in ("latin1", "latin-1", "iso-8859-1"):
         return str(args[0]).encode("latin-1")
-    raise ValueError(f"bytes are made of {', '.join(map(shown, args[:3]))}")
+    raise ValueError(f"bytes are made of {', '.join(map(short_repr, args[:3]))}")
 
 
 def _complex(args: tuple[Any, ...]) -> complex:

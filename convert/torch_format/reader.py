@@ -20,8 +20,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from convert.torch_format import pickle_machine
-from convert.torch_format.pickle_values import Placeholder, shown
-from convert.torch_format.tensor_refs import KNOWN, CheckpointError, Storage, StorageType, TensorRef, crc32, integer
+from convert.torch_format.pickle_values import Placeholder
+from convert.torch_format.tensor_refs import KNOWN, Storage, StorageType, TensorRef, crc32, integer
+from support.errors import CheckpointError
+from support.messages import short_repr
 
 __all__ = ["CheckpointError", "Placeholder", "Storage", "TensorRef", "load", "saved_name"]
 
@@ -109,11 +111,18 @@ def _describe(head: bytes, size: int) -> str:
 def _parse(saved_id: object) -> tuple[Any, str, int, Any]:
     """The persistent id of a storage: its class, key, number of elements; and its part that is meant, or None."""
     if not isinstance(saved_id, tuple) or len(saved_id) not in (5, 6) or not isinstance(saved_id[0], str):
-        raise ValueError(f"a persistent id is {shown(saved_id)}, expected the 5 or 6 items of a storage")
+        raise ValueError(f"a persistent id is {short_repr(saved_id)}, expected the 5 or 6 items of a storage")
     kind, cls, key, _, count = saved_id[:5]
     if kind != "storage" or not isinstance(cls, (StorageType, Placeholder)) or not isinstance(key, str):
-        raise ValueError(f"a persistent id is {shown(kind)}, {shown(cls)}, {shown(key)}, expected a storage")
-    return cls, key, integer(count, f"the size of storage {shown(key)}"), saved_id[5] if len(saved_id) == 6 else None
+        raise ValueError(
+            f"a persistent id is {short_repr(kind)}, {short_repr(cls)}, {short_repr(key)}, expected a storage"
+        )
+    return (
+        cls,
+        key,
+        integer(count, f"the size of storage {short_repr(key)}"),
+        saved_id[5] if len(saved_id) == 6 else None,
+    )
 
 
 def _is_module(saved_id: object) -> bool:
@@ -133,7 +142,7 @@ class _Zip:
                 entries, self.end = archive.infolist(), archive.start_dir
         except Exception as error:  # besides BadZipFile: whatever struct, codecs, seek and int make of bad bytes
             raise CheckpointError(
-                f"{path}: a zip archive without a usable directory at its end ({shown(str(error))}): "
+                f"{path}: a zip archive without a usable directory at its end ({short_repr(str(error))}): "
                 "it is cut off or damaged, get the file again"
             ) from error
         self.entries = {entry.filename: entry for entry in entries}
@@ -142,7 +151,7 @@ class _Zip:
         entries.sort(key=lambda entry: entry.header_offset)
         for entry, after in itertools.pairwise(entries):
             if entry.header_offset + _LOCAL_HEADER.size + entry.compress_size > after.header_offset:
-                raise self.error(f"the entries {shown(entry.filename)} and {shown(after.filename)} overlap")
+                raise self.error(f"the entries {short_repr(entry.filename)} and {short_repr(after.filename)} overlap")
         self.prefix = self._find_prefix()
         self.storages: dict[tuple[str, Any, int], Storage] = {}
         self.places: dict[str, tuple[int, int, int | None]] = {}
@@ -160,7 +169,7 @@ class _Zip:
                 f"{self.path}: expected a checkpoint, found a TorchScript archive: save its state_dict()"
             )
         if len(found) != 1:
-            names = ", ".join(shown(name) for name in sorted(self.entries)[:3]) or "nothing"
+            names = ", ".join(short_repr(name) for name in sorted(self.entries)[:3]) or "nothing"
             raise CheckpointError(
                 f"{self.path}: expected a file written by torch.save, found a zip archive with {len(found)} entries "
                 f"data.pkl ({names}...)"
@@ -170,7 +179,7 @@ class _Zip:
     def place(self, name: str) -> tuple[int, int, int | None]:
         """Offset, size and CRC-32 of an entry, after its local header has been compared with the directory."""
         entry = self.entries[name]
-        what = f"the entry {shown(name)}"
+        what = f"the entry {short_repr(name)}"
         if entry.flag_bits & _ENCRYPTED:
             raise self.error(f"{what} is encrypted")
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
@@ -195,7 +204,9 @@ class _Zip:
             start, size, _ = self.place(name)
             self.file.seek(start)
             if (order := self.file.read(min(size, 16))) != b"little":
-                raise CheckpointError(f"{self.path}: expected little-endian numbers, found byteorder {shown(order)}")
+                raise CheckpointError(
+                    f"{self.path}: expected little-endian numbers, found byteorder {short_repr(order)}"
+                )
         start, size, crc = self.place(f"{self.prefix}data.pkl")
         if crc is not None and crc32(self.file, start, size) != crc:
             raise self.error("data.pkl is damaged, its CRC-32 differs: get the file again")
@@ -209,10 +220,10 @@ class _Zip:
         """What a persistent id stands for."""
         cls, key, count, view = _parse(saved_id)
         if view is not None:
-            raise ValueError(f"storage {shown(key)} is part of another one, which this format does not have")
+            raise ValueError(f"storage {short_repr(key)} is part of another one, which this format does not have")
         name = f"{self.prefix}data/{key}"
         if name not in self.entries:
-            raise CheckpointError(f"{self.path}: storage {shown(key)} is missing: no entry {shown(name)}")
+            raise CheckpointError(f"{self.path}: storage {short_repr(key)} is missing: no entry {short_repr(name)}")
         if isinstance(cls, Placeholder):
             return cls.called((saved_id,))
         if (identity := (key, cls.dtype, count)) not in self.storages:
@@ -221,7 +232,8 @@ class _Zip:
             offset, size, crc = self.places[key]
             if count * cls.dtype.itemsize > size:
                 raise CheckpointError(
-                    f"{self.path}: storage {shown(key)}: expected {count} elements of {cls.dtype}, found {size} bytes"
+                    f"{self.path}: storage {short_repr(key)}: expected {count} elements of {cls.dtype}, "
+                    f"found {size} bytes"
                 )
             self.storages[identity] = Storage(self.path, key, cls.dtype, offset, count, crc, size)
         return self.storages[identity]
@@ -243,7 +255,9 @@ class _Legacy:
         self.file.seek(0)
         _, version, machine = self.read(), self.read(), self.read()
         if type(version) is not int or version != _PROTOCOL:
-            raise CheckpointError(f"{self.path}: expected version {_PROTOCOL} of the format, found {shown(version)}")
+            raise CheckpointError(
+                f"{self.path}: expected version {_PROTOCOL} of the format, found {short_repr(version)}"
+            )
         if not isinstance(machine, dict) or machine.get("little_endian") is not True:
             raise CheckpointError(f"{self.path}: expected little-endian numbers, the file does not say so")
         start = self.file.tell()
@@ -259,7 +273,9 @@ class _Legacy:
             return saved_id[1]
         cls, key, count, _ = _parse(saved_id)
         if isinstance(cls, Placeholder):
-            raise CheckpointError(f"{self.path}: storage {shown(key)} is of the type {cls}, whose size is not known")
+            raise CheckpointError(
+                f"{self.path}: storage {short_repr(key)} is of the type {cls}, whose size is not known"
+            )
         self.declared.setdefault(key, (cls.dtype, count))
         return None
 
@@ -267,22 +283,26 @@ class _Legacy:
         """The file stands behind the storage keys: the storages follow, in that order."""
         for key in keys if isinstance(keys, list) else [None]:
             if not isinstance(key, str) or key not in self.declared or key in self.roots:
-                raise CheckpointError(f"{self.path}: its list of storages has {shown(key)}, which its object does not")
+                raise CheckpointError(
+                    f"{self.path}: its list of storages has {short_repr(key)}, which its object does not"
+                )
             dtype, count = self.declared[key]
             head = self.file.read(8)
             found = int.from_bytes(head, "little", signed=True)
             offset = self.file.tell()
             if len(head) < 8 or (found == count and count * dtype.itemsize > self.size - offset):
                 raise CheckpointError(
-                    f"{self.path}: ends within storage {shown(key)} ({count} elements of {dtype}): it is cut off, "
+                    f"{self.path}: ends within storage {short_repr(key)} ({count} elements of {dtype}): it is cut off, "
                     "get the file again"
                 )
             if found != count:
-                raise CheckpointError(f"{self.path}: storage {shown(key)}: expected {count} elements, found {found}")
+                raise CheckpointError(
+                    f"{self.path}: storage {short_repr(key)}: expected {count} elements, found {found}"
+                )
             self.roots[key] = Storage(self.path, key, dtype, offset, count, None)
             self.file.seek(offset + count * dtype.itemsize)
         if missing := next((key for key in self.declared if key not in self.roots), None):
-            raise CheckpointError(f"{self.path}: storage {shown(missing)} is missing")
+            raise CheckpointError(f"{self.path}: storage {short_repr(missing)} is missing")
 
     def find(self, saved_id: Any) -> Any:
         """What a persistent id stands for: a storage, a part of one, or the class of a module."""
@@ -290,15 +310,17 @@ class _Legacy:
             return saved_id[1]
         cls, key, count, view = _parse(saved_id)
         if key not in self.roots:
-            raise ValueError(f"storage {shown(key)} was not there when the file was read for the first time")
+            raise ValueError(f"storage {short_repr(key)} was not there when the file was read for the first time")
         root, start = self.roots[key], 0
         if view is not None:
             if not isinstance(view, tuple) or len(view) != 3:
-                raise ValueError(f"a part of storage {shown(key)} is {shown(view)}, expected its key, offset and size")
+                raise ValueError(
+                    f"a part of storage {short_repr(key)} is {short_repr(view)}, expected its key, offset and size"
+                )
             start, count = integer(view[1], "an offset"), integer(view[2], "a size")
         if (identity := (key, cls.dtype, start, count)) not in self.storages:
             if (start + count) * cls.dtype.itemsize > root.nbytes:
-                raise ValueError(f"storage {shown(key)}: elements {start} to {start + count} of {root.count}")
+                raise ValueError(f"storage {short_repr(key)}: elements {start} to {start + count} of {root.count}")
             place = root.offset + start * cls.dtype.itemsize
             self.storages[identity] = Storage(self.path, key, cls.dtype, place, count, None)
         return self.storages[identity]

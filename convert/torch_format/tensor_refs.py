@@ -18,16 +18,13 @@ from typing import Any, BinaryIO, Final
 import ml_dtypes
 import numpy as np
 
-from convert.torch_format.pickle_values import PLAIN, Function, Placeholder, shown
-from support.errors import ConvertError
+from convert.torch_format.pickle_values import PLAIN, Function, Placeholder
+from support.errors import CheckpointError
+from support.messages import short_repr
 
 _CHUNK = 4 << 20
 _MAX_RANK = 32  # what NumPy 1 can do; NumPy 2 can do 64
 _MAX = 2**63 - 1
-
-
-class CheckpointError(ConvertError):
-    """A checkpoint file that cannot be used; the message names it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,20 +148,22 @@ class StorageType:
 def integer(value: object, what: str) -> int:
     """``value`` if it is an int64 that is not negative; ``ValueError`` otherwise."""
     if type(value) is not int or not 0 <= value <= _MAX:
-        raise ValueError(f"{what} is {shown(value)}, expected an integer from 0 to 2**63 - 1")
+        raise ValueError(f"{what} is {short_repr(value)}, expected an integer from 0 to 2**63 - 1")
     return value
 
 
 def _integers(values: object, what: str) -> tuple[int, ...]:
     if not isinstance(values, tuple) or len(values) > _MAX_RANK:
-        raise ValueError(f"the {what} of a tensor is {shown(values)}, expected a tuple of at most {_MAX_RANK} integers")
+        raise ValueError(
+            f"the {what} of a tensor is {short_repr(values)}, expected a tuple of at most {_MAX_RANK} integers"
+        )
     return tuple(integer(value, f"the {what} of a tensor") for value in values)
 
 
 def _tensor(storage: Storage, args: tuple[Any, ...]) -> TensorRef:
     """``args``: offset, size, stride; the tensor lies within the storage, or ``ValueError``."""
     offset, shape, stride = integer(args[0], "an offset"), _integers(args[1], "size"), _integers(args[2], "stride")
-    where = f"storage {shown(storage.key)}: a tensor of size {shape} and stride {stride}"
+    where = f"storage {short_repr(storage.key)}: a tensor of size {shape} and stride {stride}"
     if len(shape) != len(stride):
         raise ValueError(f"{where}: expected equally many")
     if max(math.prod(extent or 1 for extent in shape), *stride, 0) * storage.dtype.itemsize > _MAX:
@@ -189,7 +188,9 @@ def _rebuild(name: str, least: int, most: int, dtype_at: int | None = None) -> F
         if marked or isinstance(storage, Placeholder) or isinstance(dtype, Placeholder):
             return Placeholder("torch._utils", name, args)
         if not isinstance(storage, Storage) or not isinstance(dtype, (np.dtype, type(None))):
-            raise ValueError(f"a tensor is made of {shown(storage)} and {shown(dtype)}, not of a storage and a dtype")
+            raise ValueError(
+                f"a tensor is made of {short_repr(storage)} and {short_repr(dtype)}, not of a storage and a dtype"
+            )
         if dtype is not None:
             storage = dataclasses.replace(storage, dtype=dtype, count=storage.nbytes // dtype.itemsize)
         return _tensor(storage, args[1:4])
@@ -207,7 +208,7 @@ _DENSE = {
 def _parameter(args: tuple[Any, ...]) -> Any:
     """A parameter is its tensor; whether it is trained, its hooks and its attributes are left out."""
     if not args or not isinstance(args[0], (TensorRef, Placeholder)):
-        raise ValueError(f"a parameter is made of {shown(args[0] if args else None)}, expected a tensor")
+        raise ValueError(f"a parameter is made of {short_repr(args[0] if args else None)}, expected a tensor")
     return args[0]
 
 

@@ -37,10 +37,9 @@ from convert.verification.logits_sources import (
 )
 from convert.verification.report import TOLERANCES, Comparison, ParityReport, PromptParity, VerificationError
 from convert.verification.text_windows import MAX_TOKENS, read_prompts, read_text
-from support.allocation import map_blocks
 from support.errors import ConvertError
 from support.progress import progress
-from support.tensorflow_runtime import quiet_stderr
+from support.tensorflow_runtime import quiet_stderr, set_mmap_threshold
 from tf_model.config import GPT2Config
 
 HELP = "compare the logits of a SavedModel, or of a copy in another format, with those of what it was made from"
@@ -123,7 +122,7 @@ def _spare_memory() -> None:
     """
     if "tensorflow" in sys.modules:
         return
-    map_blocks(MAPPED)
+    set_mmap_threshold(MAPPED)
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     with quiet_stderr():
         import tensorflow as tf

@@ -15,10 +15,10 @@ from typing import Any
 
 from convert.checkpoint import Array, Checkpoint
 from convert.source import SourceOptions
-from exports.assets import CONFIG
 from exports.prune import prune
+from exports.saved_model_folder import CONFIG
 from support.errors import ConvertError
-from support.tensorflow_runtime import tensorflow_says
+from support.tensorflow_runtime import one_line_message
 from tf_model.config import GPT2Config
 from tf_model.precision import DTYPES
 
@@ -162,13 +162,13 @@ def saved_model_logits(tf: Any, folder: Path, temporary: Path) -> Callable[[list
         prune(folder, pruned, "logits")
         model = tf.saved_model.load(str(pruned))
     except Exception as error:  # besides tf.errors.OpError: what a damaged object graph leads to
-        raise ConvertError(f"{folder}: TensorFlow cannot load it: {tensorflow_says(error)}") from error
+        raise ConvertError(f"{folder}: TensorFlow cannot load it: {one_line_message(error)}") from error
 
     def logits(prompt: list[int]) -> Callable[[int, int], Array]:
         try:
             values = model.signatures["logits"](input_ids=tf.constant([prompt], tf.int64))["logits"]
         except tf.errors.OpError as error:
-            raise ConvertError(f"{folder}: fails on {len(prompt)} tokens: {tensorflow_says(error)}") from error
+            raise ConvertError(f"{folder}: fails on {len(prompt)} tokens: {one_line_message(error)}") from error
 
         def block(start: int, stop: int) -> Array:
             part: Array = values[0, start:stop].numpy()

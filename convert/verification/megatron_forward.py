@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch.nn.functional import layer_norm, linear
 
-from convert.torch_format.reader import CheckpointError, Storage, TensorRef, load
-from support.errors import ConvertError
+from convert.torch_format.reader import Storage, TensorRef, load
+from support.errors import CheckpointError, ConvertError
 
 _TOKENS, _POSITIONS, _FINAL = "word_embeddings.weight", "position_embeddings.weight", "transformer.final_layernorm"
 _EPSILON = 1.0e-5  # of layer norms: transformer.py passes it, whatever the option of the training script says

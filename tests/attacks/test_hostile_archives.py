@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert.torch_format.reader import CheckpointError, Storage, TensorRef, load
+from convert.torch_format.reader import Storage, TensorRef, load
+from support.errors import CheckpointError
 from tests.attacks.assembler import (
     Entry,
     Raw,

@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 
 from convert.torch_format.pickle_machine import PickleError, loads
-from convert.torch_format.reader import CheckpointError, Placeholder, load
+from convert.torch_format.reader import Placeholder, load
+from support.errors import CheckpointError
 from tests.attacks.assembler import STOP, Raw, call, finish, legacy_file, name, storage, tensor, value, zip_file
 
 MODULE = "hostile_canary_module"

@@ -19,10 +19,10 @@ import tensorflow as tf
 from tensorflow.core.framework.types_pb2 import DataType
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
-from exports.assets import SpecialTokens
 from exports.saved_model import write_saved_model
 from tests.conftest import ROOT
 from tf_model.config import GPT2Config
+from tokenization.special_tokens import SpecialTokens
 
 RECORDED = Path(__file__).with_name("recorded_savedmodels.json")
 CONFIGS = {

@@ -15,7 +15,6 @@ import torch
 import transformers
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
-from exports.assets import CPM_TOKENS
 from exports.generation_options import BEAMS, SAMPLING, SHARED
 from exports.saved_model import write_saved_model
 from tests.conftest import INT8
@@ -24,6 +23,7 @@ from tests.helpers.loaded import reference as cache_free
 from tests.tf_model.test_beam import whole
 from tf_model.config import GPT2Config
 from tf_model.precision import PRECISIONS
+from tokenization.special_tokens import CPM_TOKENS
 
 PROMPTS = [[1, 2, 3, 4, 5, 6], [7], [8, 9, 10, 9, 8]]
 SEEDS = [11, 12, 13]

@@ -16,10 +16,10 @@ import pytest
 
 from convert import __main__
 from exports import saved_model
-from exports.assets import SpecialTokens
 from exports.signatures import Signatures
 from tf_model import layers
 from tf_model.config import GPT2Config
+from tokenization.special_tokens import SpecialTokens
 
 
 class _LogitsAlone(Signatures):

@@ -9,11 +9,12 @@ import pytest
 
 from convert.checkpoint import Checkpoint
 from convert.formats.megatron.cpm import open_megatron
-from exports.assets import CPM_TOKENS, write_assets
+from exports.assets import write_assets
 from exports.saved_model import write_saved_model
 from tests.helpers.checkpoints import random_state
 from tests.helpers.light import logits_alone, main
 from tf_model.config import GPT2Config
+from tokenization.special_tokens import CPM_TOKENS
 
 CONFIG = GPT2Config(vocab_size=96, n_positions=40, n_embd=48, n_layer=3, n_head=12)
 STATE = random_state(CONFIG, np.random.default_rng(0))

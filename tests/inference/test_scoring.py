@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 from exports.generation_config import OptionError
-from exports.loaded_model import ModelError
+from exports.saved_model_folder import ModelError
 from inference.text_generator import TextGenerator
 from tests.helpers.text_models import POSITIONS, TextModel
 from tokenization import TokenizerError

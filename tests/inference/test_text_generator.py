@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from exports.generation_config import OptionError
-from exports.loaded_model import ModelError
+from exports.saved_model_folder import ModelError
 from inference.text_generator import GeneratedText, TextGenerator, _Text
 from tests.helpers.text_models import POSITIONS, TextModel, scripted
 from tf_model.config import GPT2Config

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support.threads import SMALL, intra_op_threads
+from support.tensorflow_runtime import SINGLE_THREAD_BYTES, intra_op_threads
 
 
 def _folder(path: Path, size: int) -> Path:
@@ -20,7 +20,14 @@ def _folder(path: Path, size: int) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("size", "rows", "threads"), [(1, 1, 1), (SMALL - 1, 1, 1), (SMALL, 1, 0), (10 * SMALL, 1, 0), (1, 2, 0)]
+    ("size", "rows", "threads"),
+    [
+        (1, 1, 1),
+        (SINGLE_THREAD_BYTES - 1, 1, 1),
+        (SINGLE_THREAD_BYTES, 1, 0),
+        (10 * SINGLE_THREAD_BYTES, 1, 0),
+        (1, 2, 0),
+    ],
 )
 def test_small_models_have_one_thread_for_one_text(size: int, rows: int, threads: int, tmp_path: Path) -> None:
     assert intra_op_threads(_folder(tmp_path / "model", size), rows) == threads
@@ -33,7 +40,7 @@ def test_what_was_set_or_has_begun_stays(before: str, expected: int, tmp_path: P
     program = f"""
         import sys, pathlib
         import tensorflow as tf
-        from support.threads import set_threads
+        from support.tensorflow_runtime import set_threads
         set_ = tf.config.threading.set_intra_op_parallelism_threads
         {before}
         set_threads(pathlib.Path(sys.argv[1]), 1)

@@ -21,7 +21,7 @@ from tokenization import (
     TokenizerError,
     decode_stream,
 )
-from tokenization.cpm import GrowingText
+from tokenization.streaming import GrowingText
 
 KINDS: dict[str, tuple[str, Callable[[Path], Tokenizer]]] = {
     "cpm": ("vocab/cpm", CPMTokenizer),

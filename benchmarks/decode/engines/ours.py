@@ -11,8 +11,7 @@ from typing import Any
 
 from benchmarks.decode.engines import Base, Rows, Timed
 from benchmarks.decode.weights import Weights
-from support.allocation import use_one_arena
-from support.threads import set_threads
+from support.tensorflow_runtime import limit_malloc_arenas, set_threads
 from tf_model.config import GPT2Config
 
 
@@ -44,7 +43,7 @@ class Adapter(Base):
     def load(self, folder: Path, config: GPT2Config) -> None:
         # What `exports.loaded_model` does for the commands.
         set_threads(folder / "model", rows=16 if self.several else 1)
-        use_one_arena()
+        limit_malloc_arenas()
         self._model = self._tf.saved_model.load(str(folder / "model"))
         self._states: dict[tuple[int, int], Any] = {}
 

@@ -22,11 +22,11 @@ from convert.formats.heads import choose_heads, noted_heads
 from convert.formats.megatron.rank_files import RankFile, check_saved_ranks, find
 from convert.formats.megatron.ranks import check_parts
 from convert.formats.megatron.sharding import COLUMN, QKV, REPLICATED, ROW, ShardingError, Split, merge, shard_shape
-from convert.torch_format.pickle_values import shown
-from convert.torch_format.reader import CheckpointError, TensorRef, load
-from exports.assets import CPM_TOKENS, SpecialTokens
-from support.messages import plural, some
+from convert.torch_format.reader import TensorRef, load
+from support.errors import CheckpointError
+from support.messages import list_names, pluralize, short_repr
 from tf_model.config import ConfigError, GPT2Config
+from tokenization.special_tokens import CPM_TOKENS, SpecialTokens
 
 TENSORS: dict[str, tuple[str, Split]] = {
     "wte.weight": ("word_embeddings.weight", COLUMN),
@@ -89,13 +89,16 @@ class _Shard:
 def _load_shard(file: Path) -> _Shard:
     top = load(file)
     if not isinstance(top, dict):
-        raise CheckpointError(f"{file}: expected a dict with the weights under 'module' or 'model', found {shown(top)}")
+        raise CheckpointError(
+            f"{file}: expected a dict with the weights under 'module' or 'model', found {short_repr(top)}"
+        )
     key = next((key for key in ("module", "model") if isinstance(top.get(key), dict)), None)
     if key is None:
-        raise CheckpointError(f"{file}: expected a dict under 'module' or 'model', found the keys {some(top, 9)}")
+        raise CheckpointError(f"{file}: expected a dict under 'module' or 'model', found the keys {list_names(top, 9)}")
     if top.get("checkpoint_version"):  # Q, K and V are in another order since 1.0
         raise CheckpointError(
-            f"{file}: checkpoint_version is {shown(top['checkpoint_version'])}, which CPM's Megatron has not: expected "
+            f"{file}: checkpoint_version is {short_repr(top['checkpoint_version'])}, which CPM's Megatron "
+            "has not: expected "
             "none, or a language_model under 'model', as newer Megatron-LM has it"
         )
     state = top[key]
@@ -104,13 +107,15 @@ def _load_shard(file: Path) -> _Shard:
         state = {name[shared:]: value for name, value in state.items()}
     for name, value in state.items():
         if not isinstance(value, TensorRef):
-            raise CheckpointError(f"{file}: {some([name])}: expected a tensor, found {shown(value)}")
+            raise CheckpointError(f"{file}: {list_names([name])}: expected a tensor, found {short_repr(value)}")
         if value.nbytes > value.storage.nbytes:  # a view that repeats values: small in the file, huge in memory
-            raise CheckpointError(f"{file}: {some([name])}: {value.nbytes} bytes, of which the file has fewer")
+            raise CheckpointError(f"{file}: {list_names([name])}: {value.nbytes} bytes, of which the file has fewer")
         if value.dtype not in FLOATS:
-            raise CheckpointError(f"{file}: {some([name])}: expected {some(FLOATS, 4)}, found {value.dtype.name}")
+            raise CheckpointError(
+                f"{file}: {list_names([name])}: expected {list_names(FLOATS, 4)}, found {value.dtype.name}"
+            )
     numbers = {key: top[key] for key in ("iteration", "mp_world_size") if type(top.get(key)) is int}
-    names = {name if isinstance(name, str) else shown(name): value for name, value in top.items()}
+    names = {name if isinstance(name, str) else short_repr(name): value for name, value in top.items()}
     # Upstream's change_mp.py leaves None where something was. Counts of steps, samples and ranks are no loss.
     known = {key, *numbers, *_COUNTS}
     left_out = [name for name, value in names.items() if value is not None and name not in known]
@@ -134,7 +139,7 @@ def _check_names(shards: list[_Shard]) -> int:
             ("unexpected", [name for name in shard.tensors if name not in expected]),
         ):
             if names:
-                problems.append(f"{shard.file}: {plural(len(names), f'{what} tensor')}: {some(names)}")
+                problems.append(f"{shard.file}: {pluralize(len(names), f'{what} tensor')}: {list_names(names)}")
     if problems:
         raise CheckpointError("; ".join(problems))
     return n_layer
@@ -158,8 +163,8 @@ def _check_ranks(files: list[RankFile], first: _Shard, alone: bool) -> None:
     ranks = hidden / _shape(first, "h.0.attn.c_proj.weight")[1]
     if rest or by_qkv != ranks or ranks == len(files):
         return
-    this = f"{first.file}: from a model split over {plural(by_qkv, 'rank')}"
-    found = f"{plural(len(files), 'file')} found"
+    this = f"{first.file}: from a model split over {pluralize(by_qkv, 'rank')}"
+    found = f"{pluralize(len(files), 'file')} found"
     if alone:
         who = f"rank {files[0].rank}" if files[0].pattern else "one"
         raise CheckpointError(f"{first.file}: {who} of a model split over {by_qkv} ranks: give the folder of them all")
@@ -185,7 +190,7 @@ def _sizes(shards: list[_Shard], n_layer: int) -> GPT2Config:
         for shard in shards:
             if (found := shard.tensors[name].shape) != expected:
                 raise CheckpointError(
-                    f"{shard.file}: {name}: expected the shape {list(expected)} on each of {plural(p, 'rank')}, "
+                    f"{shard.file}: {name}: expected the shape {list(expected)} on each of {pluralize(p, 'rank')}, "
                     f"found {list(found)}"
                 )
     return config
@@ -199,7 +204,7 @@ def _check_numbers(shards: list[_Shard]) -> int | None:
     """
     for shard in shards:
         if shard.world_size not in (None, len(shards)):
-            found = plural(len(shards), "file")
+            found = pluralize(len(shards), "file")
             raise CheckpointError(f"{shard.file}: mp_world_size is {shard.world_size}, but {found} found")
     named = [shard for shard in shards if shard.iteration is not None]
     for shard in named:

@@ -22,7 +22,7 @@ from convert.formats.megatron.sharding import Split, shard_shape, split
 from convert.formats.uer_layer_norm import PLAIN_EPSILON, advice
 from convert.torch_format.writer import Pending, writing
 from support.errors import ConvertError
-from support.messages import some
+from support.messages import list_names
 from tf_model.config import STANDARD, TANH_GELU, GPT2Config
 
 _TENSOR_BYTES, _FILE_BYTES = 600, 2000
@@ -68,7 +68,7 @@ def check_ranks(config: GPT2Config, p: int) -> None:
         return
     problems = [f"{what} {size}" for what, size in _divided(config).items() if p > 0 and size % p]
     reason = f"it does not divide {', '.join(problems)}" if problems else "expected 1 or more"
-    raise ConvertError(f"--tensor-parallel {p}: {reason}: possible for this model: {some(possible, 40)}")
+    raise ConvertError(f"--tensor-parallel {p}: {reason}: possible for this model: {list_names(possible, 40)}")
 
 
 def check_writable(checkpoint: Checkpoint) -> None:

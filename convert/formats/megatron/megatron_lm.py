@@ -26,9 +26,10 @@ from convert.formats.megatron.ranks import check_parts
 from convert.formats.megatron.sharding import COLUMN, QKV, REPLICATED, ROW, Split, merge, shard_shape
 from convert.formats.tensor_map import Part, Source, TableCheckpoint, matrix_shape, torch_sources
 from convert.tensors import assign
-from convert.torch_format.pickle_values import Placeholder, shown
-from convert.torch_format.reader import CheckpointError, load
-from support.messages import plural, some
+from convert.torch_format.pickle_values import Placeholder
+from convert.torch_format.reader import load
+from support.errors import CheckpointError
+from support.messages import list_names, pluralize, short_repr
 from tf_model.config import ConfigError, GPT2Config
 
 NAME = "megatron-lm"
@@ -136,7 +137,7 @@ def _load_shard(file: Path) -> _Shard:
     top = load(file)
     model = top.get("model") if isinstance(top, dict) else None
     if not isinstance(model, dict) or not isinstance(model.get("language_model"), dict):
-        found = some(top, 9) if isinstance(top, dict) else shown(top)
+        found = list_names(top, 9) if isinstance(top, dict) else short_repr(top)
         raise CheckpointError(f"{file}: expected a dict with 'language_model' under 'model', found {found}")
     flat: dict[str, Any] = {}
     _flatten({**model["language_model"], **{k: v for k, v in model.items() if k != "language_model"}}, "", flat, file)
@@ -155,7 +156,7 @@ def _flatten(values: Mapping[Any, Any], before: str, flat: dict[str, Any], file:
     """Names of nested dicts, joined by points and spelt as older checkpoints spell them."""
     for key, value in values.items():
         if not isinstance(key, str) or depth > 20:
-            raise CheckpointError(f"{file}: {shown(key)}: expected the name of a tensor: damaged")
+            raise CheckpointError(f"{file}: {short_repr(key)}: expected the name of a tensor: damaged")
         name = f"{before}{key}"
         if isinstance(value, dict):
             _flatten(value, f"{name}.", flat, file, depth + 1)
@@ -163,14 +164,16 @@ def _flatten(values: Mapping[Any, Any], before: str, flat: dict[str, Any], file:
         name = re.sub(r"^(transformer|encoder)\.", "", name).replace(".self_attention.", ".attention.")
         name = name.replace("final_norm.", "final_layernorm.").replace("_norm.", "_layernorm.")
         if name in flat:
-            raise CheckpointError(f"{file}: two tensors are {some([name])}")
+            raise CheckpointError(f"{file}: two tensors are {list_names([name])}")
         flat[name] = value
 
 
 def _version(file: Path, value: Any) -> str:
     known = {0: "0", 1: "1.0", 2: "2.0", 3: "3.0"}
     if type(value) not in (int, float) or value not in known:
-        raise CheckpointError(f"{file}: checkpoint_version is {shown(value)}: expected one of {', '.join(VERSIONS)}")
+        raise CheckpointError(
+            f"{file}: checkpoint_version is {short_repr(value)}: expected one of {', '.join(VERSIONS)}"
+        )
     return known[value]
 
 
@@ -194,7 +197,7 @@ def _open(path: Path, stages: list[list[_Shard]], n_head: int | None, any_heads:
         for tensor in sources:
             if tensor.shape != expected:
                 raise CheckpointError(
-                    f"{tensor.file}: {source}: expected the shape {list(expected)} on each of {plural(p, 'rank')}, "
+                    f"{tensor.file}: {source}: expected the shape {list(expected)} on each of {pluralize(p, 'rank')}, "
                     f"found {list(tensor.shape)}"
                 )
         parts[name] = Part(sources, _put(sources, kind, first.version, config.n_head // p))
@@ -250,7 +253,7 @@ def _check_names(stages: list[list[_Shard]]) -> list[int]:
                 ("unexpected", [name for name in shard.tensors if name not in {*expected, *optional}]),
             ):
                 if names:
-                    problems.append(f"{shard.file}: {plural(len(names), f'{what} tensor')}: {some(names)}")
+                    problems.append(f"{shard.file}: {pluralize(len(names), f'{what} tensor')}: {list_names(names)}")
         offsets.append(offsets[-1] + count)
     if not offsets[-1]:
         problems.append(f"{stages[0][0].file}: no tensors named layers.0...")
@@ -271,7 +274,7 @@ def _config(
     args, where = first.args, first.file
     for key, value in _ONLY.items():
         if args.get(key, value) != value:
-            raise CheckpointError(f"{where}: args.{key} is {shown(args[key])}: no GPT-2, where it is {value!r}")
+            raise CheckpointError(f"{where}: args.{key} is {short_repr(args[key])}: no GPT-2, where it is {value!r}")
     n_positions, hidden = matrix_shape(where, first.tensors, "embedding.position_embeddings.weight")
     rows = p * matrix_shape(where, first.tensors, "embedding.word_embeddings.weight")[0]
     stage = next(ranks for ranks in stages if "layers.0.mlp.dense_h_to_4h.weight" in ranks[0].tensors)
@@ -282,7 +285,7 @@ def _config(
         ("pipeline_model_parallel_size", len(stages)),
     ):  # fmt: skip
         if args.get(key) not in (None, size):
-            raise CheckpointError(f"{where}: args.{key} is {shown(args[key])}, but the files have {size}")
+            raise CheckpointError(f"{where}: args.{key} is {short_repr(args[key])}, but the files have {size}")
     vocab_size = next((v for k in ("true_vocab_size", "vocab_size") if type(v := args.get(k)) is int), rows)
     if not 0 < vocab_size <= rows:
         raise CheckpointError(f"{where}: args say a vocabulary of {vocab_size}, but the files have {rows} rows")
@@ -292,7 +295,7 @@ def _config(
     if args.get("untie_embeddings_and_output_weights") not in (None, untied):
         there = "there is one" if untied else "there is none"
         raise CheckpointError(
-            f"{where}: args.untie_embeddings_and_output_weights is {shown(not untied)}: whether there is an "
+            f"{where}: args.untie_embeddings_and_output_weights is {short_repr(not untied)}: whether there is an "
             f"output_layer.weight, but {there}"
         )
     is_erf = args.get("bias_gelu_fusion") is False and not args.get("openai_gelu")
@@ -314,7 +317,7 @@ def _number(where: Path, args: Mapping[str, Any], kind: type, *names: str) -> An
     found = [(name, args[name]) for name in names if args.get(name) is not None]
     for name, value in found:
         if type(value) is not kind:
-            raise CheckpointError(f"{where}: args.{name} is {shown(value)}: expected a plain {kind.__name__}")
+            raise CheckpointError(f"{where}: args.{name} is {short_repr(value)}: expected a plain {kind.__name__}")
         if value != found[0][1]:
             raise CheckpointError(f"{where}: args.{name} is {value}, but args.{found[0][0]} {found[0][1]}")
     return found[0][1] if found else None

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from convert.formats.megatron.rank_files import MEGATRON_FILE, RELEASE, TRACKER, parse_iteration, tracked_iteration
-from convert.torch_format.reader import CheckpointError
-from support.messages import some
+from support.errors import CheckpointError
+from support.messages import list_names
 
 _FOLDER = re.compile(r"mp_rank_(\d{2,4})(?:_(\d{3}))?")
 
@@ -68,7 +68,9 @@ def find(path: Path, iteration: str | None) -> list[list[Path]]:
         for rank in range(size):
             if (stage, rank) not in ranks:
                 name = f"mp_rank_{rank:02d}" + (f"_{stage:03d}" if stages > 1 else "")
-                raise CheckpointError(f"{folder}: {name}/{MEGATRON_FILE} is missing: found {some(_names(ranks), 9)}")
+                raise CheckpointError(
+                    f"{folder}: {name}/{MEGATRON_FILE} is missing: found {list_names(_names(ranks), 9)}"
+                )
     return [[ranks[stage, rank] for rank in range(size)] for stage in range(stages)]
 
 

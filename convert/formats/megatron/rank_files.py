@@ -7,8 +7,9 @@ import os
 import re
 from pathlib import Path
 
-from convert.torch_format.reader import CheckpointError, saved_name
-from support.messages import some
+from convert.torch_format.reader import saved_name
+from support.errors import CheckpointError
+from support.messages import list_names
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
@@ -54,7 +55,9 @@ def _rank_files(folder: Path) -> list[RankFile]:
     for expected, file in enumerate(files):
         if file.rank != expected:
             missing = file.pattern.format(expected)
-            raise CheckpointError(f"{folder}: {missing} is missing: the ranks found are {some(sorted(by_rank), 9)}")
+            raise CheckpointError(
+                f"{folder}: {missing} is missing: the ranks found are {list_names(sorted(by_rank), 9)}"
+            )
     return files
 
 
@@ -72,7 +75,9 @@ def _available(root: Path) -> str:
         return "it is the folder of an iteration itself"
     folders = [path for path in sorted(root.iterdir()) if path.is_dir() and _ITERATION_FOLDER.fullmatch(path.name)]
     names = [path.name for path in folders if any(map(_rank_file, path.iterdir()))]
-    return f"it has the iterations {some(names, 9)}" if names else "it has no iteration folder with mp_rank_* files"
+    return (
+        f"it has the iterations {list_names(names, 9)}" if names else "it has no iteration folder with mp_rank_* files"
+    )
 
 
 def parse_iteration(text: str) -> int | str | None:

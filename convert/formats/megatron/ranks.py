@@ -7,7 +7,7 @@ from pathlib import Path
 
 from convert.checkpoint import Array, same_values
 from convert.formats.megatron.sharding import REPLICATED, Split
-from convert.torch_format.reader import CheckpointError
+from support.errors import CheckpointError
 
 
 def check_parts(name: str, kind: Split, parts: Sequence[tuple[Path, Array]]) -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from convert.checkpoint import check_finite, same_values
 from convert.formats.megatron.cpm import open_megatron
-from convert.torch_format.reader import CheckpointError
+from support.errors import CheckpointError
 from tests.helpers.checkpoints import Edit, State, fill_transformers, random_state, shards, write_megatron
 from tf_model.config import GPT2Config
 

@@ -18,7 +18,7 @@ import torch
 import transformers
 
 from convert.formats.huggingface import open_huggingface
-from convert.torch_format.reader import CheckpointError
+from support.errors import CheckpointError
 from tests.helpers.light import main, run
 
 SIZES: dict[str, Any] = {

@@ -18,8 +18,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from convert.formats.huggingface import open_huggingface
 from convert.formats.openai_tf1 import open_openai_tf1, write_openai_tf1
-from convert.torch_format.reader import CheckpointError
-from support.errors import ConvertError
+from support.errors import CheckpointError, ConvertError
 from tests.convert.formats.test_huggingface import random_model
 from tests.helpers.light import main, run
 

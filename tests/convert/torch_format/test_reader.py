@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 import torch
 
-from convert.torch_format.reader import CheckpointError, Placeholder, TensorRef, load
+from convert.torch_format.reader import Placeholder, TensorRef, load
+from support.errors import CheckpointError
 from tests.attacks.assembler import finish, legacy_file, storage, tensor
 
 WAYS = [(zipped, protocol) for zipped in (True, False) for protocol in (2, 4)]

@@ -13,9 +13,9 @@ import pytest
 
 PROGRAM = """
     import ctypes, sys, threading
-    from support.allocation import use_one_arena
+    from support.tensorflow_runtime import limit_malloc_arenas
     if sys.argv[2] == "one":
-        use_one_arena()
+        limit_malloc_arenas()
     begun = threading.Barrier(4)
     def allocate():
         begun.wait()
