@@ -1,4 +1,8 @@
-"""How far a long run has come: a bar on a terminal, a line every few seconds elsewhere."""
+"""How far long work has come: a callback for library code, and what shows it on stderr.
+
+Library code takes a ``Progress`` and calls it; a command passes a ``TerminalProgress``, which draws a bar on a terminal
+and prints a line every few seconds elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -6,42 +10,107 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from types import TracebackType
 
 from tqdm import tqdm
+
+Progress = Callable[[str, int, int], object]
+"""Called as ``progress(stage, done, total)``: a word for what is being done, and bytes done so far of all bytes."""
 
 INTERVAL = 5.0
 """Seconds between the lines that are printed where nobody sees a bar, in a log file for example."""
 
 
-@contextlib.contextmanager
-def progress(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], object]]:
-    """Gives a function to be called with the number of bytes just done, of ``total`` bytes in all. Prints to stderr."""
-    if quiet:
-        yield lambda count: None
-    elif sys.stderr.isatty():
-        with tqdm(total=total, unit="B", unit_scale=True, desc=what) as bar:
-            yield bar.update
-    else:
-        yield _Lines(what, total)
+def no_progress(stage: str, done: int, total: int) -> None:
+    """Show nothing."""
+
+
+class TerminalProgress:
+    """A ``Progress`` that shows each stage on stderr; a context, at whose end the last bar is closed.
+
+    Args:
+        quiet: show nothing.
+        interval: seconds between two lines where stderr is no terminal.
+        clock: seconds from some moment on.
+    """
+
+    def __init__(
+        self, *, quiet: bool = False, interval: float = INTERVAL, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._quiet, self._interval, self._clock = quiet, interval, clock
+        self._stage: str | None = None
+        self._show: _Bar | _Lines | None = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if self._quiet:
+            return
+        if stage != self._stage or self._show is None:
+            self._close()
+            self._stage = stage
+            self._show = (
+                _Bar(stage, total) if sys.stderr.isatty() else _Lines(stage, total, self._interval, self._clock)
+            )
+        self._show.update(done)
+
+    def __enter__(self) -> TerminalProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._show is not None:
+            self._show.close()
+        self._show = None
+
+
+class _Bar:
+    def __init__(self, stage: str, total: int) -> None:
+        self._bar = tqdm(total=total, unit="B", unit_scale=True, desc=stage)
+
+    def update(self, done: int) -> None:
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        self._bar.close()
 
 
 class _Lines:
-    """Prints ``what: 3.10G of 10.4GB, 412MB/s, 00:18 left`` when the last line is long enough ago."""
+    """Prints ``convert: 3.10G of 10.4GB, 412MB/s, 00:18 left`` when the last line is long enough ago."""
 
-    def __init__(self, what: str, total: int) -> None:
-        self.what, self.total, self.done = what, total, 0
-        self.started: float | None = None
+    def __init__(self, stage: str, total: int, interval: float, clock: Callable[[], float]) -> None:
+        self._stage, self._total, self._interval, self._clock = stage, total, interval, clock
+        self._started: float | None = None
 
-    def __call__(self, count: int) -> None:
-        self.done += count
-        now = time.monotonic()
-        if self.started is None:  # not before: TensorFlow may have traced a graph for many seconds
-            self.started = self.printed = now
-            self.before = self.done
-        if now - self.printed < INTERVAL or self.done == self.before:
+    def update(self, done: int) -> None:
+        now = self._clock()
+        if self._started is None:  # not before: TensorFlow may have traced a graph for many seconds
+            self._started = self._printed = now
+            self._before = done
+        if now - self._printed < self._interval or done == self._before:
             return
-        self.printed = now
-        rate = (self.done - self.before) / (now - self.started)
-        left = tqdm.format_interval(max(0, self.total - self.done) / rate)
-        done, total, per_second = (tqdm.format_sizeof(value) for value in (self.done, self.total, rate))
-        print(f"{self.what}: {done} of {total}B, {per_second}B/s, {left} left", file=sys.stderr, flush=True)
+        self._printed = now
+        rate = (done - self._before) / (now - self._started)
+        left = tqdm.format_interval(max(0, self._total - done) / rate)
+        amounts = (tqdm.format_sizeof(value) for value in (done, self._total, rate))
+        done_text, total_text, rate_text = amounts
+        print(f"{self._stage}: {done_text} of {total_text}B, {rate_text}B/s, {left} left", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Nothing is to be closed."""
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], object]]:
+    """Give a function that counts ``total`` bytes; goes when its two callers take a ``Progress``."""
+    done = 0
+    with TerminalProgress(quiet=quiet) as show:
+
+        def count(more: int) -> None:
+            nonlocal done
+            done += more
+            show(what, done, total)
+
+        yield count
