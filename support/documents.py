@@ -1,0 +1,124 @@
+"""Read documents from a file of text: one document in a text file, one a line in JSON lines.
+
+No more of a file is read than is asked for, so a file may be larger than memory.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from support.errors import UserError
+
+_JSON_SUFFIXES = (".jsonl", ".ndjson")
+
+_MAX_BYTES = 1 << 30
+"""Bytes of a text file that are read at most, and of one line of JSON lines."""
+
+
+class Document(NamedTuple):
+    """One text of a file.
+
+    Attributes:
+        text: what is in it; line ends are line feeds.
+        line: its line in JSON lines, from 1; None where the document is a text file.
+        is_cut: whether the file has more text than ``max_characters`` allowed.
+    """
+
+    text: str
+    line: int | None = None
+    is_cut: bool = False
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the end of the text is the end of the document, as in JSON lines; a text file may be an excerpt."""
+        return self.line is not None
+
+    def place(self, path: Path) -> str:
+        """Where the document is, for messages: ``poems.jsonl: line 3``."""
+        return str(path) if self.line is None else f"{path}: line {self.line}"
+
+
+def read_documents(path: Path, error: type[UserError], max_characters: int | None = None) -> Iterator[Document]:
+    """Yield the documents of a UTF-8 file; each is read when it is asked for.
+
+    Args:
+        path: JSON lines where the name ends in ``.jsonl`` or ``.ndjson``: each line a string, or an object with
+            ``"text"``. Any other file is one document.
+        error: the class of error that is raised.
+        max_characters: how much of a text file is read; None for all of it. JSON lines are read line by line anyway.
+
+    Raises:
+        error: the file cannot be read, is not UTF-8, or a line has no text. A file without any text is an error, too.
+    """
+    documents = _json_lines(path, error) if path.suffix in _JSON_SUFFIXES else _whole_file(path, error, max_characters)
+    empty = True
+    for document in documents:
+        empty = False
+        yield document
+    if empty:
+        raise error(f"{path}: expected a text, found none")
+
+
+def read_text_file(path: Path, error: type[UserError], max_characters: int | None = None) -> tuple[str, bool]:
+    """Read what a UTF-8 file begins with, and whether there is more of it; line ends become line feeds.
+
+    Raises:
+        error: the file cannot be read, or is not UTF-8 text.
+    """
+    try:
+        with path.open("rb") as file:
+            size = -1 if max_characters is None else min(4 * max_characters, _MAX_BYTES)
+            content = file.read(size)
+            has_more = max_characters is not None and bool(file.read(1))
+    except OSError as failure:
+        raise error(f"{path}: cannot be read: {failure.strerror}") from failure
+    text = _decode(path, content, error, is_end=not has_more)
+    is_cut = has_more or (max_characters is not None and len(text) > max_characters)
+    return text[:max_characters].replace("\r\n", "\n"), is_cut
+
+
+def _whole_file(path: Path, error: type[UserError], max_characters: int | None) -> Iterator[Document]:
+    text, is_cut = read_text_file(path, error, max_characters)
+    if text.strip():
+        yield Document(text, is_cut=is_cut)
+
+
+def _json_lines(path: Path, error: type[UserError]) -> Iterator[Document]:
+    for number, line in enumerate(_lines(path, error), 1):
+        if not line.strip():
+            continue
+        try:
+            value: Any = json.loads(line)
+        except (ValueError, RecursionError) as failure:
+            raise error(f"{path}: line {number}: not JSON: {failure}") from failure
+        text = value.get("text") if isinstance(value, dict) else value
+        if not isinstance(text, str) or not text.strip():
+            raise error(f'{path}: line {number}: expected a string with a text, or an object with one as "text"')
+        yield Document(text, number)
+
+
+def _lines(path: Path, error: type[UserError]) -> Iterator[str]:
+    start = 0
+    try:
+        with path.open("rb") as file:
+            while line := file.readline(_MAX_BYTES):
+                yield _decode(path, line, error, start)
+                start += len(line)
+    except OSError as failure:
+        raise error(f"{path}: cannot be read: {failure.strerror}") from failure
+
+
+def _decode(path: Path, content: bytes, error: type[UserError], start: int = 0, *, is_end: bool = True) -> str:
+    """Decode what a file has from byte ``start`` on; without ``is_end`` it may stop within a character."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(content, final=is_end)
+    except UnicodeDecodeError as failure:
+        found = f"another encoding at byte {start + failure.start}"
+        raise error(f"{path}: expected UTF-8 text, found {found}") from failure
+    if (zero := content.find(0)) >= 0:
+        raise error(f"{path}: expected UTF-8 text, found a NUL at byte {start + zero}: not a text file")
+    return text if start else text.removeprefix("\ufeff")
