@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tokenization.base import StreamDecoder, Tokenizer, TokenizerError, decode_stream
+from tokenization.base import StreamDecoder, Tokenizer, TokenizerError, decode_stream, unknown_characters
 from tokenization.bert import BertTokenizer
 from tokenization.byte_bpe import ByteBPETokenizer
 from tokenization.cpm import CPMTokenizer
+from tokenization.punctuation import ChinesePunctuation, chinese_punctuation
 from tokenization.tokenizer_json import FILE, kind_of
 
 __all__ = [
     "BertTokenizer",
     "ByteBPETokenizer",
     "CPMTokenizer",
+    "ChinesePunctuation",
     "StreamDecoder",
     "Tokenizer",
     "TokenizerError",
+    "chinese_punctuation",
     "decode_stream",
     "load_tokenizer",
+    "unknown_characters",
 ]
 
 
@@ -40,7 +44,11 @@ _KINDS: tuple[tuple[tuple[str, ...], str, Callable[[Path], Tokenizer]], ...] = (
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer whose files are in ``folder``, or which is the file ``folder`` itself."""
+    """Load the tokenizer whose files are in ``folder``, or which is the file ``folder`` itself.
+
+    Raises:
+        TokenizerError: no tokenizer is there, or its files cannot be used.
+    """
     path = Path(folder)
     try:
         files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())

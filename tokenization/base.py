@@ -38,6 +38,8 @@ class Tokenizer(Protocol):
     pad_token_id: int
     start_token_ids: tuple[int, ...]
     """What the model was trained to see in front of every text; ``encode_prompt`` puts it there."""
+    unknown_token_id: int | None
+    """The id of whatever the vocabulary does not have; None where it has every byte."""
     line_token_id: int | None
     """The token that ends a line of a text; None where a text has no lines."""
 
@@ -70,6 +72,13 @@ def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
             yield part
     if part := decoder.finish():
         yield part
+
+
+def unknown_characters(tokenizer: Tokenizer, text: str) -> list[str]:
+    """Return the characters of ``text`` that become the unknown id by themselves, each once, in their order."""
+    unknown = tokenizer.unknown_token_id
+    characters = dict.fromkeys(character for character in text if not character.isspace())
+    return [] if unknown is None else [c for c in characters if unknown in tokenizer.encode(c)]
 
 
 def checked_ids(ids: Iterable[int], vocab_size: int) -> list[int]:

@@ -129,6 +129,7 @@ class BertTokenizer:
         self.eos_token_id = ids[SEP]
         self.pad_token_id = ids[PAD]
         self.start_token_ids: tuple[int, ...] = (ids[CLS],)
+        self.unknown_token_id: int | None = ids[UNK]
         self.line_token_id: int | None = None
         self._invisible = {ids[piece] for piece in (PAD, CLS, MASK) if piece in ids}
         self._in_words: dict[str, bool] = {}

@@ -196,6 +196,7 @@ class ByteBPETokenizer:
         self.eos_token_id = self.pad_token_id = pieces[END]
         self.start_token_ids: tuple[int, ...] = ()
         self.line_token_id: int | None = pieces["Ċ"]  # the line feed
+        self.unknown_token_id: int | None = None  # every byte has a piece
 
     def encode(self, text: str, *, append_eod: bool = False) -> list[int]:
         """Token ids of ``text``, with nothing in front; ``append_eod`` puts ``<|endoftext|>`` behind them."""

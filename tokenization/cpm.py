@@ -94,8 +94,9 @@ class CPMTokenizer:
         self.eos_token_id = self._special(EOD)
         self.pad_token_id = self._special(PAD)
         self.start_token_ids: tuple[int, ...] = ()
+        self.unknown_token_id: int | None = self._model.unk_id()
         self.line_token_id: int | None = self._model.piece_to_id(NEWLINE)
-        if self.line_token_id == self._model.unk_id():
+        if self.line_token_id == self.unknown_token_id:
             raise TokenizerError(f"{models[0]}: not a vocabulary of CPM: it has no piece {NEWLINE} (U+2583, line feed)")
         vocabulary = models[0].parent / "vocab.json"
         if vocabulary.is_file():
