@@ -13,7 +13,7 @@ import numpy as np
 
 from exports.generation_options import BEAMS, SAMPLING, SHARED
 from exports.interruptible import interruptible
-from exports.saved_model_folder import ModelError, SavedModelFolder
+from exports.saved_model_folder import SIGNATURES, ModelError, SavedModelFolder, missing_signature
 from support.tensorflow_runtime import limit_malloc_arenas, one_line_message, quiet_stderr, set_threads
 from tf_model.config import GPT2Config
 from tf_model.precision import CONVOLUTION, KERNEL
@@ -34,9 +34,10 @@ class Loaded:
         config: the sizes.
     """
 
-    def __init__(self, config: GPT2Config, model: Any) -> None:
+    def __init__(self, config: GPT2Config, model: Any, folder: Path) -> None:
         self.config = config
         self._model = model
+        self._folder = folder
 
     def call(self, name: str, prompts: Sequence[Sequence[int]], **inputs: Any) -> dict[str, Array]:
         """Calls the signature ``name`` with prompts of any lengths. Options may be lists, one value per row."""
@@ -89,7 +90,9 @@ class Loaded:
         return new, {key: output[key] for key in state}
 
     def _run(self, name: str, *args: Any, **inputs: Any) -> State:
-        """Calls a signature; Ctrl-C stops it."""
+        """Call a signature; Ctrl-C stops it."""
+        if not hasattr(self._model, name):
+            raise ModelError(missing_signature(self._folder, name))
         with _one_line():
             output: State = interruptible(lambda: getattr(self._model, name)(*args, **inputs))
             return output
@@ -145,6 +148,6 @@ def load(folder: Path, rows: int) -> tuple[Loaded, Tokenizer]:
             f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}; if a file is damaged, "
             f"`python -m convert check {folder}` says which: convert or copy it again"
         ) from error
-    if not all(hasattr(model, name) for name in ("generate", "beam_search", "score", "prefill", "decode")):
-        raise ModelError(f"{folder}: made by an older version, without the signatures needed: convert it again")
-    return Loaded(config, model), tokenizer
+    if not any(hasattr(model, name) for name in SIGNATURES):
+        raise ModelError(f"{folder}: has none of the signatures of this project: {', '.join(SIGNATURES)}")
+    return Loaded(config, model, folder), tokenizer

@@ -18,8 +18,10 @@ import tensorflow as tf
 from tensorflow.python.checkpoint import graph_view, save_util  # no public name has what these two give
 from tensorflow.python.saved_model.save import save_and_return_nodes
 
+from exports.saved_model_folder import SIGNATURES
 from exports.signatures import Signatures
 from exports.tensor_bundle.writer import BundleWriter
+from support.errors import UserError
 from tf_model import quantization
 from tf_model.config import GPT2Config
 from tf_model.gpt2 import GPT2
@@ -35,14 +37,17 @@ def write_saved_model(
     dtype: str,
     tokens: SpecialTokens,
     read: Callable[[str, np.dtype], np.ndarray],
+    signatures: Sequence[str] = SIGNATURES,
 ) -> tuple[Path, str]:
-    """Writes graph and weights of a GPT-2 into ``folder``, which exists and is empty.
+    """Write graph and weights of a GPT-2 into ``folder``, which exists and is empty.
 
     Args:
         folder: where ``saved_model.pb`` and ``variables/`` go.
         config: the sizes.
         dtype: of matrices and biases, one of ``tf_model.precision.DTYPES``; layer norms stay float32.
         tokens: the padding id is part of the graph.
+        signatures: names of those to write; the graph holds nothing of the others. One signature makes a graph of a
+            quarter of the size, which is quicker to write and to load.
         read: gives the tensor of a canonical name in the dtype asked for. Called once a tensor, in the canonical order
             of one block: what is the first in each, what is the second in each.
 
@@ -50,11 +55,12 @@ def write_saved_model(
         the one file with all weights, and its hexadecimal SHA-256.
 
     Raises:
+        UserError: ``signatures`` is empty, or has a name that does not exist.
         OSError: the weights cannot be written.
         tf.errors.OpError: the graph cannot be written.
         ValueError: a tensor that ``read`` gives has another shape than the model's.
     """
-    object_graph, slots = _write_graph(folder, config, dtype, tokens)
+    object_graph, slots = _write_graph(folder, config, dtype, tokens, check_names(signatures))
     gc.collect()  # the graph and its functions, some 200 MB at 32 layers, refer to each other
     variables = folder / "variables"
     variables.mkdir(exist_ok=True)
@@ -127,10 +133,26 @@ class _Slot(NamedTuple):
     dtype: np.dtype
 
 
-def _write_graph(folder: Path, config: GPT2Config, dtype: str, tokens: SpecialTokens) -> tuple[bytes, dict[str, _Slot]]:
-    """Writes everything but the weights; gives the object graph and, for each variable, where it goes."""
+def check_names(signatures: Sequence[str]) -> tuple[str, ...]:
+    """Return the names without repetitions, in the order of ``SIGNATURES``.
+
+    Raises:
+        UserError: there are none, or one does not exist.
+    """
+    names = [signatures] if isinstance(signatures, str) else list(signatures)
+    if unknown := [name for name in names if name not in SIGNATURES]:
+        raise UserError(f"no signature is called {unknown[0]!r}: expected some of {', '.join(SIGNATURES)}")
+    if not names:
+        raise UserError(f"no signatures: a SavedModel needs at least one of {', '.join(SIGNATURES)}")
+    return tuple(name for name in SIGNATURES if name in names)
+
+
+def _write_graph(
+    folder: Path, config: GPT2Config, dtype: str, tokens: SpecialTokens, names: Sequence[str]
+) -> tuple[bytes, dict[str, _Slot]]:
+    """Write everything but the weights; return the object graph and, for each variable, where it goes."""
     signatures = Signatures(GPT2(config, dtype=dtype, initialize=False), tokens)
-    functions = signatures.functions
+    functions = {name: signatures.functions[name] for name in names}  # traced when they are saved
     root = tf.Module()
     for name, child in {WEIGHTS: signatures.weights, STACKS: signatures.stacks.variables, **functions}.items():
         setattr(root, name, child)  # functions with defaults in Python too, which ``root.signatures`` has not

@@ -29,6 +29,9 @@ from tf_model.precision import DTYPES
 
 GRAPH, ASSETS, CONFIG, GENERATION_CONFIG = "saved_model.pb", "assets", "config.json", "generation_config.json"
 
+SIGNATURES = ("serving_default", "generate", "beam_search", "score", "logits", "prefill", "decode")
+"""Every signature that a SavedModel of this project can have."""
+
 
 class ModelError(UserError, ValueError):
     """A folder that is not a SavedModel of this project, or that TensorFlow cannot use."""
@@ -157,4 +160,12 @@ class SavedModelFolder:
     def check_signature(self, name: str) -> None:
         """Raise ``ModelError`` where the graph has no signature ``name``; only its file is looked at."""
         if name not in self.graph.signature_def:
-            raise ModelError(f"{self.path}: has no signature {name!r}: convert the checkpoint again")
+            raise ModelError(missing_signature(self.path, name))
+
+
+def missing_signature(folder: Path, name: str) -> str:
+    """Return the message about a SavedModel that lacks the signature ``name``."""
+    return (
+        f"{folder}: has no signature {name!r}: it was written with a choice of signatures, or by an older version; "
+        "convert the checkpoint again, with all signatures"
+    )

@@ -157,7 +157,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no weights": (lambda folder: shutil.rmtree(folder / "variables"), "cannot be loaded"),
     "index cut": (cut("variables/variables.index"), "cannot be loaded"),
     "weights cut": (cut("variables/variables.data-00000-of-*"), "python -m convert check"),
-    "somebody else's": (somebody_elses, "without the signatures needed"),
+    "somebody else's": (somebody_elses, "has none of the signatures of this project"),
 }
 
 
