@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from convert import inspection as inspect_command
 from convert.commands import any_to_tf as to_tf
-from convert.commands import check, reshard, tf_to_pytorch, tf_to_tf, to_huggingface, to_megatron, to_openai, to_uer
+from convert.commands import (
+    check,
+    inspect,
+    reshard,
+    tf_to_pytorch,
+    tf_to_tf,
+    to_huggingface,
+    to_megatron,
+    to_openai,
+    to_uer,
+)
 from convert.commands import to_tf as pytorch_to_tf
 from convert.verification import compare as verify
 from support.command_line import Program
@@ -35,7 +44,7 @@ PROGRAM = Program(
         "reshard": reshard,
         "check": check,
         "verify": verify,
-        "inspect": inspect_command,
+        "inspect": inspect,
     },
     exit_codes=EXIT_CODES,
     errors=(UserError, TokenizerError),

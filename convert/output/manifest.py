@@ -6,10 +6,11 @@ ignores; a checkpoint beside the tracker file.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from convert.output.hashing import Hasher
 from support.errors import ConvertError
@@ -26,12 +27,36 @@ class ManifestError(ConvertError, ValueError):
     """A folder without a manifest, or with one that cannot be read; the message is one line."""
 
 
-class Differences(NamedTuple):
-    """How a folder differs from its manifest: names relative to the folder, sorted."""
+@dataclasses.dataclass(frozen=True)
+class IntegrityReport:
+    """How a folder differs from its manifest.
 
-    changed: list[str]
-    missing: list[str]
-    added: list[str]
+    Attributes:
+        folder: what was checked.
+        changed, missing: files that are not as they were written, relative to the folder.
+        added: files that the manifest does not list; they do no harm.
+    """
+
+    folder: Path
+    changed: tuple[str, ...]
+    missing: tuple[str, ...]
+    added: tuple[str, ...]
+
+    @property
+    def intact(self) -> bool:
+        """Whether every file that was written is there and has its bytes."""
+        return not self.changed and not self.missing
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, without the folder."""
+        lists = {name: list(getattr(self, name)) for name in ("changed", "missing", "added")}
+        return {"intact": self.intact, **lists}
+
+    def check(self) -> None:
+        """Raise ``ConvertError`` unless the folder is intact."""
+        damages = [f"{name} has changed" for name in self.changed] + [f"{name} is missing" for name in self.missing]
+        if damages:
+            raise ConvertError(f"{self.folder}: {'; '.join(damages)}: convert or copy it again")
 
 
 def describe_file(path: Path, hasher: Hasher) -> dict[str, Any]:
@@ -69,21 +94,28 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def differences(folder: Path) -> Differences:
-    """Compares every file of ``folder`` with its manifest, reading all of them.
+def check(folder: str | Path) -> IntegrityReport:
+    """Compare the SHA-256 of every file in ``folder`` with its manifest; all of them are read.
 
     Raises:
-        ManifestError: as ``read_manifest``.
-        OSError: a file cannot be read.
+        ConvertError: there is no folder, it has no manifest of this project, or a file cannot be read.
     """
-    expected = read_manifest(folder)["files"]
-    found = set(_files(folder, _name(folder)))
-    with Hasher() as hasher:
-        changed = [
-            name for name in sorted(found & expected.keys())
-            if hasher.result(folder / name)["sha256"] != expected[name]["sha256"]
-        ]  # fmt: skip
-    return Differences(changed, sorted(expected.keys() - found), sorted(found - expected.keys()))
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ConvertError(f"{folder}: no such folder")
+    try:
+        expected = read_manifest(folder)["files"]
+        found = set(_files(folder, _name(folder)))
+        with Hasher() as hasher:
+            hashes = {name: hasher.result(folder / name)["sha256"] for name in sorted(found & expected.keys())}
+    except OSError as error:
+        raise ConvertError(f"{error.filename or folder}: cannot be read: {error.strerror}") from error
+    return IntegrityReport(
+        folder,
+        changed=tuple(name for name, sha256 in hashes.items() if sha256 != expected[name]["sha256"]),
+        missing=tuple(sorted(expected.keys() - found)),
+        added=tuple(sorted(found - expected.keys())),
+    )
 
 
 def has_only_its_own(folder: Path) -> bool:

@@ -21,7 +21,7 @@ import pytest
 
 from convert.output.atomic_folder import new_folder
 from convert.output.hashing import Hasher
-from convert.output.manifest import MANIFEST, differences, write_manifest
+from convert.output.manifest import MANIFEST, check, write_manifest
 from support.errors import ConvertError
 from tests.conftest import ROOT
 from tests.helpers.checkpoints import random_state, write_megatron
@@ -47,7 +47,9 @@ def start(checkpoint: Path, output: Path, *options: str) -> subprocess.Popen[str
 
 def is_complete(output: Path) -> bool:
     return (
-        not any(differences(output)) and json.loads((output / MANIFEST).read_text())["source"]["format"] == "megatron"
+        check(output).intact
+        and not check(output).added
+        and json.loads((output / MANIFEST).read_text())["source"]["format"] == "megatron"
     )
 
 

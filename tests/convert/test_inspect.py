@@ -48,7 +48,9 @@ def saved_model(tmp_path_factory: pytest.TempPathFactory, demo: Path) -> Path:
 
 
 @pytest.mark.parametrize("p", [1, 2])
-def test_a_checkpoint(p: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_is_described_with_all_that_it_would_become(
+    p: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     files = write(tmp_path / "CPM", p)
     report = inspect(capsys, tmp_path / "CPM")
     tensors = {tensor["name"]: tensor for tensor in report.pop("tensors")}
@@ -107,7 +109,7 @@ def test_a_checkpoint(p: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert tensors["h.0.mlp.c_proj.weight"]["shape"] == [24, 40]
 
 
-def test_types_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tensors_keep_their_own_types_in_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def edit(rank: int, content: dict[str, Any]) -> None:
         state = content["module"]
         state["position_embeddings.weight"] = state["position_embeddings.weight"].float()
@@ -119,8 +121,7 @@ def test_types_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert [tensor["name"] for tensor in report["tensors"] if tensor["dtype"] == "float32"] == ["wpe.weight"]
 
 
-def test_heads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As given; of a published model; unknown, which is no error; impossible, which is one."""
+def test_heads_may_be_given_known_or_unknown_but_must_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "a", 2)
     assert inspect(capsys, tmp_path / "a", "--heads", 6)["config"]["n_head"] == 6
     assert main(["inspect", str(tmp_path / "a"), "--heads", "5"]) == 2
@@ -134,7 +135,9 @@ def test_heads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (report["config"]["n_head"], report["possible_heads"][:3]) == (None, [8, 16, 24])
 
 
-def test_iterations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_iteration_than_the_trackers_can_be_inspected(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(tmp_path, 1, iteration=7)
     write(tmp_path, 2, iteration="release", extras=False)
     assert inspect(capsys, tmp_path, "--iteration", 7)["tensor_parallel"] == 1
@@ -142,7 +145,7 @@ def test_iterations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (report["tensor_parallel"], report["iteration"]) == (2, None)
 
 
-def test_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_text_of_a_checkpoint_fits_on_a_screen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, 2)
     assert main(["inspect", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
@@ -166,17 +169,17 @@ def test_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_types_that_do_not_run_here(
+def test_types_that_do_not_run_on_this_cpu_are_named(
     there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("convert.commands.inspect.runs_here", lambda dtype: there)
     write(tmp_path, 1)
     assert main(["inspect", str(tmp_path)]) == 0
-    line = "int8 and int8-low-memory: needs a processor with VNNI instructions"
-    assert f"{line}{'' if there else ', which this one has not'}" in capsys.readouterr().out.splitlines()
+    line = "int8 and int8-low-memory: needs a CPU with VNNI instructions"
+    assert f"{line}{'' if there else '; this one has none'}" in capsys.readouterr().out.splitlines()
 
 
-def test_a_saved_model(saved_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_saved_model_is_described_with_its_signatures(saved_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = inspect(capsys, saved_model)
     tensors = {tensor["name"]: (tensor["shape"], tensor["dtype"]) for tensor in report["tensors"]}
     assert (report["kind"], report["format"]) == ("saved_model", "saved_model")
@@ -201,7 +204,9 @@ def test_a_saved_model(saved_model: Path, capsys: pytest.CaptureFixture[str]) ->
     assert signatures["serving_default"]["inputs"]["top_p"] == {"dtype": "float32", "shape": None}
 
 
-def test_a_saved_model_as_text(saved_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_text_of_a_saved_model_has_signatures_and_tokenizer(
+    saved_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["inspect", str(saved_model)]) == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -209,7 +214,7 @@ def test_a_saved_model_as_text(saved_model: Path, capsys: pytest.CaptureFixture[
         assert words in out
 
 
-def test_without_a_manifest(saved_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_saved_model_needs_no_manifest(saved_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = copied(saved_model, tmp_path)
     (folder / "assets.extra" / "manifest.json").unlink()
     assert inspect(capsys, folder)["manifest"] is None
@@ -246,8 +251,8 @@ def largest(folder: Path) -> Path:
 
 
 BAD_MODELS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "no config": (lambda folder: (folder / "assets" / "config.json").unlink(), "not a SavedModel of this program"),
-    "config cut off": (cut("assets/config.json", 50), "config.json: is damaged"),
+    "no config": (lambda folder: (folder / "assets" / "config.json").unlink(), "not a SavedModel of this project"),
+    "config cut off": (cut("assets/config.json", 50), "config.json: expected JSON"),
     "config is a list": (written("assets/config.json", "[]"), "config.json"),
     "config of others": (changed(dtype="int3"), "dtype"),
     "sizes that are none": (changed(n_layer=0), "n_layer is 0"),
@@ -255,9 +260,9 @@ BAD_MODELS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "more layers": (changed(n_layer=3), "h.2.ln_1.weight: expected [24], found nothing"),
     "fewer layers": (changed(n_layer=1), "h.1.attn.c_attn.bias: expected nothing, found [72]"),
     "another width": (changed(n_inner=95), "h.0.mlp.c_fc.weight: expected [95, 24], found [96, 24]"),
-    "graph cut off": (cut("saved_model.pb", 1000), "saved_model.pb: is damaged"),
-    "graph empty": (cut("saved_model.pb", 0), "saved_model.pb: is damaged"),
-    "graph of text": (written("saved_model.pb", "<html>"), "saved_model.pb: is damaged"),
+    "graph cut off": (cut("saved_model.pb", 1000), "saved_model.pb: not a SavedModel's graph: it is damaged"),
+    "graph empty": (cut("saved_model.pb", 0), "saved_model.pb: not a SavedModel's graph: it is damaged"),
+    "graph of text": (written("saved_model.pb", "<html>"), "saved_model.pb: not a SavedModel's graph: it is damaged"),
     "index missing": (lambda folder: (folder / "variables" / "variables.index").unlink(), "variables.index"),
     "index cut off": (cut("variables/variables.index", 300), "variables.index"),
     "index empty": (cut("variables/variables.index", 0), "variables.index"),
@@ -268,7 +273,9 @@ BAD_MODELS: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD_MODELS)
-def test_bad_saved_models(kind: str, saved_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_saved_model_is_refused_in_one_line(
+    kind: str, saved_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     spoil, words = BAD_MODELS[kind]
     folder = copied(saved_model, tmp_path)
     spoil(folder)
@@ -299,20 +306,23 @@ BAD_CHECKPOINTS: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD_CHECKPOINTS)
-def test_bad_checkpoints(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_checkpoint_is_refused_in_one_line(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     spoil, words = BAD_CHECKPOINTS[kind]
     write(tmp_path / "CPM", 2, extras=False)
     spoil(tmp_path / "CPM")
     assert_refused([tmp_path / "CPM"], words, capsys)
 
 
-def test_options_of_a_checkpoint_for_a_saved_model(saved_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_saved_model_takes_no_options_of_checkpoints(saved_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert_refused([saved_model, "--heads", 6], "leave out --heads", capsys)
     assert_refused([saved_model, "--iteration", 7], "leave out --heads and --iteration", capsys)
 
 
-def test_damaged_weights_are_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Also a proof that nothing but headers is looked at."""
+def test_no_weights_are_read_so_damaged_ones_are_not_noticed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (file,) = write(tmp_path, 1, extras=False)
     raw = bytearray(file.read_bytes())
     weights = torch.load(file, weights_only=True)["module"]["word_embeddings.weight"].numpy().tobytes()
