@@ -18,10 +18,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from convert.checkpoint import Array, DType
 from convert.formats.megatron.cpm import source_name
 from convert.formats.megatron.rank_files import TRACKER
 from convert.formats.megatron.sharding import REPLICATED, shard_shape
+from convert.tensors import Array, DType
 from convert.torch_format.writer import Pending, save
 from tf_model.config import GPT2Config
 

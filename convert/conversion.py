@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from convert.checkpoint import BFLOAT16, Array, Checkpoint, DType
+from convert.checkpoint import Checkpoint
 from convert.commands.options import add_checkpoint_option, add_source_options
 from convert.output.atomic_folder import Kind, new_folder
 from convert.output.hashing import Hasher
 from convert.output.manifest import ROOT_MANIFEST, has_only_its_own
 from convert.provenance import describe_copy
 from convert.source import hash_files, print_notes, reading
+from convert.tensors import BFLOAT16, Array, DType
 from support.messages import list_names, pluralize
 
 DTYPES: dict[str, DType] = {
@@ -93,11 +94,11 @@ def copy(
         inputs: what else is read, and must not be written over.
     """
     started = time.monotonic()
-    sources = [args.checkpoint, *checkpoint.files, *(inputs or [])]
+    sources = [args.checkpoint, *checkpoint.info.files, *(inputs or [])]
     with new_folder(args.output, force=args.force, size=size + MANIFEST_BYTES, inputs=sources, kind=COPY) as folder:
         print_notes(checkpoint, quiet=args.quiet)
-        if checkpoint.left_out and not args.quiet:
-            names = list_names(checkpoint.left_out, 9)
+        if checkpoint.info.left_out and not args.quiet:
+            names = list_names(checkpoint.info.left_out, 9)
             print(f"note: {args.checkpoint}: only the weights are written; left out: {names}", file=sys.stderr)
         with Hasher() as hasher:
             hash_files(checkpoint, hasher)

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from convert.checkpoint import BFLOAT16, Checkpoint, DType
+from convert.checkpoint import Checkpoint
 from convert.formats import savedmodel
 from convert.formats.heads import possible_heads
 from convert.formats.registry import open_checkpoint
 from convert.formats.savedmodel import weight_name
 from convert.output.manifest import MANIFEST, read_manifest
+from convert.tensors import BFLOAT16, DType
 from exports.saved_model_folder import SavedModelFolder
 from support.errors import CheckpointError, ConvertError
 from support.messages import list_names
@@ -77,20 +78,20 @@ def inspect(
 
 def _inspect_checkpoint(path: Path, format: str | None, heads: int | None, iteration: str | None) -> Inspection:
     checkpoint, knows_heads = _open(path, format, heads, iteration)
-    config, ranks = checkpoint.config, checkpoint.details.get("tensor_parallel", 1)
-    files = {str(file): file.stat().st_size for file in checkpoint.files}
+    config, ranks = checkpoint.config, checkpoint.info.details.get("tensor_parallel", 1)
+    files = {str(file): file.stat().st_size for file in checkpoint.info.files}
     dtypes = {name: dtype.name for name, dtype in checkpoint.dtypes.items()}
     facts = {
         "path": str(path),
         "kind": "checkpoint",
-        "format": checkpoint.format,
+        "format": checkpoint.info.format,
         "iteration": None,
-        **checkpoint.details,
+        **checkpoint.info.details,
         "config": {**config.to_dict(), "n_head": config.n_head if knows_heads else None},
         "possible_heads": possible_heads(config.n_embd, int(ranks)),
         **({} if checkpoint.tokens is None else checkpoint.tokens.to_dict()),
         "tokenizer": None if checkpoint.tokenizer is None else [str(checkpoint.tokenizer)],
-        "notes": list(checkpoint.notes),
+        "notes": list(checkpoint.info.notes),
         "parameters": config.parameter_count,
         "files": files,
         "bytes_on_disk": sum(files.values()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ def describe(
     card = model_card(
         checkpoint.config,
         dtype,
-        source=source["release"] or f"a {checkpoint.format} checkpoint of {len(checkpoint.files)} files",
+        source=source["release"] or f"a {checkpoint.info.format} checkpoint of {len(checkpoint.info.files)} files",
         program=_PROGRAM,
         eos_token_id=tokens.eos_token_id,
         has_tokenizer=has_tokenizer,
@@ -73,16 +73,16 @@ def describe_copy(folder: Path, checkpoint: Checkpoint, options: Mapping[str, An
 
 def _source(checkpoint: Checkpoint, hasher: Hasher) -> dict[str, Any]:
     """What a manifest says about the source; waits for the hashes of its files."""
-    root = _root(checkpoint.files)
-    files = {str(file.relative_to(root)): describe_file(file, hasher) for file in checkpoint.files}
+    root = _root(checkpoint.info.files)
+    files = {str(file.relative_to(root)): describe_file(file, hasher) for file in checkpoint.info.files}
     release = release_name([entry.get("sha1", "") for entry in files.values()])
-    return {"format": checkpoint.format, "release": release, **checkpoint.details, "files": files}
+    return {"format": checkpoint.info.format, "release": release, **checkpoint.info.details, "files": files}
 
 
 def _versions(*libraries: str) -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in libraries}}
 
 
-def _root(files: list[Path]) -> Path:
+def _root(files: Sequence[Path]) -> Path:
     """The folder that the names of the files are told from."""
     return Path(os.path.commonpath([file.parent for file in files])).parent

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from convert.checkpoint import Array, Checkpoint, DType
+from convert.checkpoint import Checkpoint
 from convert.formats.registry import open_checkpoint
 from convert.formats.uer_layer_norm import with_layer_norm
 from convert.output.hashing import Hasher
 from convert.releases import may_be_known
+from convert.tensors import Array, DType
 from support.progress import progress
 from tf_model.config import STANDARD, UER
 
@@ -68,16 +69,16 @@ def print_notes(checkpoint: Checkpoint, *, quiet: bool) -> None:
     """Says on stderr what a user should know about a source that can be used."""
     if quiet:
         return
-    for note in checkpoint.notes:
+    for note in checkpoint.info.notes:
         print(f"note: {note}", file=sys.stderr)
-    for file in checkpoint.without_checksums:
+    for file in checkpoint.info.without_checksums:
         print(f"note: {file}: has no checksums, so damage to its weights cannot be noticed", file=sys.stderr)
 
 
 def hash_files(checkpoint: Checkpoint, hasher: Hasher) -> None:
     """Starts hashing the files of a checkpoint, beside the work that reads them."""
-    known = may_be_known(checkpoint.config, len(checkpoint.files))
-    for file in checkpoint.files:
+    known = may_be_known(checkpoint.config, len(checkpoint.info.files))
+    for file in checkpoint.info.files:
         hasher.add(file, ("sha256", "sha1") if known else ("sha256",))
 
 

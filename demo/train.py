@@ -268,7 +268,7 @@ def read_shards(model: GPT2LMHeadModel, root: Path, heads: int, folder: Path) ->
                 tensor[vocabulary[piece]] = value[before[piece]]
         else:
             tensor.copy_(value.T if value.ndim == 2 and not name.startswith("w") else value)
-    return int(checkpoint.details["iteration"])
+    return int(checkpoint.info.details["iteration"])
 
 
 def write_shards(model: GPT2LMHeadModel, root: Path, step: int) -> None:

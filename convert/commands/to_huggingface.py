@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from convert import conversion as copying
-from convert.checkpoint import DType
 from convert.formats.huggingface import HEADER_BYTES, write_huggingface
 from convert.formats.tokenizer_files import add_tokenizer_option, save_for_huggingface, tokenizer_for, tokens_for
 from convert.formats.uer_layer_norm import with_layer_norm
 from convert.source import open_source
+from convert.tensors import DType
 from tf_model.config import STANDARD
 
 HELP = "a checkpoint -> a Hugging Face folder: safetensors, config.json, generation_config.json, the tokenizer's files"

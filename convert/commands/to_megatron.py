@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from convert import conversion as copying
-from convert.checkpoint import DType
 from convert.formats.megatron import megatron_lm
 from convert.formats.megatron.cpm_writer import (
     check_ranks,
@@ -21,6 +20,7 @@ from convert.formats.megatron.cpm_writer import (
 from convert.formats.megatron.megatron_lm_writer import check_config, padded_vocab_size, write_megatron_lm
 from convert.formats.uer_layer_norm import with_layer_norm
 from convert.source import open_source
+from convert.tensors import DType
 from support.errors import ConvertError
 from tf_model.config import STANDARD
 

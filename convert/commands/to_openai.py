@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from convert import conversion as copying
-from convert.checkpoint import DType
 from convert.formats.openai_tf1 import HEADER_BYTES, check_config, write_openai_tf1
 from convert.formats.tokenizer_files import add_tokenizer_option, save_for_openai, tokenizer_for
 from convert.formats.uer_layer_norm import with_layer_norm
 from convert.source import open_source
+from convert.tensors import DType
 from support.messages import pluralize
 from tf_model.config import STANDARD
 from tokenization import ByteBPETokenizer

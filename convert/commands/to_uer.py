@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from convert import conversion as copying
-from convert.checkpoint import DType
 from convert.formats.tokenizer_files import add_tokenizer_option, save_for_uer, tokenizer_for
 from convert.formats.uer import check_writable, uer_bytes, write_uer
 from convert.formats.uer_layer_norm import with_layer_norm
 from convert.source import open_source
+from convert.tensors import DType
 from tf_model.config import STANDARD, UER
 
 HELP = "a checkpoint -> UER-py's format: model.bin, its config.json, the tokenizer's files"

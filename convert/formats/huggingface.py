@@ -17,23 +17,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.checkpoint import Array, Checkpoint, DType, same_values
+from convert.checkpoint import Checkpoint, CheckpointInfo
 from convert.formats import safetensors_file as safetensors
 from convert.formats.heads import choose_heads
 from convert.formats.tensor_map import (
-    Names,
-    Part,
-    Source,
-    TableCheckpoint,
-    check_names,
+    ExpectedTensors,
+    LazyTensor,
+    TensorMapCheckpoint,
+    TensorRecipe,
+    check_tensors,
+    copy_transposed,
+    copy_whole,
     count_layers,
     matrix_shape,
-    torch_sources,
-    transposed,
-    transposed_blocks,
-    whole,
+    torch_tensors,
 )
 from convert.formats.tokenizer_files import has_tokenizer
+from convert.tensors import Array, DType, same_values, transposed_blocks
 from convert.torch_format.reader import load
 from exports.generation_config import OptionError, read_defaults
 from exports.saved_model_folder import CONFIG, GENERATION_CONFIG
@@ -124,22 +124,22 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _sources(weights: Path) -> dict[str, Source]:
+def _sources(weights: Path) -> dict[str, LazyTensor]:
     """All tensors of a folder by name."""
     header = safetensors.read_header if ".safetensors" in weights.name else _torch_header
     return safetensors.read_index(weights, header) if weights.name.endswith(INDEX) else header(weights)
 
 
-def _torch_header(file: Path) -> dict[str, Source]:
+def _torch_header(file: Path) -> dict[str, LazyTensor]:
     """The tensors of a file of ``torch.save``, by name."""
     state = load(file)
     if not isinstance(state, dict):
         raise CheckpointError(f"{file}: expected a dict of tensors, found {short_repr(state)}")
-    return torch_sources(file, state)
+    return torch_tensors(file, state)
 
 
 def _open(
-    folder: Path, values: Mapping[str, Any], sources: dict[str, Source], n_head: int | None, any_heads: bool
+    folder: Path, values: Mapping[str, Any], sources: dict[str, LazyTensor], n_head: int | None, any_heads: bool
 ) -> Checkpoint:
     where = folder / CONFIG
     prefix = _PREFIX if f"{_PREFIX}wte.weight" in sources else ""
@@ -151,9 +151,9 @@ def _open(
     is_copy = config.tie_word_embeddings and _HEAD in sources
     if is_copy:
         expected[_HEAD] = (config.vocab_size, config.n_embd)
-    check_names(folder, sources, Names(expected, lambda name: _MASKS.fullmatch(name) is not None))
-    parts = {
-        name: Part([sources[_name(name, prefix)]], transposed if _LINEAR.fullmatch(name) else whole)
+    check_tensors(folder, sources, ExpectedTensors(expected, lambda name: _MASKS.fullmatch(name) is not None))
+    recipes = {
+        name: TensorRecipe([sources[_name(name, prefix)]], copy_transposed if _LINEAR.fullmatch(name) else copy_whole)
         for name in config.tensor_shapes()
     }
     notes = [] if values else [f"{folder}: no {CONFIG}: taken for a GPT-2 with the tanh gelu and an epsilon of 1e-5"]
@@ -163,14 +163,18 @@ def _open(
     if is_copy:
         embedding, copy = sources[_name("wte.weight", prefix)], sources[_HEAD]
         check = lambda: _check_tied(where, embedding, copy)  # noqa: E731
-    return TableCheckpoint(
-        NAME, config, parts, notes=notes, tokens=tokens_of(folder, values, config.vocab_size),
-        tokenizer=folder if has_tokenizer(folder) else None, check=check,
-    )  # fmt: skip
+    return TensorMapCheckpoint(
+        config,
+        recipes,
+        CheckpointInfo(NAME, notes=tuple(notes)),
+        tokens=tokens_of(folder, values, config.vocab_size),
+        tokenizer=folder if has_tokenizer(folder) else None,
+        check=check,
+    )
 
 
 def _config(
-    folder: Path, values: Mapping[str, Any], sources: Mapping[str, Source], prefix: str, n_head: int | None,
+    folder: Path, values: Mapping[str, Any], sources: Mapping[str, LazyTensor], prefix: str, n_head: int | None,
     any_heads: bool,
 ) -> GPT2Config:  # fmt: skip
     """The sizes by the tensors, everything else by ``config.json``, which must not say other sizes.
@@ -212,7 +216,7 @@ def _name(canonical: str, prefix: str) -> str:
     return canonical if canonical == _HEAD else f"{prefix}{canonical}"
 
 
-def _check_tied(where: Path, embedding: Source, head: Source) -> None:
+def _check_tied(where: Path, embedding: LazyTensor, head: LazyTensor) -> None:
     """The copy of a tied output matrix has to be one: which of the two was meant, nothing else would tell."""
     if not same_values(embedding.numpy(), head.numpy()):
         raise CheckpointError(

@@ -14,28 +14,28 @@ epsilon of 1e-5, a feed-forward layer of 4 times the hidden size, the token embe
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from convert.checkpoint import Array, Checkpoint, DType
+from convert.checkpoint import Checkpoint, CheckpointInfo
 from convert.formats.heads import choose_heads
 from convert.formats.huggingface import read_json, write_json
 from convert.formats.tensor_map import (
-    Names,
-    Part,
-    Source,
-    TableCheckpoint,
-    check_names,
+    ExpectedTensors,
+    LazyTensor,
+    TensorMapCheckpoint,
+    TensorRecipe,
+    check_tensors,
+    copy_transposed,
+    copy_whole,
     count_layers,
     matrix_shape,
-    transposed,
-    transposed_blocks,
-    whole,
 )
 from convert.formats.tf_checkpoint import INDEX, open_bundle, prefix_of, prefixes
 from convert.formats.tokenizer_files import has_tokenizer
 from convert.formats.uer_layer_norm import advice
+from convert.tensors import Array, DType, transposed_blocks
 from support.errors import CheckpointError, ConvertError
 from support.messages import list_names, short_repr
 from support.tensorflow_runtime import quiet_stderr
@@ -157,7 +157,7 @@ def _tracked(tracker: Path) -> str:
 
 
 def _open(
-    folder: Path, name: str, values: Mapping[str, Any], sources: Mapping[str, Source], files: list[Path],
+    folder: Path, name: str, values: Mapping[str, Any], sources: Mapping[str, LazyTensor], files: list[Path],
     n_head: int | None, any_heads: bool,
 ) -> Checkpoint:  # fmt: skip
     where, index = folder / HPARAMS, folder / (name + INDEX)
@@ -185,22 +185,30 @@ def _open(
         ancestors = (found[:end] for end, letter in enumerate(found) if letter == "/")
         return not found.startswith("model/") or any(ancestor in expected for ancestor in ancestors)
 
-    check_names(index, sources, Names(expected, ignored))
+    check_tensors(index, sources, ExpectedTensors(expected, ignored))
+    recipes = {
+        canonical: TensorRecipe([sources[_name(canonical)]], _assemble(canonical))
+        for canonical in config.tensor_shapes()
+    }
     step = _step(name)
-    checkpoint = TableCheckpoint(
+    info = CheckpointInfo(
         NAME,
+        tuple(files),
+        details={} if step is None else {"iteration": step},
+        left_out=tuple(dict.fromkeys(other.rpartition("/")[2] for other in sources if other not in expected)),
+    )
+    return TensorMapCheckpoint(
         config,
         {
-            canonical: Part([sources[_name(canonical)]], transposed if _LINEAR.fullmatch(canonical) else whole)
+            canonical: TensorRecipe(
+                [sources[_name(canonical)]], copy_transposed if _LINEAR.fullmatch(canonical) else copy_whole
+            )
             for canonical in config.tensor_shapes()
         },
-        details={} if step is None else {"iteration": step},
-        left_out=list(dict.fromkeys(other.rpartition("/")[2] for other in sources if other not in expected)),
+        info,
         tokens=SpecialTokens(vocab_size - 1, vocab_size - 1) if vocab_size == _VOCABULARY else None,
         tokenizer=folder if has_tokenizer(folder) else None,
     )
-    checkpoint.files = files
-    return checkpoint
 
 
 def _name(canonical: str) -> str:
@@ -211,6 +219,10 @@ def _name(canonical: str) -> str:
         return f"model/{path[0]}"
     letter = "b" if kind == "bias" else "g" if path[-1].startswith("ln_") else "w"
     return f"model/{layer}{'/'.join(path)}/{letter}"
+
+
+def _assemble(canonical: str) -> Callable[[Sequence[Array], Array], None]:
+    return copy_transposed if _LINEAR.fullmatch(canonical) else copy_whole
 
 
 def _shape(canonical: str, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from convert.checkpoint import BFLOAT16, Array, DType
-from convert.formats.tensor_map import Source
+from convert.formats.tensor_map import LazyTensor
+from convert.tensors import BFLOAT16, Array, DType
 from support.errors import CheckpointError
 from support.messages import list_names
 
@@ -39,7 +39,7 @@ _MAX_HEADER = 100_000_000
 
 @dataclasses.dataclass(frozen=True)
 class SafeTensor:
-    """A tensor of a safetensors file: a ``Source``. The format has no checksums."""
+    """A tensor of a safetensors file: a ``LazyTensor``. The format has no checksums."""
 
     file: Path
     name: str
@@ -56,7 +56,7 @@ class SafeTensor:
             raise CheckpointError(f"{self.file}: cannot be read: {error}") from error
 
 
-def read_header(file: Path) -> dict[str, Source]:
+def read_header(file: Path) -> dict[str, LazyTensor]:
     """The tensors of a file by name.
 
     Raises:
@@ -82,7 +82,7 @@ def read_header(file: Path) -> dict[str, Source]:
         raise CheckpointError(f"{file}: expected a safetensors file, its header is no object: damaged")
     header.pop("__metadata__", None)
     start, end = 8 + length, 0
-    tensors: dict[str, Source] = {}
+    tensors: dict[str, LazyTensor] = {}
     for name, (begin, entry) in sorted(((n, _entry(file, n, e)) for n, e in header.items()), key=lambda x: x[1][0]):
         if begin != end:
             raise CheckpointError(f"{file}: {list_names([name])}: begins at byte {begin}, expected {end}: damaged")
@@ -114,7 +114,7 @@ def _entry(file: Path, name: str, entry: Any) -> tuple[int, SafeTensor]:
     return begin, SafeTensor(file, name, tuple(shape), found, 0)
 
 
-def read_index(index: Path, header: Callable[[Path], dict[str, Source]] = read_header) -> dict[str, Source]:
+def read_index(index: Path, header: Callable[[Path], dict[str, LazyTensor]] = read_header) -> dict[str, LazyTensor]:
     """The tensors of all files that an index names, each in the file that it says.
 
     Args:
@@ -124,7 +124,7 @@ def read_index(index: Path, header: Callable[[Path], dict[str, Source]] = read_h
     Raises:
         CheckpointError: the index or a file cannot be read, or they contradict each other.
     """
-    tensors: dict[str, Source] = {}
+    tensors: dict[str, LazyTensor] = {}
     for file, names in files_of(index).items():
         found = header(file)
         if missing := [name for name in names if name not in found]:

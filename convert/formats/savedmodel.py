@@ -21,12 +21,21 @@ from typing import Any
 
 import numpy as np
 
-from convert.checkpoint import Array, Checkpoint, DType
+from convert.checkpoint import Checkpoint, CheckpointInfo
 from convert.formats.heads import choose_heads
 from convert.formats.huggingface import read_json, tokens_of
-from convert.formats.tensor_map import Names, Part, Source, TableCheckpoint, check_names, nbytes, whole
+from convert.formats.tensor_map import (
+    ExpectedTensors,
+    LazyTensor,
+    TensorMapCheckpoint,
+    TensorRecipe,
+    check_tensors,
+    copy_whole,
+    tensor_bytes,
+)
 from convert.formats.tf_checkpoint import open_bundle
 from convert.formats.tokenizer_files import has_tokenizer
+from convert.tensors import Array, DType
 from exports.assets import GENERATION_DEFAULTS
 from exports.saved_model_folder import CONFIG
 from support.errors import CheckpointError
@@ -50,10 +59,10 @@ def weight_name(key: str) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Dequantized:
-    """An int8 matrix ``[out, in]`` times the scales ``[out]`` of its rows: a ``Source`` of float32."""
+    """An int8 matrix ``[out, in]`` times the scales ``[out]`` of its rows: a ``LazyTensor`` of float32."""
 
-    weight: Source
-    scale: Source
+    weight: LazyTensor
+    scale: LazyTensor
     transposed: bool
     """The weight is stored as ``[in, out]``."""
 
@@ -142,7 +151,9 @@ def _open(folder: Path, n_head: int | None, any_heads: bool) -> Checkpoint:
         if (name := weight_name(key)) is not None
     }
     stored = stored_tensors(config, dtype)
-    check_names(folder / "variables", sources, Names({name: tensor.shape for name, tensor in stored.items()}))
+    check_tensors(
+        folder / "variables", sources, ExpectedTensors({name: tensor.shape for name, tensor in stored.items()})
+    )
     for name, tensor in stored.items():
         if sources[name].dtype.name != tensor.dtype:
             raise CheckpointError(
@@ -150,27 +161,30 @@ def _open(folder: Path, n_head: int | None, any_heads: bool) -> Checkpoint:
                 f"{sources[name].dtype.name}"
             )
     quantized = {name for name in stored if name + SCALE in stored}
-    parts = {
-        name: Part(
+    recipes = {
+        name: TensorRecipe(
             [
                 Dequantized(sources[name], sources[name + SCALE], is_transposed(name, dtype))
                 if name in quantized
                 else sources[name]
             ],
-            whole,
+            copy_whole,
         )
         for name in config.tensor_shapes()
     }
-    checkpoint = TableCheckpoint(
+    rounded = f"the weights are those of {dtype}, not of the original: they were rounded then"
+    info = CheckpointInfo(
         NAME,
-        config,
-        parts,
+        tuple(files),
+        sum(tensor_bytes(sources[name]) for name in stored),
         details={"quantized": dtype} if quantized else {},
-        notes=[f"the weights are those of {dtype}, not of the original: they were rounded then"] if quantized else [],
+        notes=(rounded,) if quantized else (),
+    )
+    return TensorMapCheckpoint(
+        config,
+        recipes,
+        info,
         tokens=_tokens(assets, values, config.vocab_size),
         # BERT's vocabulary keeps its name, which may be anything.
         tokenizer=assets if has_tokenizer(assets) or any(assets.glob("*.txt")) else None,
     )
-    checkpoint.files = files
-    checkpoint.nbytes = sum(nbytes(sources[name]) for name in stored)
-    return checkpoint

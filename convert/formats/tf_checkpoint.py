@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from convert.checkpoint import Array, DType
+from convert.tensors import Array, DType
 from support.errors import CheckpointError
 from support.messages import list_names
 from support.tensorflow_runtime import one_line_message, quiet_stderr
@@ -30,8 +30,8 @@ _POINTER = b"version https://git-lfs"
 
 
 @dataclasses.dataclass(frozen=True)
-class BundleSource:
-    """A tensor of a checkpoint of TensorFlow: a ``Source``. Its values are checked as they are read."""
+class BundleTensor:
+    """A tensor of a checkpoint of TensorFlow: a ``LazyTensor``. Its values are checked as they are read."""
 
     file: Path
     name: str
@@ -93,7 +93,7 @@ def data_files(prefix: Path) -> list[Path]:
 
 def open_bundle(
     prefix: Path, wanted: Callable[[str], bool] = lambda key: True
-) -> tuple[dict[str, BundleSource], list[Path]]:
+) -> tuple[dict[str, BundleTensor], list[Path]]:
     """The tensors of a checkpoint by name, and the files that their values are in; only the index is read.
 
     Args:
@@ -125,7 +125,7 @@ def open_bundle(
         reader = tf.compat.v1.train.NewCheckpointReader(str(prefix))
         shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
         sources = {
-            key: BundleSource(where, key, tuple(shape), _numpy(dtypes[key]), key, reader)
+            key: BundleTensor(where, key, tuple(shape), _numpy(dtypes[key]), key, reader)
             for key, shape in sorted(shapes.items())
             if wanted(key)
         }

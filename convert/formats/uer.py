@@ -16,23 +16,24 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.checkpoint import Array, Checkpoint, DType, same_values
+from convert.checkpoint import Checkpoint, CheckpointInfo
 from convert.formats.heads import choose_heads
 from convert.formats.huggingface import read_json, write_json
 from convert.formats.tensor_map import (
-    Names,
-    Part,
-    Source,
-    TableCheckpoint,
-    TorchSource,
-    check_names,
+    ExpectedTensors,
+    LazyTensor,
+    TensorMapCheckpoint,
+    TensorRecipe,
+    TorchTensor,
+    check_tensors,
+    concat_rows,
+    copy_whole,
     count_layers,
     matrix_shape,
-    rows,
-    torch_sources,
-    whole,
+    torch_tensors,
 )
 from convert.formats.tokenizer_files import has_tokenizer
+from convert.tensors import Array, DType, same_values
 from convert.torch_format.reader import load
 from convert.torch_format.writer import Pending, writing
 from support.errors import CheckpointError
@@ -134,14 +135,14 @@ def open_uer(
     if not isinstance(state, dict):
         raise CheckpointError(f"{file}: expected a dict of tensors, found {short_repr(state)}")
     try:
-        return _open(file, torch_sources(file, _without_prefix(state)), n_head, any_heads)
+        return _open(file, torch_tensors(file, _without_prefix(state)), n_head, any_heads)
     except ConfigError as error:
         raise CheckpointError(f"{file}: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{error.filename or file}: cannot be read: {error.strerror}") from error
 
 
-def _open(file: Path, sources: dict[str, Source], n_head: int | None, any_heads: bool) -> Checkpoint:
+def _open(file: Path, sources: dict[str, LazyTensor], n_head: int | None, any_heads: bool) -> Checkpoint:
     (embedding,), (head,) = source_names("wte.weight"), source_names("lm_head.weight")
     vocab_size, n_embd = matrix_shape(file, sources, embedding)
     n_positions, _ = matrix_shape(file, sources, source_names("wpe.weight")[0])
@@ -166,10 +167,13 @@ def _open(file: Path, sources: dict[str, Source], n_head: int | None, any_heads:
         for names in [source_names(name)]
         for source in names
     }
-    check_names(file, {name: s for name, s in sources.items() if name != head or name in expected}, Names(expected))
-    parts = {name: Part([sources[n] for n in names], rows if len(names) > 1 else whole)
+    check_tensors(
+        file, {name: s for name, s in sources.items() if name != head or name in expected}, ExpectedTensors(expected)
+    )
+    recipes = {name: TensorRecipe([sources[n] for n in names], concat_rows if len(names) > 1 else copy_whole)
              for name in shapes for names in [source_names(name)]}  # fmt: skip
-    return TableCheckpoint(NAME, config, parts, tokenizer=file.parent if has_tokenizer(file.parent) else None)
+    tokenizer = file.parent if has_tokenizer(file.parent) else None
+    return TensorMapCheckpoint(config, recipes, CheckpointInfo(NAME), tokenizer=tokenizer)
 
 
 def _config_of(file: Path, sizes: Mapping[str, int]) -> Mapping[str, Any]:
@@ -191,9 +195,9 @@ def _config_of(file: Path, sizes: Mapping[str, int]) -> Mapping[str, Any]:
     return values
 
 
-def _is_same(embedding: Source, head: Source) -> bool:
+def _is_same(embedding: LazyTensor, head: LazyTensor) -> bool:
     """Whether the output matrix is the embedding: in one storage, or a copy of it."""
-    if isinstance(embedding, TorchSource) and isinstance(head, TorchSource):
+    if isinstance(embedding, TorchTensor) and isinstance(head, TorchTensor):
         ours, theirs = embedding.ref, head.ref
         if (ours.storage, ours.offset, ours.shape) == (theirs.storage, theirs.offset, theirs.shape):
             return True
@@ -206,7 +210,7 @@ def check_writable(checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: it has not, and why.
     """
-    config, file = checkpoint.config, checkpoint.files[0]
+    config, file = checkpoint.config, checkpoint.info.where
     if config.scale_attn_by_inverse_layer_idx:
         raise CheckpointError(f"{file}: attention scaled by the layer's number: UER-py has no such model")
     if config.activation_function not in (*TANH_GELU, *_ACTIVATIONS.values()):

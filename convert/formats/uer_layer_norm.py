@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from convert.checkpoint import Array, Checkpoint, DType, check_finite, empty
-from convert.tensors import assign
+from convert.checkpoint import Checkpoint
+from convert.tensors import Array, DType, assign, check_finite, empty
 from support.errors import ConvertError
 from tf_model.config import STANDARD, UER, GPT2Config
 
@@ -26,26 +26,23 @@ PLAIN_EPSILON = 1e-5
 _WEIGHT = re.compile(r"(h\.\d+\.ln_[12]|ln_f)\.weight")
 
 
-class Adapted:
+class LayerNormAdapter:
     """A ``Checkpoint`` whose layer norms have another kind; everything else is the one that it is made of."""
 
     def __init__(self, checkpoint: Checkpoint, config: GPT2Config, factor: float, notes: Sequence[str] = ()) -> None:
-        self._checkpoint, self._factor = checkpoint, factor
-        self.config = config
-        self.format, self.details = checkpoint.format, checkpoint.details
-        self.dtypes, self.files, self.nbytes = checkpoint.dtypes, checkpoint.files, checkpoint.nbytes
-        self.without_checksums, self.left_out = checkpoint.without_checksums, checkpoint.left_out
-        self.notes = [*checkpoint.notes, *notes]
+        self.config, self.dtypes = config, checkpoint.dtypes
         self.tokens, self.tokenizer = checkpoint.tokens, checkpoint.tokenizer
+        self.info = dataclasses.replace(checkpoint.info, notes=(*checkpoint.info.notes, *notes))
+        self._checkpoint, self._factor = checkpoint, factor
 
     def read(self, name: str, dtype: DType, buffer: Array | None = None) -> Array:
-        """As ``Checkpoint.read``."""
+        """Read a tensor as ``Checkpoint.read``."""
         if self._factor == 1 or not _WEIGHT.fullmatch(name):
             return self._checkpoint.read(name, dtype, buffer)
         values = self._checkpoint.read(name, np.dtype(np.float64)) * self._factor
         out = empty(values.shape, dtype, buffer)
         assign(out, values)
-        check_finite(name, out, self.files[0], [(self.files[0], values)])
+        check_finite(name, out, self.info.where, [(self.info.where, values)])
         return out
 
 
@@ -61,7 +58,7 @@ def with_layer_norm(checkpoint: Checkpoint, kind: str, *, copy: bool = False) ->
     Raises:
         ConvertError: layer norms of ``kind`` cannot compute that.
     """
-    config, file = checkpoint.config, checkpoint.files[0]
+    config, file = checkpoint.config, checkpoint.info.where
     if config.layer_norm == kind:
         return checkpoint
     if config.n_embd == 1:
@@ -88,7 +85,7 @@ def with_layer_norm(checkpoint: Checkpoint, kind: str, *, copy: bool = False) ->
     biased = math.sqrt(1 - 1 / config.n_embd)
     factor = 1.0 if copy else biased if kind == STANDARD else 1 / biased
     changed = dataclasses.replace(config, layer_norm=kind, layer_norm_epsilon=epsilon)
-    return Adapted(checkpoint, changed, factor, notes)
+    return LayerNormAdapter(checkpoint, changed, factor, notes)
 
 
 def advice(config: GPT2Config) -> str:

@@ -27,7 +27,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from convert.checkpoint import Array, DType, row_blocks
+from convert.tensors import Array, DType, row_blocks
 from convert.torch_format.tensor_refs import KNOWN, StorageType
 
 Values = Array | Iterable[Array]

@@ -21,11 +21,12 @@ from typing import IO
 
 import numpy as np
 
-from convert.checkpoint import Array, Checkpoint, widest
+from convert.checkpoint import Checkpoint
 from convert.commands.options import CHECKPOINT_HELP, add_source_options
 from convert.dtype_choice import check_runs_here
 from convert.formats.registry import is_known
 from convert.source import SourceOptions
+from convert.tensors import Array, widest
 from convert.verification.logits_sources import (
     MAPPED,
     check_signature,
@@ -205,8 +206,8 @@ def verify(
 def _spool_shown(
     what: str, checkpoint: Checkpoint, source: SourceOptions | None, prompts: list[list[int]], output: Path, quiet: bool
 ) -> None:
-    with progress(what, checkpoint.nbytes, quiet=quiet) as done:
-        spool(checkpoint, source, prompts, output, lambda share: done(round(share * checkpoint.nbytes)))
+    with progress(what, checkpoint.info.nbytes, quiet=quiet) as done:
+        spool(checkpoint, source, prompts, output, lambda share: done(round(share * checkpoint.info.nbytes)))
 
 
 def _spooled(file: IO[bytes], vocab_size: int) -> Callable[[list[int]], Callable[[int, int], Array]]:

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from convert.checkpoint import Array, Checkpoint
+from convert.checkpoint import Checkpoint
 from convert.source import SourceOptions
+from convert.tensors import Array
 from exports.prune import prune
 from exports.saved_model_folder import CONFIG
 from support.errors import ConvertError
@@ -49,18 +50,20 @@ def spool(
     Raises:
         ConvertError: as ``spool_logits``.
     """
-    is_cpm = checkpoint.format == "megatron"
+    is_cpm = checkpoint.info.format == "megatron"
     if "torch" in sys.modules or (source is None and not is_cpm):
         from convert.verification.megatron_forward import MegatronReference, Reference, spool_logits
         from convert.verification.reference_forward import CheckpointReference
 
         heads = checkpoint.config.n_head
-        reference: Reference = MegatronReference(checkpoint.files, heads) if is_cpm else CheckpointReference(checkpoint)
+        reference: Reference = (
+            MegatronReference(checkpoint.info.files, heads) if is_cpm else CheckpointReference(checkpoint)
+        )
         spool_logits(reference, prompts, output, on_progress)
         return
     task: dict[str, Any] = {"prompts": prompts, "output": str(output)}
     if is_cpm:
-        task.update(files=[str(file) for file in checkpoint.files], n_head=checkpoint.config.n_head)
+        task.update(files=[str(file) for file in checkpoint.info.files], n_head=checkpoint.config.n_head)
     elif source is not None:
         task.update(source=source.to_dict())
     module = "convert.verification.megatron_forward" if is_cpm else "convert.verification.reference_forward"

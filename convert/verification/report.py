@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from convert.checkpoint import Array
+from convert.tensors import Array
 from support.errors import ConvertError
 
 _BLOCK = 1 << 18

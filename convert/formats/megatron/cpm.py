@@ -17,11 +17,12 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from convert.checkpoint import FLOATS, Array, Checkpoint, DType, check_finite, empty, widest
+from convert.checkpoint import Checkpoint, CheckpointInfo
 from convert.formats.heads import choose_heads, noted_heads
 from convert.formats.megatron.rank_files import RankFile, check_saved_ranks, find
 from convert.formats.megatron.ranks import check_parts
 from convert.formats.megatron.sharding import COLUMN, QKV, REPLICATED, ROW, ShardingError, Split, merge, shard_shape
+from convert.tensors import FLOATS, Array, DType, check_finite, empty, widest
 from convert.torch_format.reader import TensorRef, load
 from support.errors import CheckpointError
 from support.messages import list_names, pluralize, short_repr
@@ -217,27 +218,29 @@ def _check_numbers(shards: list[_Shard]) -> int | None:
 class MegatronCheckpoint:
     """A ``Checkpoint`` of p shards, opened by ``open_megatron``; nothing but headers has been read so far."""
 
-    format = "megatron"
     tokenizer: Path | None = None
 
     def __init__(self, config: GPT2Config, shards: list[_Shard], iteration: int | None) -> None:
         self.config = config
         self.tokens: SpecialTokens | None = CPM_TOKENS if config.vocab_size > 7 else None  # its ids are 5 and 7
-        self.details: dict[str, str | int] = {"tensor_parallel": len(shards)}
+        details: dict[str, str | int] = {"tensor_parallel": len(shards)}
         if iteration is not None:
-            self.details["iteration"] = iteration
-        self.files = [shard.file for shard in shards]
+            details["iteration"] = iteration
         self._refs = {
             name: [shard.tensors[source_name(name)[0]] for shard in shards] for name in config.tensor_shapes()
         }
         self.dtypes: Mapping[str, DType] = {
             name: widest(ref.dtype for ref in refs) for name, refs in self._refs.items()
         }
-        self.nbytes = sum(ref.nbytes for refs in self._refs.values() for ref in refs)
         storages = [ref.storage for refs in self._refs.values() for ref in refs]
-        self.without_checksums = sorted({storage.file for storage in storages if storage.crc is None})
-        self.notes: list[str] = []
-        self.left_out = list(dict.fromkeys(name for shard in shards for name in shard.left_out))
+        self.info = CheckpointInfo(
+            "megatron",
+            tuple(shard.file for shard in shards),
+            sum(ref.nbytes for refs in self._refs.values() for ref in refs),
+            details,
+            left_out=tuple(dict.fromkeys(name for shard in shards for name in shard.left_out)),
+            without_checksums=tuple(sorted({storage.file for storage in storages if storage.crc is None})),
+        )
         self._shapes = config.tensor_shapes()
         self._checked: set[tuple[Path, str]] = set()
 
@@ -256,11 +259,11 @@ class MegatronCheckpoint:
         shards = [ref.numpy() for ref in refs]
         whole = empty(self._shapes[name], dtype, buffer)
         merge(shards, kind, whole)
-        sources = list(zip(self.files, shards, strict=True))
+        sources = list(zip(self.info.files, shards, strict=True))
         check_parts(source, kind, sources)
         if kind is REPLICATED:
             del sources[1:]
-        check_finite(source, whole, self.files[0].parent, sources)
+        check_finite(source, whole, self.info.files[0].parent, sources)
         return whole
 
 

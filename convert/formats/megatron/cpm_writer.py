@@ -15,11 +15,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.checkpoint import Array, Checkpoint, DType
+from convert.checkpoint import Checkpoint
 from convert.formats.megatron.cpm import BOOKKEEPING, source_name
 from convert.formats.megatron.rank_files import DEEPSPEED_NAME, RELEASE, TRACKER, iteration_of
 from convert.formats.megatron.sharding import Split, shard_shape, split
 from convert.formats.uer_layer_norm import PLAIN_EPSILON, advice
+from convert.tensors import Array, DType
 from convert.torch_format.writer import Pending, writing
 from support.errors import ConvertError
 from support.messages import list_names
@@ -85,7 +86,7 @@ def check_writable(checkpoint: Checkpoint) -> None:
         for name, values in _ALWAYS.items()
         if getattr(config, name) not in values
     ]
-    if checkpoint.format != "megatron" and config.n_inner != 4 * config.n_embd:
+    if checkpoint.info.format != "megatron" and config.n_inner != 4 * config.n_embd:
         problems.append(f"n_inner is {config.n_inner}, there it is always {4 * config.n_embd}")
     if problems:
         raise ConvertError(f"CPM's Megatron format cannot hold this model: {'; '.join(problems)}: {advice(config)}")
@@ -107,9 +108,10 @@ def shard_bytes(
 
 def named_iteration(checkpoint: Checkpoint) -> int | str:
     """What the iteration of a copy is called: as its source, where that is a Megatron checkpoint; else ``release``."""
-    inside = checkpoint.details.get("iteration")
+    inside = checkpoint.info.details.get("iteration")
     number = inside if isinstance(inside, int) and 0 < inside < 10**15 else None
-    return iteration_of(checkpoint.files[0]) or number or RELEASE
+    files = checkpoint.info.files
+    return (iteration_of(files[0]) if files else None) or number or RELEASE
 
 
 def write_megatron(
@@ -134,7 +136,7 @@ def write_megatron(
     check_writable(checkpoint)
     check_ranks(checkpoint.config, p)
     iteration = named_iteration(checkpoint)
-    number = checkpoint.details.get("iteration", iteration)
+    number = checkpoint.info.details.get("iteration", iteration)
     rest: dict[str, Any] = {**BOOKKEEPING, "mp_world_size": p}
     if isinstance(number, int):  # upstream asks for none in a release
         rest["iteration"] = number

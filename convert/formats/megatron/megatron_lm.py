@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convert.checkpoint import Array, Checkpoint, same_values
+from convert.checkpoint import Checkpoint, CheckpointInfo
 from convert.formats.heads import choose_heads
 from convert.formats.megatron.megatron_lm_files import find
 from convert.formats.megatron.ranks import check_parts
 from convert.formats.megatron.sharding import COLUMN, QKV, REPLICATED, ROW, Split, merge, shard_shape
-from convert.formats.tensor_map import Part, Source, TableCheckpoint, matrix_shape, torch_sources
-from convert.tensors import assign
+from convert.formats.tensor_map import LazyTensor, TensorMapCheckpoint, TensorRecipe, matrix_shape, torch_tensors
+from convert.tensors import Array, assign, same_values
 from convert.torch_format.pickle_values import Placeholder
 from convert.torch_format.reader import load
 from support.errors import CheckpointError
@@ -84,7 +84,7 @@ class _Shard(NamedTuple):
     """One file: its tensors by normalised name, its args, and what of ``top`` is left out."""
 
     file: Path
-    tensors: dict[str, Source]
+    tensors: dict[str, LazyTensor]
     args: Mapping[str, Any]
     version: str
     iteration: int | None
@@ -147,7 +147,7 @@ def _load_shard(file: Path) -> _Shard:
     number = top.get("iteration")
     known = {"model", "args", "checkpoint_version", "iteration"}
     left_out = [str(key) for key, value in top.items() if key not in known and value is not None]
-    tensors = torch_sources(file, {name: value for name, value in flat.items() if not name.endswith("_extra_state")})
+    tensors = torch_tensors(file, {name: value for name, value in flat.items() if not name.endswith("_extra_state")})
     values = values if isinstance(values, dict) else {}
     return _Shard(file, tensors, values, version, number if type(number) is int else None, left_out)
 
@@ -187,7 +187,7 @@ def _open(path: Path, stages: list[list[_Shard]], n_head: int | None, any_heads:
                 raise CheckpointError(f"{shard.file}: {what} is {ours}, that of {first.file} {theirs}: mixed-up files")
     offsets = _check_names(stages)
     config, rows = _config(path, stages, offsets[-1], n_head, any_heads)
-    parts = {}
+    recipes = {}
     for name in config.tensor_shapes():
         ranks, local = _place(name, stages, offsets)
         source, kind = source_name(local)
@@ -200,7 +200,7 @@ def _open(path: Path, stages: list[list[_Shard]], n_head: int | None, any_heads:
                     f"{tensor.file}: {source}: expected the shape {list(expected)} on each of {pluralize(p, 'rank')}, "
                     f"found {list(tensor.shape)}"
                 )
-        parts[name] = Part(sources, _put(sources, kind, first.version, config.n_head // p))
+        recipes[name] = TensorRecipe(sources, _put(sources, kind, first.version, config.n_head // p))
     details: dict[str, str | int] = {"checkpoint_version": first.version, "tensor_parallel": p}
     if len(stages) > 1:
         details["pipeline_parallel"] = len(stages)
@@ -211,8 +211,11 @@ def _open(path: Path, stages: list[list[_Shard]], n_head: int | None, any_heads:
     left_out = list(dict.fromkeys(name for ranks in stages for shard in ranks for name in shard.left_out))
     tied = [(a.tensors["embedding.word_embeddings.weight"], b.tensors[_TIED])
             for a, b in zip(stages[0], stages[-1], strict=True) if _TIED in b.tensors]  # fmt: skip
-    return TableCheckpoint(
-        NAME, config, parts, details=details, left_out=left_out, check=(lambda: _check_tied(tied)) if tied else None
+    return TensorMapCheckpoint(
+        config,
+        recipes,
+        CheckpointInfo(NAME, details=details, left_out=tuple(left_out)),
+        check=(lambda: _check_tied(tied)) if tied else None,
     )
 
 
@@ -323,7 +326,9 @@ def _number(where: Path, args: Mapping[str, Any], kind: type, *names: str) -> An
     return found[0][1] if found else None
 
 
-def _put(sources: Sequence[Source], kind: Split, version: str, heads: int) -> Callable[[Sequence[Array], Array], None]:
+def _put(
+    sources: Sequence[LazyTensor], kind: Split, version: str, heads: int
+) -> Callable[[Sequence[Array], Array], None]:
     """How the parts of all ranks become the whole tensor; ``heads`` are those of one rank."""
 
     def put(parts: Sequence[Array], out: Array) -> None:
@@ -344,7 +349,7 @@ def _put(sources: Sequence[Source], kind: Split, version: str, heads: int) -> Ca
     return put
 
 
-def _check_tied(pairs: Sequence[tuple[Source, Source]]) -> None:
+def _check_tied(pairs: Sequence[tuple[LazyTensor, LazyTensor]]) -> None:
     """The last pipeline stage has the embedding again, as the output matrix."""
     for embedding, copy in pairs:
         if embedding.shape != copy.shape or not same_values(embedding.numpy(), copy.numpy()):

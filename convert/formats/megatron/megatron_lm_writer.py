@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from convert.checkpoint import Array, Checkpoint, DType
+from convert.checkpoint import Checkpoint
 from convert.formats.megatron.cpm_writer import check_ranks, named_iteration
 from convert.formats.megatron.megatron_lm import source_name, thirds
 from convert.formats.megatron.rank_files import MEGATRON_FILE, RELEASE, TRACKER
 from convert.formats.megatron.sharding import QKV, shard_shape, split
+from convert.tensors import Array, DType
 from convert.torch_format.writer import Pending, writing
 from support.errors import ConvertError
 from tf_model.config import STANDARD, TANH_GELU, GPT2Config

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from convert.checkpoint import Array, same_values
 from convert.formats.megatron.sharding import REPLICATED, Split
+from convert.tensors import Array, same_values
 from support.errors import CheckpointError
 
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from convert.checkpoint import check_finite, same_values
 from convert.formats.megatron.cpm import open_megatron
+from convert.tensors import check_finite, same_values
 from support.errors import CheckpointError
 from tests.helpers.checkpoints import Edit, State, fill_transformers, random_state, shards, write_megatron
 from tf_model.config import GPT2Config
@@ -80,12 +80,12 @@ def test_every_tensor_is_whole_again(tmp_path: Path, state: State, p: int, dtype
     files = write_megatron(tmp_path, state, p, dtype=dtype)
     assert_reads(tmp_path, {name: tensor.to(dtype) for name, tensor in state.items()})
     checkpoint = open_megatron(tmp_path, n_head=24)
-    assert checkpoint.format == "megatron"
-    assert checkpoint.details == {"tensor_parallel": p, "iteration": 80000}
-    assert checkpoint.files == files
+    assert checkpoint.info.format == "megatron"
+    assert checkpoint.info.details == {"tensor_parallel": p, "iteration": 80000}
+    assert checkpoint.info.files == tuple(files)
     replicated = sum(t.numel() for n, t in state.items() if "layernorm" in n or n.endswith(("dense.bias", "_h.bias")))
     replicated += state["position_embeddings.weight"].numel()
-    assert checkpoint.nbytes == (CONFIG.parameter_count + (p - 1) * replicated) * dtype.itemsize
+    assert checkpoint.info.nbytes == (CONFIG.parameter_count + (p - 1) * replicated) * dtype.itemsize
 
 
 @pytest.mark.parametrize("layout", ["deepspeed", "megatron"])

@@ -282,7 +282,7 @@ def test_the_file_that_is_named_is_read(tmp_path: Path) -> None:
         assert np.array_equal(value, model.transformer.ln_f.bias.detach().numpy())
     random_model().save_pretrained(tmp_path / "parts", max_shard_size="60KB")
     file = next((tmp_path / "parts").glob("model-00002-of-*"))
-    assert len(open_huggingface(file).files) > 3
+    assert len(open_huggingface(file).info.files) > 3
 
 
 def test_an_index_says_which_of_two_copies_counts(tmp_path: Path) -> None:

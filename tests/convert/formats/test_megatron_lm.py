@@ -115,7 +115,7 @@ def assert_reads(path: Path, **options: Any) -> None:
 def test_every_tensor_is_whole_again(version: float, p: int, stages: int, encoder: bool, tmp_path: Path) -> None:
     write(tmp_path, version, p, stages, encoder=encoder)
     assert_reads(tmp_path)
-    details = open_megatron_lm(tmp_path / "iter_0000500", n_head=HEADS).details
+    details = open_megatron_lm(tmp_path / "iter_0000500", n_head=HEADS).info.details
     assert details["checkpoint_version"] == ("0" if not version else str(version))
     assert details["tensor_parallel"] == p
     assert details.get("pipeline_parallel", 1) == stages
@@ -174,7 +174,7 @@ def test_padding_of_the_vocabulary_is_left_out_where_args_say_so(tmp_path: Path)
     args = {**ARGS, "padded_vocab_size": 104, "vocab_size": 96}
     write(tmp_path / "a", 3.0, 1, args=args, padding=8)
     assert_reads(tmp_path / "a")
-    assert open_megatron_lm(tmp_path / "a").details["padded_vocab_size"] == 104
+    assert open_megatron_lm(tmp_path / "a").info.details["padded_vocab_size"] == 104
     write(tmp_path / "b", 3.0, 1, args={**args, "vocab_size": None}, padding=8)
     assert open_megatron_lm(tmp_path / "b").config.vocab_size == 104
 

@@ -154,8 +154,8 @@ def test_what_a_training_leaves(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (tmp_path / "run1/model-9.meta").exists()
     for iteration, number in ((None, 2000), ("1000", 1000), ("9", 9)):
         checkpoint = open_openai_tf1(tmp_path / "run1", iteration=iteration)
-        assert checkpoint.details == {"iteration": number}
-        assert {"Adam", "Adam_1", "beta1_power", "beta2_power", "global_step"} == set(checkpoint.left_out)
+        assert checkpoint.info.details == {"iteration": number}
+        assert {"Adam", "Adam_1", "beta1_power", "beta2_power", "global_step"} == set(checkpoint.info.left_out)
         for theirs, ours in (("wte", "wte.weight"), ("h2/mlp/c_proj/w", "h.2.mlp.c_proj.weight")):
             value = checkpoint.read(ours, np.dtype(np.float32))
             expected = weights[number][f"model/{theirs}"]
@@ -183,7 +183,7 @@ def test_the_checkpoint_file_of_another_machine(text: str, tmp_path: Path) -> No
     folder = save(tmp_path, random_tensors(), "model-7")
     save(tmp_path, random_tensors(1), "model-8")
     (folder / "checkpoint").write_text(f'all_model_checkpoint_paths: "model-8"\nmodel_checkpoint_path: "{text}"\n')
-    assert open_openai_tf1(folder).details == {"iteration": 7}
+    assert open_openai_tf1(folder).info.details == {"iteration": 7}
 
 
 @pytest.mark.parametrize("letter", "*?[]\\")
@@ -195,7 +195,7 @@ def test_a_path_that_tensorflow_takes_for_a_pattern(letter: str, tmp_path: Path)
 
 def test_the_only_one_needs_no_checkpoint_file(tmp_path: Path) -> None:
     (save(tmp_path, random_tensors()) / "checkpoint").unlink()
-    assert open_openai_tf1(tmp_path).details == {}
+    assert open_openai_tf1(tmp_path).info.details == {}
 
 
 def test_sizes_are_read_from_the_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,10 +224,10 @@ def test_parts_of_the_data_in_several_files(tmp_path: Path) -> None:
     )
     (prefix.parent / "hparams.json").write_text(json.dumps(HPARAMS))
     checkpoint = open_openai_tf1(prefix.parent)
-    assert [file.name for file in checkpoint.files] == [f"model.ckpt.data-0000{i}-of-00002" for i in range(2)]
+    assert [file.name for file in checkpoint.info.files] == [f"model.ckpt.data-0000{i}-of-00002" for i in range(2)]
     run("to-openai", "--checkpoint", prefix.parent, "--output", tmp_path / "ours")
     assert_same(load(tmp_path / "ours/model.ckpt"), tensors)
-    checkpoint.files[1].unlink()
+    checkpoint.info.files[1].unlink()
     with pytest.raises(CheckpointError, match="data-00001-of-00002: missing beside it"):
         open_openai_tf1(prefix.parent)
 

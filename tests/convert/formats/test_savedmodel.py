@@ -112,14 +112,14 @@ def test_int8_is_given_as_what_it_stands_for(
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_a_reader_tells(dtype: str, models: dict[str, Path]) -> None:
     checkpoint = open_savedmodel(models[dtype])
-    assert checkpoint.format == "savedmodel"
+    assert checkpoint.info.format == "savedmodel"
     assert checkpoint.config == CONFIG
-    assert checkpoint.details == ({"quantized": dtype} if "int8" in dtype else {})
-    assert checkpoint.nbytes == sum(value.nbytes for value in stored(models[dtype]).values())
-    assert checkpoint.without_checksums == checkpoint.left_out == []
+    assert checkpoint.info.details == ({"quantized": dtype} if "int8" in dtype else {})
+    assert checkpoint.info.nbytes == sum(value.nbytes for value in stored(models[dtype]).values())
+    assert checkpoint.info.without_checksums == checkpoint.info.left_out == ()
     assert checkpoint.dtypes["h.0.ln_1.weight"].name == "float32"
     assert checkpoint.dtypes["wte.weight"].name == (dtype if "int8" not in dtype else "float32")
-    assert checkpoint.files == [models[dtype] / "variables" / "variables.data-00000-of-00001"]
+    assert checkpoint.info.files == (models[dtype] / "variables" / "variables.data-00000-of-00001",)
     assert checkpoint.tokenizer is None
     assert checkpoint.tokens
     assert checkpoint.tokens.eos_token_id == 1

@@ -176,7 +176,7 @@ def test_every_kind_of_file(change: Callable[[State], State], tmp_path: Path) ->
     state = random_state()
     file = save(tmp_path, change(state))
     checkpoint = open_uer(tmp_path, n_head=HEADS)
-    assert checkpoint.files == [file]
+    assert checkpoint.info.files == (file,)
     assert checkpoint.config.tie_word_embeddings
     qkv = torch.cat([state[f"encoder.transformer.1.self_attn.linear_layers.{i}.weight"] for i in range(3)])
     assert np.array_equal(checkpoint.read("h.1.attn.c_attn.weight", np.dtype(np.float32)), qkv.numpy())

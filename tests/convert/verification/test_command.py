@@ -139,6 +139,6 @@ def test_a_bad_checkpoint(tmp_path: Path, models: dict[str, Path], capsys: pytes
 
 
 def test_no_room_for_temporary_files(roots: dict[int, Path]) -> None:
-    files = open_checkpoint(roots[2]).files
+    files = open_checkpoint(roots[2]).info.files
     with pytest.raises(ConvertError, match=r"/dev/full: 0.00 GB cannot be written: No space left .* TMPDIR"):
         parallel_reference.spool(files, CONFIG.n_head, [[1, 2]] * 20, Path("/dev/full"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -30,7 +31,7 @@ from tf_model import layers
 class TestReference:
     @pytest.mark.parametrize("p", [1, 2, 3, 4])
     def test_is_transformers(self, p: int, roots: dict[int, Path]) -> None:
-        reference = MegatronReference(open_checkpoint(roots[p]).files, CONFIG.n_head)
+        reference = MegatronReference(open_checkpoint(roots[p]).info.files, CONFIG.n_head)
         oracle = fill_transformers(STATE, CONFIG)
         prompts = random_prompts(CONFIG)
         assert [len(prompt) for prompt in prompts] == [1, 2, 20, 33, 40]
@@ -67,7 +68,7 @@ class TestReference:
         monkeypatch.setattr(parallel_reference, "_GROUP", 30)
         monkeypatch.setattr(parallel_reference, "_ROWS", 7)
         monkeypatch.setattr(parallel_reference, "_BLOCK", 48 * 10)
-        files, prompts, shares = open_checkpoint(roots[2]).files, random_prompts(CONFIG), []
+        files, prompts, shares = open_checkpoint(roots[2]).info.files, random_prompts(CONFIG), []
         parallel_reference.spool(files, CONFIG.n_head, prompts, tmp_path / "logits", shares.append)
         monkeypatch.undo()
         expected = torch.cat(MegatronReference(files, CONFIG.n_head).logits_of(prompts)).numpy()
@@ -229,7 +230,7 @@ def test_another_models_weights_are_caught(models: dict[str, Path], tmp_path: Pa
 
 def test_ranks_in_another_order_are_caught(roots: dict[int, Path], models: dict[str, Path]) -> None:
     checkpoint = open_checkpoint(roots[2])
-    checkpoint.files.reverse()
+    checkpoint.info = dataclasses.replace(checkpoint.info, files=checkpoint.info.files[::-1])
     assert not verify(checkpoint, models["float32"]).passed
 
 
