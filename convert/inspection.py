@@ -106,7 +106,9 @@ def _open(path: Path, format: str | None, heads: int | None, iteration: str | No
     try:
         return open_checkpoint(path, n_head=heads, iteration=iteration, from_format=format), True
     except CheckpointError:  # nobody knows the heads, or something else is wrong, which comes up again
-        checkpoint = open_checkpoint(path, n_head=heads, iteration=iteration, from_format=format, any_heads=True)
+        checkpoint = open_checkpoint(
+            path, n_head=heads, iteration=iteration, from_format=format, allow_unknown_heads=True
+        )
         return checkpoint, heads is not None
 
 

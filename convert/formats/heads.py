@@ -17,7 +17,7 @@ def possible_heads(hidden: int, p: int) -> list[int]:
     return [heads for heads in range(p, hidden + 1, p) if hidden % heads == 0]
 
 
-def noted_heads(path: Path, hidden: int) -> int | None:
+def head_count_from_manifest(path: Path, hidden: int) -> int | None:
     """What the manifest of a copy that this program wrote says; CPM's files themselves say nothing.
 
     Args:
@@ -34,8 +34,12 @@ def noted_heads(path: Path, hidden: int) -> int | None:
     return None
 
 
-def choose_heads(file: Path, hidden: int, p: int, given: int | None, any_heads: bool, stored: int | None = None) -> int:
-    """The number of heads: as stored or given, else that of the published model of this size, else p for ``any_heads``.
+def resolve_head_count(
+    file: Path, hidden: int, p: int, given: int | None, allow_unknown_heads: bool, stored: int | None = None
+) -> int:
+    """The number of heads: as stored or given, else that of the published model of this size.
+
+    With ``allow_unknown_heads`` a number that nobody knows is p.
 
     Raises:
         CheckpointError: heads do not divide the hidden size or cannot be shared out to the ranks, nobody knows them, or
@@ -47,7 +51,7 @@ def choose_heads(file: Path, hidden: int, p: int, given: int | None, any_heads: 
     possible = possible_heads(hidden, p)
     if heads in possible:
         return heads
-    if given is None and any_heads and stored is None:
+    if given is None and allow_unknown_heads and stored is None:
         return p
     likely = [n for n in possible if 32 <= hidden // n <= 128]
     hint = f"likely {list_names(likely, 20)} (32 to 128 wide), " if likely else ""

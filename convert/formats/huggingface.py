@@ -19,7 +19,7 @@ from typing import Any
 
 from convert.checkpoint import Checkpoint, CheckpointInfo
 from convert.formats import safetensors_file as safetensors
-from convert.formats.heads import choose_heads
+from convert.formats.heads import resolve_head_count
 from convert.formats.tensor_map import (
     ExpectedTensors,
     LazyTensor,
@@ -82,7 +82,7 @@ def find(path: Path) -> tuple[Path, str] | None:
 
 
 def open_huggingface(
-    path: Path, *, n_head: int | None = None, iteration: str | None = None, any_heads: bool = False
+    path: Path, *, n_head: int | None = None, iteration: str | None = None, allow_unknown_heads: bool = False
 ) -> Checkpoint:
     """The checkpoint in the folder ``path``; see ``open_megatron``.
 
@@ -98,7 +98,7 @@ def open_huggingface(
     try:
         values = read_json(folder / CONFIG) if os.path.lexists(folder / CONFIG) else {}
         sources = _sources(folder / weights)
-        return _open(folder, values, sources, n_head, any_heads)
+        return _open(folder, values, sources, n_head, allow_unknown_heads)
     except ConfigError as error:
         raise CheckpointError(f"{folder / CONFIG}: {str(error).removeprefix('config.json: ')}") from error
     except OSError as error:
@@ -139,11 +139,15 @@ def _torch_header(file: Path) -> dict[str, LazyTensor]:
 
 
 def _open(
-    folder: Path, values: Mapping[str, Any], sources: dict[str, LazyTensor], n_head: int | None, any_heads: bool
+    folder: Path,
+    values: Mapping[str, Any],
+    sources: dict[str, LazyTensor],
+    n_head: int | None,
+    allow_unknown_heads: bool,
 ) -> Checkpoint:
     where = folder / CONFIG
     prefix = _PREFIX if f"{_PREFIX}wte.weight" in sources else ""
-    config = _config(folder, values, sources, prefix, n_head, any_heads)
+    config = _config(folder, values, sources, prefix, n_head, allow_unknown_heads)
     expected = {
         _name(name, prefix): shape[::-1] if _LINEAR.fullmatch(name) else shape
         for name, shape in config.tensor_shapes().items()
@@ -175,7 +179,7 @@ def _open(
 
 def _config(
     folder: Path, values: Mapping[str, Any], sources: Mapping[str, LazyTensor], prefix: str, n_head: int | None,
-    any_heads: bool,
+    allow_unknown_heads: bool,
 ) -> GPT2Config:  # fmt: skip
     """The sizes by the tensors, everything else by ``config.json``, which must not say other sizes.
 
@@ -205,7 +209,7 @@ def _config(
     stored, activation = values.get("n_head"), values.get("activation_function")
     if stored is not None and type(stored) is not int:
         raise CheckpointError(f"{where}: n_head is {short_repr(stored)}: expected a number")
-    heads = choose_heads(where if values else folder, n_embd, 1, n_head, any_heads, stored)
+    heads = resolve_head_count(where if values else folder, n_embd, 1, n_head, allow_unknown_heads, stored)
     if isinstance(activation, str):
         activation = _ALIASES.get(activation, activation)
     changed = {**sizes, "n_head": heads, "activation_function": activation, "layer_norm": STANDARD}

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.checkpoint import Checkpoint, CheckpointInfo
-from convert.formats.heads import choose_heads
+from convert.formats.heads import resolve_head_count
 from convert.formats.huggingface import read_json, write_json
 from convert.formats.tensor_map import (
     ExpectedTensors,
@@ -73,7 +73,7 @@ def find(path: Path) -> tuple[Path, str | None] | None:
 
 
 def open_openai_tf1(
-    path: Path, *, n_head: int | None = None, iteration: str | None = None, any_heads: bool = False
+    path: Path, *, n_head: int | None = None, iteration: str | None = None, allow_unknown_heads: bool = False
 ) -> Checkpoint:
     """The checkpoint at ``path``, as ``find`` takes it; see ``open_megatron``.
 
@@ -91,7 +91,7 @@ def open_openai_tf1(
         name = _choose(folder, given, iteration)
         values = read_json(folder / HPARAMS) if (folder / HPARAMS).exists() else {}
         sources, files = open_bundle(folder / name)
-        return _open(folder, name, values, sources, files, n_head, any_heads)
+        return _open(folder, name, values, sources, files, n_head, allow_unknown_heads)
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except OSError as error:
@@ -158,7 +158,7 @@ def _tracked(tracker: Path) -> str:
 
 def _open(
     folder: Path, name: str, values: Mapping[str, Any], sources: Mapping[str, LazyTensor], files: list[Path],
-    n_head: int | None, any_heads: bool,
+    n_head: int | None, allow_unknown_heads: bool,
 ) -> Checkpoint:  # fmt: skip
     where, index = folder / HPARAMS, folder / (name + INDEX)
     vocab_size, n_embd = matrix_shape(index, sources, _WTE)
@@ -176,7 +176,7 @@ def _open(
     if stored is not None and type(stored) is not int:
         raise CheckpointError(f"{where}: n_head is {short_repr(stored)}: expected a number")
     # Without sizes it is not their file that a message is about.
-    heads = choose_heads(where if values else index, n_embd, 1, n_head, any_heads, stored)
+    heads = resolve_head_count(where if values else index, n_embd, 1, n_head, allow_unknown_heads, stored)
     config = GPT2Config(vocab_size, n_positions, n_embd, n_layer, heads)
     expected = {_name(canonical): _shape(canonical, shape) for canonical, shape in config.tensor_shapes().items()}
 
@@ -199,12 +199,7 @@ def _open(
     )
     return TensorMapCheckpoint(
         config,
-        {
-            canonical: TensorRecipe(
-                [sources[_name(canonical)]], copy_transposed if _LINEAR.fullmatch(canonical) else copy_whole
-            )
-            for canonical in config.tensor_shapes()
-        },
+        recipes,
         info,
         tokens=SpecialTokens(vocab_size - 1, vocab_size - 1) if vocab_size == _VOCABULARY else None,
         tokenizer=folder if has_tokenizer(folder) else None,

@@ -21,7 +21,7 @@ class Format(NamedTuple):
     name: as ``--from`` takes it.
     looks_for: what a path has where it is one, for the message that nothing was recognised.
     matches: whether a path looks like one; nothing large is read.
-    open: opens it; ``n_head``, ``iteration`` and ``any_heads`` as ``megatron.open_megatron``.
+    open: opens it; ``n_head``, ``iteration`` and ``allow_unknown_heads`` as ``megatron.open_megatron``.
     """
 
     name: str
@@ -79,19 +79,21 @@ def open_checkpoint(
     n_head: int | None = None,
     iteration: str | None = None,
     from_format: str | None = None,
-    any_heads: bool = False,
+    allow_unknown_heads: bool = False,
 ) -> Checkpoint:
     """The checkpoint at ``path``, of whatever format; weights are touched only when they are read.
 
     Args:
         path: a file or a folder, as the format has it.
-        n_head, iteration, any_heads: as ``megatron.open_megatron``.
+        n_head, iteration, allow_unknown_heads: as ``megatron.open_megatron``.
         from_format: one of ``NAMES``, to be taken for that whatever it looks like.
 
     Raises:
         ConvertError: nothing is there, no format fits, or anything keeps the files from being one whole model.
     """
-    return recognise(path, from_format).open(path, n_head=n_head, iteration=iteration, any_heads=any_heads)
+    return recognise(path, from_format).open(
+        path, n_head=n_head, iteration=iteration, allow_unknown_heads=allow_unknown_heads
+    )
 
 
 def recognise(path: Path, from_format: str | None = None) -> Format:

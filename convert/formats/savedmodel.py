@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from convert.checkpoint import Checkpoint, CheckpointInfo
-from convert.formats.heads import choose_heads
+from convert.formats.heads import resolve_head_count
 from convert.formats.huggingface import read_json, tokens_of
 from convert.formats.tensor_map import (
     ExpectedTensors,
@@ -105,7 +105,7 @@ def find(path: Path) -> Path | None:
 
 
 def open_savedmodel(
-    path: Path, *, n_head: int | None = None, iteration: str | None = None, any_heads: bool = False
+    path: Path, *, n_head: int | None = None, iteration: str | None = None, allow_unknown_heads: bool = False
 ) -> Checkpoint:
     """The weights of the SavedModel in the folder ``path``; see ``open_megatron``.
 
@@ -117,7 +117,7 @@ def open_savedmodel(
             raise CheckpointError(f"{path}: expected a SavedModel's folder: it has no {GRAPH}")
         if iteration is not None:
             raise CheckpointError(f"{path}: a SavedModel has no iterations: leave out --iteration {iteration}")
-        return _open(path, n_head, any_heads)
+        return _open(path, n_head, allow_unknown_heads)
     except ConfigError as error:
         raise CheckpointError(f"{path / 'assets' / CONFIG}: {str(error).removeprefix('config.json: ')}") from error
     except OSError as error:
@@ -130,7 +130,7 @@ def _tokens(assets: Path, values: Mapping[str, Any], vocab_size: int) -> Special
     return dataclasses.replace(tokens, defaults={}) if tokens.defaults == GENERATION_DEFAULTS else tokens
 
 
-def _open(folder: Path, n_head: int | None, any_heads: bool) -> Checkpoint:
+def _open(folder: Path, n_head: int | None, allow_unknown_heads: bool) -> Checkpoint:
     assets = folder / "assets"
     where = assets / CONFIG
     if not where.is_file():
@@ -143,7 +143,7 @@ def _open(folder: Path, n_head: int | None, any_heads: bool) -> Checkpoint:
             "program, or damaged"
         )
     config = GPT2Config.from_dict(values)
-    choose_heads(where, config.n_embd, 1, n_head, any_heads, config.n_head)  # others given than stored
+    resolve_head_count(where, config.n_embd, 1, n_head, allow_unknown_heads, config.n_head)  # others given than stored
     found, files = open_bundle(folder / "variables" / "variables", lambda key: weight_name(key) is not None)
     sources = {
         name: dataclasses.replace(source, name=name)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.checkpoint import Checkpoint, CheckpointInfo
-from convert.formats.heads import choose_heads
+from convert.formats.heads import resolve_head_count
 from convert.formats.huggingface import read_json, write_json
 from convert.formats.tensor_map import (
     ExpectedTensors,
@@ -116,7 +116,7 @@ def _without_prefix(state: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def open_uer(
-    path: Path, *, n_head: int | None = None, iteration: str | None = None, any_heads: bool = False
+    path: Path, *, n_head: int | None = None, iteration: str | None = None, allow_unknown_heads: bool = False
 ) -> Checkpoint:
     """The checkpoint in the file ``path``, or in the folder that has it; see ``open_megatron``.
 
@@ -135,14 +135,14 @@ def open_uer(
     if not isinstance(state, dict):
         raise CheckpointError(f"{file}: expected a dict of tensors, found {short_repr(state)}")
     try:
-        return _open(file, torch_tensors(file, _without_prefix(state)), n_head, any_heads)
+        return _open(file, torch_tensors(file, _without_prefix(state)), n_head, allow_unknown_heads)
     except ConfigError as error:
         raise CheckpointError(f"{file}: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{error.filename or file}: cannot be read: {error.strerror}") from error
 
 
-def _open(file: Path, sources: dict[str, LazyTensor], n_head: int | None, any_heads: bool) -> Checkpoint:
+def _open(file: Path, sources: dict[str, LazyTensor], n_head: int | None, allow_unknown_heads: bool) -> Checkpoint:
     (embedding,), (head,) = source_names("wte.weight"), source_names("lm_head.weight")
     vocab_size, n_embd = matrix_shape(file, sources, embedding)
     n_positions, _ = matrix_shape(file, sources, source_names("wpe.weight")[0])
@@ -156,7 +156,7 @@ def _open(file: Path, sources: dict[str, LazyTensor], n_head: int | None, any_he
         raise CheckpointError(f"{file.with_name(CONFIG)}: hidden_act is {short_repr(activation)}: expected a name")
     config = GPT2Config(
         vocab_size, n_positions, n_embd, n_layer,
-        choose_heads(file, n_embd, 1, n_head, any_heads, heads),
+        resolve_head_count(file, n_embd, 1, n_head, allow_unknown_heads, heads),
         n_inner, _ACTIVATIONS.get(activation, activation), EPSILON, UER,
         tie_word_embeddings=head not in sources or _is_same(sources[embedding], sources[head]),
     )  # fmt: skip

@@ -35,7 +35,7 @@ HALVES = ("huggingface", "uer", "megatron-lm", "megatron")
 
 def convert(source: Path, target: str, folder: Path, *options: str) -> Path:
     """``source`` in the format ``target``. UER-py's layer norms are copied: converted ones change by a rounding."""
-    heads = ["--heads", "6"] if open_checkpoint(source, any_heads=True).info.format == "megatron" else []
+    heads = ["--heads", "6"] if open_checkpoint(source, allow_unknown_heads=True).info.format == "megatron" else []
     output = folder / target
     run(COMMANDS[target][0], "--checkpoint", source, "--output", output, *COMMANDS[target][1:], *heads, *options,
         "--uer-layer-norm", "standard")  # fmt: skip
@@ -44,7 +44,8 @@ def convert(source: Path, target: str, folder: Path, *options: str) -> Path:
 
 def assert_same(found: Path, expected: Path) -> None:
     ours, theirs = (
-        with_layer_norm(open_checkpoint(path, any_heads=True), STANDARD, copy=True) for path in (found, expected)
+        with_layer_norm(open_checkpoint(path, allow_unknown_heads=True), STANDARD, copy=True)
+        for path in (found, expected)
     )
     assert (ours.info.format, ours.config) == (theirs.info.format, theirs.config)
     assert ours.dtypes == theirs.dtypes
@@ -82,7 +83,7 @@ def test_there_and_back(name: str, through: str, originals: dict[str, Path], tmp
     if name not in originals or through not in originals:
         pytest.skip("does not hold everything in float16")
     between = convert(originals[name], through, tmp_path / "between")
-    assert open_checkpoint(between, any_heads=True).info.format == through
+    assert open_checkpoint(between, allow_unknown_heads=True).info.format == through
     assert_same(convert(between, name, tmp_path / "back"), originals[name])
 
 

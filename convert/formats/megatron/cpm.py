@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from convert.checkpoint import Checkpoint, CheckpointInfo
-from convert.formats.heads import choose_heads, noted_heads
+from convert.formats.heads import head_count_from_manifest, resolve_head_count
 from convert.formats.megatron.rank_files import RankFile, check_saved_ranks, find
 from convert.formats.megatron.ranks import check_parts
 from convert.formats.megatron.sharding import COLUMN, QKV, REPLICATED, ROW, ShardingError, Split, merge, shard_shape
@@ -268,7 +268,7 @@ class MegatronCheckpoint:
 
 
 def open_megatron(
-    path: Path, *, n_head: int | None = None, iteration: str | None = None, any_heads: bool = False
+    path: Path, *, n_head: int | None = None, iteration: str | None = None, allow_unknown_heads: bool = False
 ) -> Checkpoint:
     """The checkpoint at ``path``; weights are touched only when they are read.
 
@@ -276,7 +276,7 @@ def open_megatron(
         path: the folder with the tracker file, the folder of an iteration, or a file that is the whole model.
         n_head: attention heads, for a hidden size that is not in ``HEADS``.
         iteration: the iteration to take instead of the tracker's, a number or ``release``.
-        any_heads: where nobody knows ``n_head``, the config says p heads; for those who do not compute with it.
+        allow_unknown_heads: where nobody knows ``n_head``, it is p, for those who do not compute with it.
 
     Raises:
         CheckpointError: anything that keeps the files from being one whole model.
@@ -289,8 +289,8 @@ def open_megatron(
         check_saved_ranks(files)
         config = _sizes(shards, n_layer)
         number = _check_numbers(shards)
-        given = noted_heads(path, config.n_embd) if n_head is None else n_head
-        heads = choose_heads(shards[0].file, config.n_embd, len(shards), given, any_heads)
+        given = head_count_from_manifest(path, config.n_embd) if n_head is None else n_head
+        heads = resolve_head_count(shards[0].file, config.n_embd, len(shards), given, allow_unknown_heads)
         return MegatronCheckpoint(dataclasses.replace(config, n_head=heads), shards, number)
     except (ConfigError, ShardingError) as error:
         raise CheckpointError(f"{path}: {error}") from error

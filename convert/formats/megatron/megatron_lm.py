@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from convert.checkpoint import Checkpoint, CheckpointInfo
-from convert.formats.heads import choose_heads
+from convert.formats.heads import resolve_head_count
 from convert.formats.megatron.megatron_lm_files import find
 from convert.formats.megatron.ranks import check_parts
 from convert.formats.megatron.sharding import COLUMN, QKV, REPLICATED, ROW, Split, merge, shard_shape
@@ -116,7 +116,7 @@ def is_one(file: Path) -> bool:
 
 
 def open_megatron_lm(
-    path: Path, *, n_head: int | None = None, iteration: str | None = None, any_heads: bool = False
+    path: Path, *, n_head: int | None = None, iteration: str | None = None, allow_unknown_heads: bool = False
 ) -> Checkpoint:
     """The checkpoint at ``path``; see ``open_megatron``.
 
@@ -126,7 +126,7 @@ def open_megatron_lm(
     try:
         grid = find(path, iteration)
         stages = [[_load_shard(file) for file in ranks] for ranks in grid]
-        return _open(path, stages, n_head, any_heads)
+        return _open(path, stages, n_head, allow_unknown_heads)
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except OSError as error:
@@ -177,7 +177,7 @@ def _version(file: Path, value: Any) -> str:
     return known[value]
 
 
-def _open(path: Path, stages: list[list[_Shard]], n_head: int | None, any_heads: bool) -> Checkpoint:
+def _open(path: Path, stages: list[list[_Shard]], n_head: int | None, allow_unknown_heads: bool) -> Checkpoint:
     first, p = stages[0][0], len(stages[0])
     for shard in (shard for ranks in stages for shard in ranks):
         for what, ours, theirs in (
@@ -186,7 +186,7 @@ def _open(path: Path, stages: list[list[_Shard]], n_head: int | None, any_heads:
             if ours != theirs:
                 raise CheckpointError(f"{shard.file}: {what} is {ours}, that of {first.file} {theirs}: mixed-up files")
     offsets = _check_names(stages)
-    config, rows = _config(path, stages, offsets[-1], n_head, any_heads)
+    config, rows = _config(path, stages, offsets[-1], n_head, allow_unknown_heads)
     recipes = {}
     for name in config.tensor_shapes():
         ranks, local = _place(name, stages, offsets)
@@ -266,7 +266,7 @@ def _check_names(stages: list[list[_Shard]]) -> list[int]:
 
 
 def _config(
-    path: Path, stages: list[list[_Shard]], n_layer: int, n_head: int | None, any_heads: bool
+    path: Path, stages: list[list[_Shard]], n_layer: int, n_head: int | None, allow_unknown_heads: bool
 ) -> tuple[GPT2Config, int]:
     """The sizes, from the shapes and checked with ``args``; and the rows of the embedding, padding and all.
 
@@ -304,7 +304,7 @@ def _config(
     is_erf = args.get("bias_gelu_fusion") is False and not args.get("openai_gelu")
     config = GPT2Config(
         vocab_size, n_positions, hidden, n_layer,
-        choose_heads(where, hidden, p, n_head, any_heads, heads),
+        resolve_head_count(where, hidden, p, n_head, allow_unknown_heads, heads),
         inner, "gelu" if is_erf else "gelu_new", 1e-5 if epsilon is None else epsilon,
         tie_word_embeddings=not untied,
     )  # fmt: skip
