@@ -2,53 +2,60 @@
 
 from __future__ import annotations
 
-from convert.commands import any_to_tf as to_tf
-from convert.commands import (
-    check,
-    inspect,
-    reshard,
-    tf_to_pytorch,
-    tf_to_tf,
-    to_huggingface,
-    to_megatron,
-    to_openai,
-    to_uer,
-)
-from convert.commands import to_tf as pytorch_to_tf
-from convert.verification import compare as verify
-from support.command_line import Program
-from support.errors import UserError
-from tokenization import TokenizerError
+import functools
+
+from convert import __version__
+from support.command_line import Command, Group, Program
 
 EXIT_CODES = """\
 exit codes:
   0    done, the output is complete
-  2    input, options or surroundings that cannot be used: one line on stderr says what, nothing was written
-  3    the converted model does not compute what the source does
+  2    unusable input, options or environment: one line on stderr says what, and nothing was written
+  3    the converted model does not compute what its source computes
   130  interrupted (Ctrl-C), 143 terminated: nothing was left behind
 """
 
+_TO_TF = "convert.commands.to_tf"
+_TO_HUGGINGFACE = "convert.commands.to_huggingface"
+_TO_MEGATRON = "convert.commands.to_megatron"
+
+_group = functools.partial(Group, exit_codes=EXIT_CODES, when_stopped="nothing was left behind", hide_gpus=True)
+GROUPS = (
+    _group(
+        "to a TensorFlow SavedModel",
+        (
+            Command("pytorch-to-tf", _TO_TF, "convert Megatron or DeepSpeed shards (CPM), or any other checkpoint"),
+            Command("tf-to-tf", _TO_TF, "convert a TensorFlow checkpoint or SavedModel: the same as to-tf"),
+            Command("to-tf", _TO_TF, "convert a checkpoint of any format: the same as pytorch-to-tf"),
+        ),
+    ),
+    _group(
+        "to another checkpoint format",
+        (
+            Command("to-huggingface", _TO_HUGGINGFACE, "write a Hugging Face folder for transformers"),
+            Command("tf-to-pytorch", _TO_HUGGINGFACE, "the same as to-huggingface"),
+            Command("to-openai", "convert.commands.to_openai", "write OpenAI's TensorFlow 1 checkpoint"),
+            Command("to-uer", "convert.commands.to_uer", "write UER-py's model.bin"),
+            Command("to-megatron", _TO_MEGATRON, "write Megatron shards for any number of ranks"),
+            Command("reshard", _TO_MEGATRON, "rewrite a checkpoint for a different number of ranks: to-megatron"),
+        ),
+    ),
+    _group(
+        "look and compare",
+        (
+            Command("inspect", "convert.commands.inspect", "describe a checkpoint or SavedModel"),
+            Command("check", "convert.commands.check", "compare files with the SHA-256 hashes in their manifest"),
+            Command("verify", "convert.verification.compare", "compare the logits of a model with its source's"),
+        ),
+    ),
+)
+
 PROGRAM = Program(
     prog="python -m convert",
-    description="Converts GPT-2 checkpoints: to a TensorFlow SavedModel that samples inside its own graph, to a\n"
-    "folder for transformers, to the formats of UER-py and OpenAI, or to Megatron's shards for any number of ranks.",
-    commands={
-        "pytorch-to-tf": pytorch_to_tf,
-        "tf-to-tf": tf_to_tf,
-        "to-tf": to_tf,
-        "to-huggingface": to_huggingface,
-        "tf-to-pytorch": tf_to_pytorch,
-        "to-openai": to_openai,
-        "to-megatron": to_megatron,
-        "to-uer": to_uer,
-        "reshard": reshard,
-        "check": check,
-        "verify": verify,
-        "inspect": inspect,
-    },
-    exit_codes=EXIT_CODES,
-    errors=(UserError, TokenizerError),
-    terminated="terminated; nothing was left behind",
-    hides_gpus=True,
+    description="Converts GPT-2 checkpoints: to a TensorFlow SavedModel that samples inside its own graph, to a folder "
+    "for transformers, to the formats of UER-py and OpenAI, or to Megatron's shards for any number of ranks.",
+    groups=GROUPS,
+    example="{program} pytorch-to-tf --checkpoint CPM-Generate --tokenizer bpe_3w_new --output cpm-savedmodel",
+    version=f"gpt2-savedmodel {__version__}",
 )
-parser, main = PROGRAM.parser, PROGRAM.run
+main = PROGRAM.run

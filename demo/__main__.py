@@ -10,8 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from convert.__main__ import main as convert
-from support.command_line import Parser
+from convert.cli import main as convert
+from support.command_line import Parser, main_guard, utf8_text
 
 CHECKPOINT = Path(__file__).parent / "song-ci"
 TUNES = ("浣溪沙", "鹧鸪天", "菩萨蛮", "如梦令")
@@ -39,12 +39,13 @@ def positive(text: str) -> int:
 
 
 def tune_name(text: str) -> str:
-    if not 0 < len(text.strip()) <= 20:
-        raise argparse.ArgumentTypeError(f"{text[:20]!r}: expected a name of 1 to 20 characters")
-    return text.strip()
+    name = utf8_text(text).strip()
+    if not 0 < len(name) <= 20:
+        raise argparse.ArgumentTypeError(f"{name[:20]!r}: expected a name of 1 to 20 characters")
+    return name
 
 
-def main() -> int:
+def main() -> None:
     parser = Parser(prog="python -m demo", description="Converts the demo checkpoint, prints verses.")
     parser.add_argument(
         "--tune", nargs="+", type=tune_name, default=list(TUNES), metavar="NAME", help=f"default: {' '.join(TUNES)}"
@@ -52,22 +53,18 @@ def main() -> int:
     parser.add_argument("--number", type=positive, default=1, metavar="N", help="poems per tune (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=-1, metavar="N", help="the same seed gives the same poems")
     args = parser.parse_args()
-    try:
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "song-ci-savedmodel"
-            print(f"Converting {CHECKPOINT.name} and loading it with tensorflow_hub ...", flush=True)
-            code = convert(
-                ["pytorch-to-tf", "--checkpoint", str(CHECKPOINT), "--tokenizer", str(CHECKPOINT / "tokenizer"),
-                 "--heads", str(HEADS), "--output", str(folder), "--quiet"]
-            )  # fmt: skip
-            if code:
-                return code
-            for poem in verses(folder, args.tune, args.number, args.seed):
-                print(f"\n{poem}")
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "song-ci-savedmodel"
+        print(f"Converting {CHECKPOINT.name} and loading it with tensorflow_hub ...", flush=True)
+        code = convert(
+            ["pytorch-to-tf", "--checkpoint", str(CHECKPOINT), "--tokenizer", str(CHECKPOINT / "tokenizer"),
+             "--heads", str(HEADS), "--output", str(folder), "--quiet"]
+        )  # fmt: skip
+        if code:
+            sys.exit(code)
+        for poem in verses(folder, args.tune, args.number, args.seed):
+            print(f"\n{poem}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main_guard(main))

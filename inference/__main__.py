@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from support.entry_point import entry_point
-
-main = entry_point("inference.cli", "interrupted")
+from inference.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(None))
+    sys.exit(main())

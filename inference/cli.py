@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from inference.commands import ask as ask_command
-from inference.commands import chat as chat_command
-from inference.commands import generate as generate_command
-from support.command_line import Program
-from support.errors import UserError
-from tokenization import TokenizerError
+from support.command_line import Command, Group, Program
 
 EXIT_CODES = """\
 exit codes:
   0    done
-  2    a model, options, prompts or files that cannot be used: one line on stderr says what
-  130  interrupted (Ctrl-C), 143 terminated: what --output had is complete, --resume goes on
+  2    unusable model, options, prompts or files: one line on stderr says what
+  130  interrupted (Ctrl-C), 143 terminated: the results in --output are complete, --resume continues
 """
+
+GROUPS = (
+    Group(
+        "generate text",
+        (
+            Command("generate", "inference.commands.generate", "continue prompts"),
+            Command("chat", "inference.commands.chat", "type a text, see it continued"),
+            Command("ask", "inference.commands.ask", "answer questions after a few examples"),
+        ),
+        exit_codes=EXIT_CODES,
+    ),
+)
 
 PROGRAM = Program(
     prog="python -m inference",
     description="Generates text with the SavedModels that python -m convert makes.",
-    commands={"generate": generate_command, "chat": chat_command, "ask": ask_command},
-    exit_codes=EXIT_CODES,
-    errors=(UserError, TokenizerError),
-    terminated="terminated",
+    groups=GROUPS,
+    example="{program} generate song-ci-savedmodel 浣溪沙 --number 3 --temperature 0.8",
 )
-parser, main = PROGRAM.parser, PROGRAM.run
+main = PROGRAM.run

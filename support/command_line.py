@@ -1,176 +1,456 @@
-"""What the command lines of this project share: sub-commands, errors of one line, exit codes, signals."""
+"""The command lines of this project: tables of commands, help, one-line errors, exit codes, signals.
+
+This module needs nothing but Python's standard library, and a command's module is imported only when that command is
+run or its own help is asked for. So ``--help`` works where nothing is installed.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import errno
+import importlib
 import io
 import os
+import re
+import shutil
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from support.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A row of a table of commands.
+
+    Attributes:
+        name: what is typed.
+        module: the module with ``DESCRIPTION``, ``EXAMPLES``, ``add_arguments(parser, **arguments)`` and ``run(args)``.
+            In an example ``{command}`` stands for the program and the command, ``{program}`` for the program alone.
+        help: one line for the list of commands.
+        arguments: what ``add_arguments`` gets besides the parser.
+    """
+
+    name: str
+    module: str
+    help: str
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Commands that are listed together and that end alike.
+
+    Attributes:
+        title: the heading in the list of commands.
+        exit_codes: the end of every command's help.
+        when_stopped: what else to say when a signal has stopped a command.
+        hide_gpus: set ``CUDA_VISIBLE_DEVICES=-1``. The commands run on the CPU, but TensorFlow would still reserve GPU
+            memory.
+    """
+
+    title: str
+    commands: Sequence[Command]
+    exit_codes: str
+    when_stopped: str = ""
+    hide_gpus: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A command line.
+    """A command line of groups of commands.
 
     Attributes:
         prog, description: for its help.
-        commands: name -> module with ``HELP``, ``DESCRIPTION``, ``EXAMPLE``, ``add_arguments(parser)``, ``run(args)``,
-            and maybe ``WORDS``, the argument that is a list of words, which may then stand behind options too.
-        exit_codes: the end of every help text.
-        errors: exceptions that are the user's to mend; their message is one line. An ``exit_code`` of theirs counts.
-        terminated: what is said on SIGTERM.
-        hides_gpus: what it does is no work for one; its memory would be taken all the same.
+        example: a whole command that the list of commands ends with; ``{program}`` stands for the program.
+        version: what ``--version`` prints, if there is such an option.
+        has_completion: ``--print-completion`` prints a script for the shell. A shell completes the name of one program,
+            not ``python -m``.
     """
 
     prog: str
     description: str
-    commands: Mapping[str, ModuleType]
-    exit_codes: str
-    errors: tuple[type[Exception], ...]
-    terminated: str
-    hides_gpus: bool = False
+    groups: Sequence[Group]
+    example: str
+    version: str = ""
+    has_completion: bool = False
 
-    def parser(self) -> argparse.ArgumentParser:
-        first = next(iter(self.commands.values()))
-        top = Parser(
-            prog=self.prog,
-            description=self.description,
-            epilog=f"example:\n  {first.EXAMPLE}\n\n{self.exit_codes}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-        for name, module in self.commands.items():
-            command = commands.add_parser(
-                name,
-                allow_abbrev=False,
-                help=module.HELP,
-                description=module.DESCRIPTION,
-                epilog=f"example:\n  {module.EXAMPLE}\n\n{self.exit_codes}",
-                formatter_class=argparse.RawDescriptionHelpFormatter,
-            )
-            module.add_arguments(command)
-        return top
+    @property
+    def commands(self) -> dict[str, Command]:
+        """The commands by their name."""
+        return {command.name: command for group in self.groups for command in group.commands}
 
     def run(self, argv: Sequence[str] | None = None) -> int:
-        """Runs a command; returns the exit code."""
-        if sys.stdout is None:  # closed by whoever started us: what is printed goes nowhere
-            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  until the end of the process
-        if sys.stderr is None:
-            sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-        parser = self.parser()
-        self._check_spelling(parser, sys.argv[1:] if argv is None else argv)
-        args, unknown = parser.parse_known_args(argv)
-        words = getattr(self.commands[args.command], "WORDS", None)
-        if words and not any(word.startswith("-") for word in unknown):
-            # argparse fills a list of words from those in front of the options and refuses those behind them.
-            setattr(args, words, [*getattr(args, words), *unknown])
-        elif unknown:
-            parser.error(self._unknown(parser, args.command, unknown))
-        # TensorFlow's own messages about the machine would drown ours; a user who wants them sets the variable.
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        if self.hides_gpus:
-            os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
-        # Keras would read its settings from the home folder, or write them there; neither is wanted here.
-        os.environ.update(KERAS_BACKEND="tensorflow", KERAS_HOME=os.path.join(os.devnull, "keras"))
-        for stream in (sys.stdout, sys.stderr):  # a path may have letters that the terminal has not
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-                signal.signal(number, _terminate)
+        """Run a command and return its exit code.
+
+        Raises:
+            SystemExit: after help, and for options that cannot be parsed.
+        """
+        words = list(sys.argv[1:] if argv is None else argv)
+        if words and words[0] in self.commands:
+            return main_guard(lambda: self._run_command(words[0], words[1:]), self._group(words[0]).when_stopped)
+        return main_guard(lambda: self._top_parser().parse_top(words))
+
+    def command_parser(self, name: str) -> Parser:
+        """Make the parser of one command, with its module's options."""
+        return self._command_parser(name)[0]
+
+    def _group(self, name: str) -> Group:
+        return next(group for group in self.groups if any(command.name == name for command in group.commands))
+
+    def completion(self, shell: str) -> str:
+        """Make the script that teaches ``shell`` this program.
+
+        Raises:
+            UserError: the package that writes it is not installed.
+        """
         try:
-            for path in vars(args).values():  # TensorFlow cannot be given such a one
-                if isinstance(path, Path) and any("\ud800" <= letter <= "\udfff" for letter in str(path)):
-                    return _fail(f"{str(path)!a}: not UTF-8: rename it")
-            self.commands[args.command].run(args)
+            import shtab
+        except ModuleNotFoundError as error:
+            raise UserError(missing_package("shtab")) from error
+        parser = argparse.ArgumentParser(prog=self.prog, description=self.description)
+        subparsers = parser.add_subparsers(metavar="COMMAND")
+        for command in self.commands.values():
+            module = importlib.import_module(command.module)
+            own = subparsers.add_parser(command.name, help=command.help)
+            module.add_arguments(own, **command.arguments)
+            for action in own._actions:
+                if action.type is Path:
+                    action.complete = shtab.FILE  # type: ignore[attr-defined]
+        return str(shtab.complete(parser, shell))
+
+    def _run_command(self, name: str, words: Sequence[str]) -> None:
+        set_environment(hide_gpus=self._group(name).hide_gpus)
+        parser, module = self._command_parser(name)
+        parser.check_spelling(words)
+        # Words may stand between and after options: `generate MODEL --seed 1 PROMPT`.
+        args = parser.parse_intermixed_args(words)
+        check_paths(vars(args).values())
+        module.run(args)
+
+    def _command_parser(self, name: str) -> tuple[Parser, ModuleType]:
+        command, program = self.commands[name], _as_typed(self.prog)
+        module = importlib.import_module(command.module)
+        examples = [
+            line.replace("{command}", f"{program} {name}").replace("{program}", program) for line in module.EXAMPLES
+        ]
+        parser = Parser(
+            prog=f"{self.prog} {name}",
+            description=module.DESCRIPTION,
+            epilog=_epilog(examples, self._group(name).exit_codes),
+        )
+        module.add_arguments(parser, **command.arguments)
+        return parser, module
+
+    def _top_parser(self) -> _TopParser:
+        exit_codes = "\n".join(dict.fromkeys(group.exit_codes for group in self.groups))
+        parser = _TopParser(
+            self.groups,
+            prog=self.prog,
+            usage="%(prog)s COMMAND ...",
+            description=self.description,
+            epilog=_epilog([self.example.replace("{program}", _as_typed(self.prog))], exit_codes),
+        )
+        if self.version:
+            parser.add_argument("--version", action="version", version=self.version, help="print the version")
+        if self.has_completion:
+            parser.add_argument(
+                "--print-completion",
+                choices=("bash", "zsh", "tcsh"),
+                action=_PrintCompletion,
+                make=self.completion,
+                help="print a script that completes commands and options in this shell",
+            )
+        return parser
+
+
+def main_guard(run: Callable[[], object], when_stopped: str = "") -> int:
+    """Call ``run`` as the whole of a program: return its exit code, print an error for the user as one line.
+
+    An exception is for the user if its class has an ``exit_code``. Other exceptions are defects and pass.
+
+    Args:
+        when_stopped: what else to say when Ctrl-C, SIGTERM or SIGHUP has stopped it.
+    """
+    _prepare_streams()
+    with _termination_raises():
+        try:
+            run()
             sys.stdout.flush()
         except BaseException as error:
-            if (signalled := _signalled(error)) is None:
-                return self._failed(error)
-            if isinstance(signalled, _Terminated):
-                return _fail(self.terminated, int(str(signalled.code)))
-            raise signalled from None
-        return 0
+            return _exit_code(error, when_stopped)
+    return 0
 
-    def _failed(self, error: BaseException) -> int:
-        """The exit code for an exception; one that nobody foresaw is raised again."""
-        if isinstance(error, BrokenPipeError):  # `| head` has seen enough
-            _drop_stdout()
-            return 128 + signal.SIGPIPE
-        if isinstance(error, self.errors):
-            return _fail(str(error), getattr(error, "exit_code", 2))
-        if isinstance(error, OSError) and error.filename is None and error.errno in _STDOUT:
-            _drop_stdout()
-            return _fail(f"stdout cannot be written: {error.strerror}")
-        raise error
 
-    def _check_spelling(self, parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
-        """Names a misspelt option by itself: argparse would name the required one that is missing because of it."""
-        if not argv or (command := argv[0]) not in self.commands:
-            return
-        known = _options(parser, command)
-        for word in argv[1 : argv.index("--") if "--" in argv else None]:
-            name = word.split("=")[0]
-            if name.startswith("--") and name not in known and difflib.get_close_matches(name, known, 1):
-                parser.error(self._unknown(parser, command, [word]))
+def set_environment(*, hide_gpus: bool) -> None:
+    """Set what TensorFlow and Keras look for when they are imported."""
+    # TensorFlow's own messages about the machine would drown ours; a user who wants them sets the variable.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if hide_gpus:
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+    # Keras would read its settings from the home folder, or write them there; neither is wanted here.
+    os.environ.update(KERAS_BACKEND="tensorflow", KERAS_HOME=os.path.join(os.devnull, "keras"))
 
-    def _unknown(self, parser: argparse.ArgumentParser, command: str, unknown: Sequence[str]) -> str:
-        known = _options(parser, command)
-        close = [difflib.get_close_matches(word.split("=")[0], known, 1) for word in unknown if word.startswith("-")]
-        hint = "".join(f"; did you mean {match[0]}?" for match in close[:1] if match)
-        return f"{command}: unrecognized arguments: {' '.join(unknown)}{hint}"
+
+def check_paths(values: Iterable[object]) -> None:
+    """Check that every path among ``values`` is UTF-8: TensorFlow takes no other.
+
+    Raises:
+        UserError: a path is not UTF-8.
+    """
+    for path in values:
+        if isinstance(path, Path) and any("\ud800" <= letter <= "\udfff" for letter in str(path)):
+            raise UserError(f"{str(path)!a}: not UTF-8: rename it")
+
+
+def utf8_text(word: str) -> str:
+    """Read an argument as UTF-8 if it is UTF-8, whatever the locale says; a ``type`` for options that are texts.
+
+    Python has decoded the arguments with the locale's encoding. A Chinese text is then another one, or has surrogates.
+    """
+    try:
+        return os.fsencode(word).decode("utf-8")
+    except UnicodeError:
+        return word
+
+
+def missing_package(name: str) -> str:
+    """Say in one line which package is missing, and how to install it: in a clone with make, elsewhere with pip."""
+    if (Path(__file__).resolve().parents[1] / "Makefile").is_file():
+        advice = "run `make demo` and use .venv/bin/python"
+    else:
+        advice = f"{sys.executable} -m pip install {name.replace('_', '-')}"
+    return f"{name} is not installed for {sys.executable}: {advice}"
 
 
 class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong, without the list of all options in front."""
+    """A parser with errors of one line, suggestions for misspelt options, and help that wraps to the terminal."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **settings)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {self.prog}: {message}; --help shows what there is\n")
+        """Print one line, without the list of all options in front, and exit."""
+        self.exit(2, f"error: {self.prog}: {message}; --help lists the options\n")
+
+    def check_spelling(self, words: Sequence[str]) -> None:
+        """Name an unknown option: argparse would name the required one that is missing because of it."""
+        end = words.index("--") if "--" in words else len(words)
+        for word in words[:end]:
+            name = word.split("=")[0]
+            if name.startswith("--") and " " not in word and name not in self._option_string_actions:
+                self.error(f"unrecognized arguments: {word}{_suggestion(name, self._option_string_actions)}")
+
+
+class _TopParser(Parser):
+    """What is parsed without a command; lists the commands in groups, which argparse's sub-parsers cannot."""
+
+    def __init__(self, groups: Sequence[Group], **settings: Any) -> None:
+        super().__init__(**settings)
+        self.groups = groups
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {self.prog}: {message}; --help lists the commands\n")
+
+    def parse_top(self, words: Sequence[str]) -> NoReturn:
+        """Do what words without a command ask for, or name what is wrong with them, and exit."""
+        self.check_spelling(words)
+        _, others = self.parse_known_args(words)  # exits after --help and --version
+        if not others:
+            self.error("expected a COMMAND")
+        names = [command.name for group in self.groups for command in group.commands]
+        hint = "".join(f"; did you mean {name}?" for name in difflib.get_close_matches(others[0], names, 1))
+        self.error(f"{others[0]!r} is no command{hint}")
+
+    def format_help(self) -> str:
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, ())
+        formatter.add_text(self.description)
+        for group in self.groups:
+            formatter.start_section(group.title)
+            for command in group.commands:
+                formatter.add_argument(argparse.Action([], command.name, help=command.help.replace("%", "%%")))
+            formatter.end_section()
+        formatter.start_section("options")
+        formatter.add_arguments([action for action in self._actions if action.option_strings])
+        formatter.end_section()
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
+
+
+class _PrintCompletion(argparse.Action):
+    """Prints the completion of the shell that is named, and exits."""
+
+    def __init__(self, *args: Any, make: Callable[[str], str], **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.make = make
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any, **settings: Any) -> NoReturn:
+        print(self.make(args[1]))
+        parser.exit()
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Wraps to the terminal and breaks no word.
+
+    Paragraphs are filled. Lines that begin with two spaces keep their beginning and, unless they begin with a number
+    (an exit code), are not wrapped at all: examples are to be pasted.
+    """
+
+    def __init__(self, prog: str) -> None:
+        columns = shutil.get_terminal_size().columns
+        super().__init__(prog, max_help_position=24 if columns >= 70 else 8, width=min(columns, 120) - 2)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return _wrap(" ".join(text.split()), width)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines: list[str] = []
+        for is_verbatim, block in _blocks(text):
+            if not is_verbatim:
+                lines += _wrap(" ".join(block), width, indent, indent)
+                continue
+            for line in block:
+                code = re.match(r" +\d+ +", line)
+                lines += _wrap(line, width, indent, indent + " " * len(code[0])) if code else [indent + line]
+        return "\n".join(lines)
+
+
+def _blocks(text: str) -> Iterator[tuple[bool, list[str]]]:
+    """Split a text into paragraphs, False, and lines that are kept as they are, True: indented, empty, or headings."""
+    paragraph: list[str] = []
+    for line in text.strip("\n").split("\n"):
+        is_verbatim = not line.strip() or line.startswith("  ") or (line.endswith(":") and line.count(" ") < 3)
+        if is_verbatim and paragraph:
+            yield False, paragraph
+            paragraph = []
+        if is_verbatim:
+            yield True, [line]
+        else:
+            paragraph.append(line)
+    if paragraph:
+        yield False, paragraph
+
+
+def _wrap(text: str, width: int, first: str = "", others: str = "") -> list[str]:
+    return textwrap.wrap(
+        text, max(width, 1), initial_indent=first, subsequent_indent=others,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+
+
+def _epilog(examples: Sequence[str], exit_codes: str) -> str:
+    title = "example:" if len(examples) == 1 else "examples:"
+    return "\n".join([title, *(f"  {line}" for line in examples), "", exit_codes])
+
+
+def _as_typed(prog: str) -> str:
+    """Give a program as it can be typed here: ``.venv/bin/python -m convert`` in a clone whose .venv is running."""
+    name, *others = prog.split(" ")
+    running = sys.executable if others else sys.argv[0]
+    path = os.path.relpath(running) if running else ""
+    typed = path if os.path.basename(path) == name and not path.startswith("..") and not shutil.which(name) else name
+    return " ".join([typed, *others])
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    """Give the options that ``name`` may have been meant for: those that it begins, else the most similar one."""
+    names = [option for option in known if option.startswith("--")]
+    meant = [option for option in names if option.startswith(name) and len(name) > len("--")]
+    meant = meant[:3] or difflib.get_close_matches(name, names, 1)
+    return f"; did you mean {' or '.join(meant)}?" if meant else ""
 
 
 class _Terminated(SystemExit):
-    """SIGTERM, or SIGHUP of a terminal that closes.
-
-    What is said of it comes when all is cleared, and nothing holds stderr back any more.
-    """
+    """SIGTERM, or SIGHUP of a terminal that closes; raised where the program was, so that it clears up."""
 
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
-    """Leaves through the same clean-up as an exception."""
     raise _Terminated(128 + signum)
 
 
+@contextlib.contextmanager
+def _termination_raises() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP exceptions within the block, except those that nohup has switched off."""
+    before = {}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            before[number] = signal.signal(number, _terminate)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _prepare_streams() -> None:
+    """Open the streams that the caller has closed, and let them take any character."""
+    if sys.stdout is None:  # what is printed goes nowhere
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  until the end of the process
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):  # a path may have characters that the terminal lacks
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+_STDOUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""Why printing fails."""
+
+_OWN = (
+    "benchmarks",
+    "convert",
+    "demo",
+    "exports",
+    "gpt2_savedmodel",
+    "inference",
+    "support",
+    "tf_model",
+    "tokenization",
+)
+"""Packages of this project: if one of their modules is missing, that is a defect."""
+
+
+def _exit_code(error: BaseException, when_stopped: str) -> int:
+    """Print what has ended a program and give its exit code; raise ``error`` again if nobody foresaw it."""
+    signalled = _signalled(error)
+    if isinstance(signalled, KeyboardInterrupt):
+        return _fail("; ".join(filter(None, ["interrupted", when_stopped])), 128 + signal.SIGINT)
+    if isinstance(signalled, _Terminated):
+        return _fail("; ".join(filter(None, ["terminated", when_stopped])), int(str(signalled.code)))
+    if isinstance(error, BrokenPipeError):  # `| head` has seen enough
+        _drop_stdout()
+        return 128 + signal.SIGPIPE
+    if isinstance(code := getattr(type(error), "exit_code", None), int):
+        return _fail(str(error), code)
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] not in _OWN:
+        return _fail(missing_package(error.name.partition(".")[0]), UserError.exit_code)
+    if isinstance(error, OSError) and error.filename is None and error.errno in _STDOUT_ERRORS:
+        _drop_stdout()
+        return _fail(f"stdout cannot be written: {error.strerror}", UserError.exit_code)
+    raise error
+
+
 def _signalled(error: BaseException | None) -> BaseException | None:
-    """The signal that ``error`` is, or that it came up in: TensorFlow's contexts raise errors of their own then."""
+    """Find the signal in the chain of ``error``: TensorFlow's contexts raise errors of their own when one passes."""
     while error is not None and not isinstance(error, (KeyboardInterrupt, _Terminated)):
         error = error.__context__
     return error
 
 
-def _options(parser: argparse.ArgumentParser, command: str) -> Mapping[str, argparse.Action]:
-    """The options of a command, by their spelling."""
-    choices = next(a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    options: Mapping[str, argparse.Action] = choices[command]._option_string_actions
-    return options
-
-
-_STDOUT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-"""Why printing fails."""
-
-
 def _drop_stdout() -> None:
-    """What is still in its buffer goes nowhere: the interpreter's own attempt at its end would fail again."""
+    """Drop what is still in stdout's buffer: the interpreter's own attempt at its end would fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _fail(message: str, code: int = 2) -> int:
+def _fail(message: str, code: int) -> int:
     print("error:", " ".join(message.split("\n")), file=sys.stderr)
     return code

@@ -155,11 +155,7 @@ def test_every_option_named_exists() -> None:
     import convert.cli
     import inference.cli
 
-    programs = (convert.cli.parser(), inference.cli.parser())
-    known = " ".join(
-        command.format_help()
-        for program in programs
-        for command in program._subparsers._group_actions[0].choices.values()  # type: ignore[union-attr,attr-defined]
-    )
+    programs = (convert.cli.PROGRAM, inference.cli.PROGRAM)
+    known = " ".join(program.command_parser(name).format_help() for program in programs for name in program.commands)
     for option in set(re.findall(r"--[a-z]+(?:-[a-z]+)*", "".join(PAGES.values()))) - {"--tune", "--number", "--help"}:
         assert option in known

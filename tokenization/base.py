@@ -9,7 +9,13 @@ from typing import Protocol
 
 
 class TokenizerError(ValueError):
-    """A vocabulary that cannot be used, or input that it cannot encode or decode; the message is one line."""
+    """A vocabulary that cannot be used, or input that it cannot encode or decode; the message is one line.
+
+    Attributes:
+        exit_code: the exit code of a command that ends with this error.
+    """
+
+    exit_code = 2
 
 
 class StreamDecoder(Protocol):

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from convert.output.manifest import check
 
-HELP = "compare every file of a SavedModel or checkpoint with the SHA-256 in its manifest"
 DESCRIPTION = """\
 Reads every file of a result of this program and compares its SHA-256 with the manifest (assets.extra/manifest.json of
 a SavedModel, manifest.json of a checkpoint): after a download, a copy, or years on a disk. Files that were added later
 are listed and do no harm.
 """
-EXAMPLE = "python -m convert check out/song-ci"
+EXAMPLES = ("{command} out/song-ci",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

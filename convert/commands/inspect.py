@@ -18,7 +18,6 @@ from support.errors import UserError
 from tf_model.config import UER
 from tf_model.precision import PRECISIONS
 
-HELP = "describe a checkpoint or SavedModel: sizes, types, tensors, memory, and what is wrong with it"
 DESCRIPTION = """\
 Reads headers and shapes, no weights: seconds and a few hundred MB for a model of any size. A checkpoint is described
 with what it would become in each dtype. A file that cannot be read ends with the error line of the conversion and exit
@@ -28,7 +27,7 @@ The memory of a loaded model is estimated: its variables, once, and 0.7 GB for T
 TensorFlow 2.21 on Linux), plus the packed copy of int8 matrices while it generates. Each row that is generated adds a
 cache; its size is given for one position.
 """
-EXAMPLE = "python -m convert inspect demo/song-ci --json"
+EXAMPLES = ("{command} demo/song-ci --json",)
 
 Report = dict[str, Any]
 

@@ -14,14 +14,13 @@ from convert.source import open_source
 from convert.tensors import DType
 from tf_model.config import STANDARD
 
-HELP = "a checkpoint -> a Hugging Face folder: safetensors, config.json, generation_config.json, the tokenizer's files"
 DESCRIPTION = """\
 Writes a checkpoint as transformers' GPT2LMHeadModel, which vLLM and the converters of llama.cpp and CTranslate2 take,
 too. Weights keep their bits, or become another type (--dtype). The end of text and the padding in config.json are the
 tokenizer's, so that generation stops where it should. The SHA-256 of all files is kept in manifest.json; the command
 check compares them with it.
 """
-EXAMPLE = "python -m convert to-huggingface --checkpoint CPM-Generate --tokenizer bpe_3w_new --output CPM-Generate-hf"
+EXAMPLES = ("{command} --checkpoint CPM-Generate --tokenizer bpe_3w_new --output CPM-Generate-hf",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -24,14 +24,13 @@ from convert.tensors import DType
 from support.errors import ConvertError
 from tf_model.config import STANDARD
 
-HELP = "a checkpoint -> Megatron shards, in CPM's layout or newer Megatron-LM's, for any number of ranks"
 DESCRIPTION = """\
 Writes a checkpoint again, split over another number of model-parallel ranks, as CPM's programs load it or, with
 --layout megatron-lm, newer Megatron-LM. Weights keep their bits, or become another type (--dtype). Only weights are
 taken: optimizer and random states are left out. The SHA-256 of all files is kept in manifest.json; the command check
 compares them with it.
 """
-EXAMPLE = "python -m convert to-megatron --checkpoint CPM-Generate --tensor-parallel 4 --output CPM-Generate-4"
+EXAMPLES = ("{command} --checkpoint CPM-Generate --tensor-parallel 4 --output CPM-Generate-4",)
 
 
 CPM = "cpm"

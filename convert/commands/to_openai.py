@@ -17,14 +17,13 @@ from support.messages import pluralize
 from tf_model.config import STANDARD
 from tokenization import ByteBPETokenizer
 
-HELP = "a checkpoint -> OpenAI's TensorFlow 1 checkpoint: model.ckpt, hparams.json, encoder.json, vocab.bpe"
 DESCRIPTION = """\
 Writes a checkpoint as openai/gpt-2 and gpt-2-simple load it, to be trained on or to generate there. Their variables are
 float32: float16 and bfloat16 weights are widened, which loses nothing; another --dtype is for programs that look at the
 files themselves. The format has one form of the maths: a model with another activation, epsilon, or a head of its own
 is refused. The SHA-256 of all files is kept in manifest.json; the command check compares them with it.
 """
-EXAMPLE = "python -m convert to-openai --checkpoint gpt2-hf --output models/124M"
+EXAMPLES = ("{command} --checkpoint gpt2-hf --output models/124M",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

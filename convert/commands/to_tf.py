@@ -24,12 +24,11 @@ from tf_model.precision import DTYPES, stored_bytes
 from tokenization import Tokenizer
 from tokenization.special_tokens import SpecialTokens
 
-HELP = "Megatron or DeepSpeed shards of a GPT-2 (CPM) -> a TensorFlow SavedModel"
 DESCRIPTION = """\
 Merges the model-parallel shards of a Chinese GPT-2 (CPM-Generate, CPM-distill, their fine-tuned models) and writes
 one TensorFlow SavedModel. Sizes are read from the shards; nothing inside them is run.
 """
-EXAMPLE = "python -m convert pytorch-to-tf --checkpoint CPM-Generate --tokenizer bpe_3w_new --output cpm-savedmodel"
+EXAMPLES = ("{command} --checkpoint CPM-Generate --tokenizer bpe_3w_new --output cpm-savedmodel",)
 
 _GRAPH_BYTES = 1 << 24
 """Room for the graph, the index and the tokenizer, beside the weights."""

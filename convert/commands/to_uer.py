@@ -14,14 +14,13 @@ from convert.source import open_source
 from convert.tensors import DType
 from tf_model.config import STANDARD, UER
 
-HELP = "a checkpoint -> UER-py's format: model.bin, its config.json, the tokenizer's files"
 DESCRIPTION = """\
 Writes a checkpoint as UER-py's GPT-2, for its scripts and for training on with it. Weights keep their bits, or become
 another type (--dtype), but for layer norms: UER-py's divide by another deviation, which is taken into their weights, so
 that the model computes the same. With --uer-layer-norm standard they keep their bits, too, as UER-py's own scripts do
 it. The SHA-256 of all files is kept in manifest.json; the command check compares them with it.
 """
-EXAMPLE = "python -m convert to-uer --checkpoint gpt2-chinese-hf --output gpt2-chinese-uer"
+EXAMPLES = ("{command} --checkpoint gpt2-chinese-hf --output gpt2-chinese-uer",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -43,7 +43,6 @@ from support.progress import progress
 from support.tensorflow_runtime import quiet_stderr, set_mmap_threshold
 from tf_model.config import GPT2Config
 
-HELP = "compare the logits of a SavedModel, or of a copy in another format, with those of what it was made from"
 DESCRIPTION = """\
 Runs both models on the same prompts and compares the logits: a SavedModel in TensorFlow, a checkpoint in float32, that
 of CPM as Megatron would, every shard on its own. Fails where they differ by more than the dtype of the second explains.
@@ -51,7 +50,7 @@ With a text (--text, --prompts) the perplexity of both models on it is told, and
 (float32: 0.01 %) where 1,000 tokens or more were predicted. Both sides take the same number of heads: whether --heads
 is the one of the training, only the perplexity tells.
 """
-EXAMPLE = "python -m convert verify CPM-Generate cpm-savedmodel"
+EXAMPLES = ("{command} CPM-Generate cpm-savedmodel",)
 
 SEED = 20201115
 """Of the random prompts."""

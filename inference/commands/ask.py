@@ -9,15 +9,13 @@ from inference.commands.options import add_model, add_options, options_of
 from inference.jsonl import RecordError, read_lines
 from inference.text_generator import TextGenerator
 
-HELP = "few-shot question answering"
 DESCRIPTION = """\
 Puts a few questions with their answers in front of each question, and prints what the model writes behind it, up to the
 end of the line. The examples decide what kind of question is understood.
 """
-EXAMPLE = "python -m inference ask cpm-savedmodel 中国的首都是哪里？ --temperature 0"
-WORDS = "question"
+EXAMPLES = ("{command} cpm-savedmodel 中国的首都是哪里？ --temperature 0",)
 
-EXAMPLES = (("日本的首都是哪里？", "东京"), ("法国的首都是哪里？", "巴黎"), ("英国的首都是哪里？", "伦敦"))
+FEW_SHOTS = (("日本的首都是哪里？", "东京"), ("法国的首都是哪里？", "巴黎"), ("英国的首都是哪里？", "伦敦"))
 """Used when there is no file of examples."""
 
 
@@ -29,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    examples = _read(args.examples) if args.examples else EXAMPLES
+    examples = _read(args.examples) if args.examples else FEW_SHOTS
     generator = TextGenerator.load(args.model, rows=len(args.question))
     options = {**options_of(args, generator.tokenizer), "num_return_sequences": 1}
     if not {"max_new_tokens", "max_length"} & options.keys():

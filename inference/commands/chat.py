@@ -13,12 +13,11 @@ from inference.jsonl import RecordError
 from inference.text_generator import TextGenerator
 from tokenization import TokenizerError
 
-HELP = "an interactive prompt: type a text, see it continued"
 DESCRIPTION = """\
 Continues each line that is typed, and prints the text as it comes. An empty line goes on with the text. Ctrl-C stops
 the text, Ctrl-D (or /quit) ends the program.
 """
-EXAMPLE = "python -m inference chat song-ci-savedmodel --temperature 0.8"
+EXAMPLES = ("{command} song-ci-savedmodel --temperature 0.8",)
 
 _MARK = "> "
 

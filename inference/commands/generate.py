@@ -20,13 +20,11 @@ from inference.jsonl import Job, Prompt, jobs_of, json_line, open_records, read_
 from inference.text_generator import GeneratedText, TextGenerator
 from tokenization import TokenizerError
 
-HELP = "prompts -> texts"
 DESCRIPTION = """\
 Continues each prompt and prints it with its continuation, or writes JSON lines. Without a prompt a text is begun, if
 the model's tokenizer has a token to start from.
 """
-EXAMPLE = "python -m inference generate song-ci-savedmodel 浣溪沙 --number 3 --temperature 0.8"
-WORDS = "prompt"
+EXAMPLES = ("{command} song-ci-savedmodel 浣溪沙 --number 3 --temperature 0.8",)
 
 Result = tuple[Job, GeneratedText, int | None]
 """What was made for a job, and the seed it was drawn with."""
