@@ -92,13 +92,14 @@ def check_destination(destination: Path, force: bool, inputs: Sequence[Path], ki
     """
     if set(str(destination)) & set(kind.forbidden):
         raise ConvertError(f"{destination}: {kind.because}; choose another --output")
-    if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
-        raise ConvertError(f"{destination}: is not a folder; choose another --output")
     try:
+        if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
+            raise ConvertError(f"{destination}: is not a folder; choose another --output")
         used = [path.resolve() for path in (Path.cwd(), *inputs)]
         resolved = destination.resolve()
-    except (OSError, RuntimeError) as error:  # the current folder was deleted; a link that leads to itself
-        raise ConvertError(f"{destination}: cannot be looked up: {error}; choose another --output") from error
+    except (OSError, RuntimeError) as error:  # a folder that may not be searched, or is gone; a link to itself
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConvertError(f"{destination}: cannot be looked up: {reason}; choose another --output") from error
     for path in used:
         if path == resolved:
             what = "the current folder" if path == used[0] else "the input"

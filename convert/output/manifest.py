@@ -101,9 +101,9 @@ def check(folder: str | Path) -> IntegrityReport:
         ConvertError: there is no folder, it has no manifest of this project, or a file cannot be read.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise ConvertError(f"{folder}: no such folder")
     try:
+        if not folder.is_dir():
+            raise ConvertError(f"{folder}: no such folder")
         expected = read_manifest(folder)["files"]
         found = set(_files(folder, _name(folder)))
         with Hasher() as hasher:

@@ -1,0 +1,114 @@
+"""What a user who is not root may not read, search or write: one line that names the place, and exit code 2."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from convert.__main__ import main
+from tests.helpers.checkpoints import random_state, write_megatron
+from tf_model.config import GPT2Config
+
+CONFIG = GPT2Config(vocab_size=48, n_positions=16, n_embd=24, n_layer=1, n_head=6)
+NOBODY = 65534
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Without root's privileges, which make every permission a formality."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.setegid(NOBODY)
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A folder that anybody may write to, with a checkpoint in it."""
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == os.getuid() and folder != Path("/"):
+            folder.chmod(0o755)
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work").chmod(0o777)
+    write_megatron(tmp_path / "work" / "CPM", random_state(CONFIG, np.random.default_rng(0)), 1, extras=False)
+    assert main(["reshard", *source(tmp_path / "work"), "--output", str(tmp_path / "work" / "copy")]) == 0
+    return tmp_path / "work"
+
+
+def source(root: Path) -> list[str]:
+    return ["--checkpoint", str(root / "CPM"), "--heads", "6", "--tensor-parallel", "1", "--quiet"]
+
+
+def locked(folder: Path, mode: int = 0o000) -> Path:
+    folder.mkdir(exist_ok=True)
+    folder.chmod(mode)
+    return folder
+
+
+def assert_refused(words: list[str], place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    with as_nobody():
+        code = main(words)
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, ""), err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert place in err
+    assert "ermission denied" in err
+
+
+def test_an_output_under_a_folder_that_may_not_be_searched(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = locked(root / "locked") / "new" / "copy"
+    assert_refused(["reshard", *source(root), "--output", str(place)], str(place), capsys)
+
+
+def test_an_output_in_a_folder_that_may_not_be_written_to(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = locked(root / "locked", 0o555) / "copy"
+    assert_refused(["reshard", *source(root), "--output", str(place)], str(place.parent), capsys)
+    assert not list(place.parent.iterdir())
+
+
+@pytest.mark.parametrize("command", ["check", "inspect"])
+def test_a_folder_that_may_not_be_searched(command: str, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = locked(root / "locked") / "copy"
+    assert_refused([command, str(place)], str(place), capsys)
+
+
+def test_a_checkpoint_in_a_folder_that_may_not_be_searched(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    locked(root / "CPM")
+    assert_refused(["reshard", *source(root), "--output", str(root / "other")], str(root / "CPM"), capsys)
+
+
+def test_a_file_that_may_not_be_read(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (file,) = (root / "copy").glob("*/*.pt")
+    file.chmod(0o000)
+    assert_refused(["check", str(root / "copy")], str(file), capsys)
+
+
+def test_a_manifest_in_a_folder_that_may_not_be_searched(
+    song_ci: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = root / "model"
+    shutil.copytree(song_ci, model)
+    model.chmod(0o755)
+    place = locked(model / "assets.extra")
+    assert main(["inspect", str(song_ci)]) == 0  # imports TensorFlow while its files may be read
+    assert_refused(["inspect", str(model)], str(place), capsys)
+
+
+def test_a_tokenizer_in_a_folder_that_may_not_be_searched(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = locked(root / "tokenizer")
+    command = ["pytorch-to-tf", "--checkpoint", str(root / "CPM"), "--heads", "6", "--tokenizer", str(place)]
+    assert_refused([*command, "--output", str(root / "model"), "--quiet"], str(place), capsys)
