@@ -9,7 +9,7 @@ from typing import NamedTuple
 from convert.checkpoint import Checkpoint
 from convert.formats import huggingface, openai_tf1, savedmodel, uer
 from convert.formats.megatron import cpm as megatron
-from convert.formats.megatron import megatron_lm, megatron_lm_files
+from convert.formats.megatron import megatron_lm
 from convert.formats.megatron import rank_files as megatron_files
 from support.errors import CheckpointError, ConvertError
 from support.messages import list_names
@@ -58,13 +58,13 @@ FORMATS: tuple[Format, ...] = (
     Format(
         megatron_lm.NAME,
         "mp_rank_*/model_optim_rng.pt with a language_model in it",
-        lambda path: (file := megatron_lm_files.first_file(path)) is not None and megatron_lm.is_one(file),
+        lambda path: (file := megatron_files.find_first_rank_file(path)) is not None and megatron_lm.is_one(file),
         megatron_lm.open_megatron_lm,
     ),
     Format(
         "megatron",
         f"{megatron_files.TRACKER}, mp_rank_* files, or a .pt file with 'module' or 'model' in it",
-        megatron_files.is_one,
+        lambda path: (path / megatron_files.TRACKER).exists() or megatron_files.find_first_rank_file(path) is not None,
         megatron.open_megatron,
     ),
 )

@@ -19,9 +19,18 @@ from pathlib import Path
 
 from convert.checkpoint import Checkpoint, CheckpointInfo
 from convert.formats.heads import head_count_from_manifest, resolve_head_count
-from convert.formats.megatron.rank_files import RankFile, check_saved_ranks, find
-from convert.formats.megatron.ranks import check_parts
-from convert.formats.megatron.sharding import COLUMN, QKV, REPLICATED, ROW, ShardingError, Split, merge, shard_shape
+from convert.formats.megatron.rank_files import RankFile, check_saved_ranks, resolve_rank_files
+from convert.formats.megatron.sharding import (
+    COLUMN,
+    QKV,
+    REPLICATED,
+    ROW,
+    ShardingError,
+    ShardSpec,
+    check_shards,
+    merge,
+    shard_shape,
+)
 from convert.tensors import FLOATS, Array, DType, check_finite, empty, widest
 from convert.torch_format.reader import TensorRef, load
 from support.errors import CheckpointError
@@ -29,7 +38,7 @@ from support.messages import list_names, pluralize, short_repr
 from tf_model.config import ConfigError, GPT2Config
 from tokenization.special_tokens import CPM_TOKENS, SpecialTokens
 
-TENSORS: dict[str, tuple[str, Split]] = {
+TENSORS: dict[str, tuple[str, ShardSpec]] = {
     "wte.weight": ("word_embeddings.weight", COLUMN),
     "wpe.weight": ("position_embeddings.weight", REPLICATED),
     "h.{}.ln_1.weight": ("transformer.layers.{}.input_layernorm.weight", REPLICATED),
@@ -69,7 +78,7 @@ _COUNTS = frozenset(key for key, neutral in BOOKKEEPING.items() if neutral is no
 _LAYER = re.compile(r"transformer\.layers\.(0|[1-9]\d{0,3})\.")
 
 
-def source_name(name: str) -> tuple[str, Split]:
+def source_name(name: str) -> tuple[str, ShardSpec]:
     """Megatron's name and the split of the canonical tensor ``name``."""
     layer = re.match(r"h\.(\d+)\.", name)
     template, kind = TENSORS[f"h.{{}}.{name[layer.end() :]}" if layer else name]
@@ -167,11 +176,11 @@ def _check_ranks(files: list[RankFile], first: _Shard, alone: bool) -> None:
     this = f"{first.file}: from a model split over {pluralize(by_qkv, 'rank')}"
     found = f"{pluralize(len(files), 'file')} found"
     if alone:
-        who = f"rank {files[0].rank}" if files[0].pattern else "one"
+        who = f"rank {files[0].rank}" if files[0].name_pattern else "one"
         raise CheckpointError(f"{first.file}: {who} of a model split over {by_qkv} ranks: give the folder of them all")
     if len(files) > ranks:
         raise CheckpointError(f"{this}, but {found}: those beside it are not of this model, or it was split wrongly")
-    missing = files[-1].pattern.format(len(files))
+    missing = files[-1].name_of(len(files))
     raise CheckpointError(f"{this}, but {found}: {missing} is missing")
 
 
@@ -260,7 +269,7 @@ class MegatronCheckpoint:
         whole = empty(self._shapes[name], dtype, buffer)
         merge(shards, kind, whole)
         sources = list(zip(self.info.files, shards, strict=True))
-        check_parts(source, kind, sources)
+        check_shards(source, kind, sources)
         if kind is REPLICATED:
             del sources[1:]
         check_finite(source, whole, self.info.files[0].parent, sources)
@@ -282,7 +291,9 @@ def open_megatron(
         CheckpointError: anything that keeps the files from being one whole model.
     """
     try:
-        files = find(path, iteration)
+        files = resolve_rank_files(path, iteration)
+        if files[-1].stage:
+            raise CheckpointError(f"{files[-1].path}: of a pipeline stage, and CPM's Megatron has none")
         shards = [_load_shard(file.path) for file in files]
         n_layer = _check_names(shards)
         _check_ranks(files, shards[0], alone=path.is_file())

@@ -17,8 +17,8 @@ from typing import Any
 
 from convert.checkpoint import Checkpoint
 from convert.formats.megatron.cpm import BOOKKEEPING, source_name
-from convert.formats.megatron.rank_files import DEEPSPEED_NAME, RELEASE, TRACKER, iteration_of
-from convert.formats.megatron.sharding import Split, shard_shape, split
+from convert.formats.megatron.rank_files import DEEPSPEED_NAME, RELEASE, TRACKER, iteration_of_file
+from convert.formats.megatron.sharding import ShardSpec, shard_shape, split
 from convert.formats.uer_layer_norm import PLAIN_EPSILON, advice
 from convert.tensors import Array, DType
 from convert.torch_format.writer import Pending, writing
@@ -96,7 +96,7 @@ def shard_bytes(
     config: GPT2Config,
     dtypes: Mapping[str, DType],
     p: int,
-    split_of: Callable[[str], Split] = lambda name: source_name(name)[1],
+    split_of: Callable[[str], ShardSpec] = lambda name: source_name(name)[1],
 ) -> int:
     """Bytes that all files together take, at most; of values, and some hundred for each tensor beside them."""
     values = sum(
@@ -111,7 +111,7 @@ def named_iteration(checkpoint: Checkpoint) -> int | str:
     inside = checkpoint.info.details.get("iteration")
     number = inside if isinstance(inside, int) and 0 < inside < 10**15 else None
     files = checkpoint.info.files
-    return (iteration_of(files[0]) if files else None) or number or RELEASE
+    return (iteration_of_file(files[0]) if files else None) or number or RELEASE
 
 
 def write_megatron(
@@ -143,7 +143,7 @@ def write_megatron(
     shapes = checkpoint.config.tensor_shapes()
     folder = root / str(iteration)
     folder.mkdir()
-    files = [folder / DEEPSPEED_NAME.format(rank) for rank in range(p)]
+    files = [folder / DEEPSPEED_NAME.format(rank=rank) for rank in range(p)]
     with contextlib.ExitStack() as stack:
         writers = []
         for file in files:

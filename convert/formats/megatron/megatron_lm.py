@@ -12,6 +12,7 @@ Layers are counted from 0 on every stage; the last has the final layer norm and 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,9 +22,17 @@ import numpy as np
 
 from convert.checkpoint import Checkpoint, CheckpointInfo
 from convert.formats.heads import resolve_head_count
-from convert.formats.megatron.megatron_lm_files import find
-from convert.formats.megatron.ranks import check_parts
-from convert.formats.megatron.sharding import COLUMN, QKV, REPLICATED, ROW, Split, merge, shard_shape
+from convert.formats.megatron.rank_files import RankFile, resolve_rank_files
+from convert.formats.megatron.sharding import (
+    COLUMN,
+    QKV,
+    REPLICATED,
+    ROW,
+    ShardSpec,
+    check_shards,
+    merge,
+    shard_shape,
+)
 from convert.formats.tensor_map import LazyTensor, TensorMapCheckpoint, TensorRecipe, matrix_shape, torch_tensors
 from convert.tensors import Array, assign, same_values
 from convert.torch_format.pickle_values import Placeholder
@@ -34,7 +43,7 @@ from tf_model.config import ConfigError, GPT2Config
 
 NAME = "megatron-lm"
 VERSIONS = ("0", "1.0", "2.0", "3.0")
-TENSORS: Mapping[str, tuple[str, Split]] = {
+TENSORS: Mapping[str, tuple[str, ShardSpec]] = {
     "wte.weight": ("embedding.word_embeddings.weight", COLUMN),
     "wpe.weight": ("embedding.position_embeddings.weight", REPLICATED),
     **{
@@ -91,7 +100,7 @@ class _Shard(NamedTuple):
     left_out: list[str]
 
 
-def source_name(name: str) -> tuple[str, Split]:
+def source_name(name: str) -> tuple[str, ShardSpec]:
     """Megatron-LM's name, in the older spelling, and the split of the canonical tensor ``name``."""
     layer = re.match(r"h\.(\d+)\.", name)
     template, kind = TENSORS[f"h.{{}}.{name[layer.end() :]}" if layer else name]
@@ -124,13 +133,18 @@ def open_megatron_lm(
         CheckpointError: anything that keeps the files from being one whole model.
     """
     try:
-        grid = find(path, iteration)
-        stages = [[_load_shard(file) for file in ranks] for ranks in grid]
+        stages = _by_stage(resolve_rank_files(path, iteration))
         return _open(path, stages, n_head, allow_unknown_heads)
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
+
+
+def _by_stage(files: Sequence[RankFile]) -> list[list[_Shard]]:
+    """Load the files of all ranks, those of one pipeline stage together."""
+    stages = itertools.groupby(files, lambda file: file.stage)
+    return [[_load_shard(file.path) for file in ranks] for _, ranks in stages]
 
 
 def _load_shard(file: Path) -> _Shard:
@@ -327,12 +341,12 @@ def _number(where: Path, args: Mapping[str, Any], kind: type, *names: str) -> An
 
 
 def _put(
-    sources: Sequence[LazyTensor], kind: Split, version: str, heads: int
+    sources: Sequence[LazyTensor], kind: ShardSpec, version: str, heads: int
 ) -> Callable[[Sequence[Array], Array], None]:
     """How the parts of all ranks become the whole tensor; ``heads`` are those of one rank."""
 
     def put(parts: Sequence[Array], out: Array) -> None:
-        check_parts(sources[0].name, kind, [(source.file, part) for source, part in zip(sources, parts, strict=True)])
+        check_shards(sources[0].name, kind, [(source.file, part) for source, part in zip(sources, parts, strict=True)])
         if kind is QKV:
             whole = out.reshape(3, len(parts), heads, -1, *out.shape[1:])
             for rank, part in enumerate(parts):

@@ -1,10 +1,17 @@
-"""Where Megatron and DeepSpeed put a model's shards: the tracker file, the iteration's folder, the ranks' files."""
+"""Find the files of a model's ranks: the tracker file, the folder of an iteration, one file for each rank.
+
+<root>/latest_checkpointed_iteration.txt                 "80000" or "release"
+<root>/80000/mp_rank_00_model_states.pt                  DeepSpeed, and CPM's releases
+<root>/iter_0080000/mp_rank_00/model_optim_rng.pt        Megatron: tensor-parallel rank 0
+<root>/iter_0080000/mp_rank_00_001/model_optim_rng.pt    Megatron: tensor-parallel rank 0 of pipeline stage 1
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from convert.torch_format.reader import saved_name
@@ -13,88 +20,180 @@ from support.messages import list_names
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
-DEEPSPEED_NAME = "mp_rank_{:02d}_model_states.pt"
-"""Of the file of a rank, in DeepSpeed's layout and CPM's releases."""
+DEEPSPEED_NAME = "mp_rank_{rank:02d}_model_states.pt"
+"""The name of a rank's file in DeepSpeed's layout and in CPM's releases."""
+MEGATRON_FILE = "model_optim_rng.pt"
 _DEEPSPEED_FILE = re.compile(r"mp_rank_([0-9]+)_model_states\.pt")
-_MEGATRON_FOLDER, MEGATRON_FILE = re.compile(r"mp_rank_([0-9]+)"), "model_optim_rng.pt"
+_MEGATRON_FOLDER = re.compile(r"mp_rank_([0-9]+)(?:_([0-9]{3}))?")
 _ITERATION_FOLDER = re.compile(r"(?:iter_)?\d+|release")
 
 
 @dataclasses.dataclass(frozen=True)
 class RankFile:
-    """The file of one rank. ``pattern`` makes another rank's file name; it is empty when this one's says no rank."""
+    """The file of one rank.
 
-    rank: int
+    Attributes:
+        path: the file.
+        rank: the tensor-parallel rank.
+        stage: the pipeline stage; 0 when the name has none.
+        name_pattern: format of another file's name, with ``rank`` and ``stage``; empty when this name has no rank.
+    """
+
     path: Path
-    pattern: str
+    rank: int = 0
+    stage: int = 0
+    name_pattern: str = ""
+
+    @property
+    def label(self) -> str:
+        """The rank and, where the name has one, the stage, for a list in a message."""
+        return f"{self.rank:02d}_{self.stage:03d}" if "stage" in self.name_pattern else str(self.rank)
+
+    def name_of(self, rank: int, stage: int = 0) -> str:
+        """Return the name of another rank's file, below the folder of the iteration."""
+        return self.name_pattern.format(rank=rank, stage=stage)
 
 
 def _rank_file(path: Path) -> RankFile | None:
-    """The rank that the name of ``path`` says: of a shard, or of the folder that plain Megatron puts a shard in."""
+    """Return the file of the rank that the name of ``path`` gives: a shard, or the folder that Megatron puts one in."""
     if (match := _DEEPSPEED_FILE.fullmatch(path.name)) and path.is_file():
-        return RankFile(int(match[1]), path, DEEPSPEED_NAME)
+        return RankFile(path, int(match[1]), 0, DEEPSPEED_NAME)
     if (match := _MEGATRON_FOLDER.fullmatch(path.name)) and (path / MEGATRON_FILE).is_file():
-        return RankFile(int(match[1]), path / MEGATRON_FILE, f"mp_rank_{{:02d}}/{MEGATRON_FILE}")
+        folder = "mp_rank_{rank:02d}_{stage:03d}" if match[2] else "mp_rank_{rank:02d}"
+        return RankFile(path / MEGATRON_FILE, int(match[1]), int(match[2] or 0), f"{folder}/{MEGATRON_FILE}")
     return None
 
 
-def _rank_files(folder: Path) -> list[RankFile]:
-    """The shards in ``folder``, by rank; no other file counts.
+def _has_rank_file(folder: Path) -> bool:
+    return any(map(_rank_file, folder.iterdir()))
+
+
+def _iteration_folders(root: Path) -> list[Path]:
+    """Return the folders in ``root`` that are named after an iteration and hold files of ranks."""
+    named = [path for path in sorted(root.iterdir()) if _ITERATION_FOLDER.fullmatch(path.name) and path.is_dir()]
+    return [folder for folder in named if _has_rank_file(folder)]
+
+
+def find_first_rank_file(path: Path) -> Path | None:
+    """Find one file that shows what ``path`` holds: the file itself, or a rank's file in it or in an iteration of it.
+
+    Returns:
+        None when there is no such file.
+    """
+    if path.is_file():
+        return path
+    for folder in (path, *_iteration_folders(path)):
+        for child in sorted(folder.iterdir()):
+            if file := _rank_file(child):
+                return file.path
+    return None
+
+
+def find_rank_files(folder: Path) -> list[RankFile] | None:
+    """Find the files of all ranks in ``folder``; other files do not count.
+
+    Returns:
+        The files ordered by stage, then by rank; None when there are none.
 
     Raises:
-        CheckpointError: two files of one rank, or a rank below the highest has none.
+        CheckpointError: two files are of one rank, or the file of a rank is missing.
     """
-    by_rank: dict[int, RankFile] = {}
+    by_place: dict[tuple[int, int], RankFile] = {}
     for path in sorted(folder.iterdir()):
-        if (file := _rank_file(path)) is None:
+        file = _rank_file(path)
+        if file is None:
             continue
-        if (other := by_rank.setdefault(file.rank, file)) is not file:
+        other = by_place.setdefault((file.stage, file.rank), file)
+        if other is not file:
             names = " and ".join(sorted(str(f.path.relative_to(folder)) for f in (file, other)))
-            raise CheckpointError(f"{folder}: two files of rank {file.rank}: {names}: remove one")
-    files = [by_rank[rank] for rank in sorted(by_rank)]
-    for expected, file in enumerate(files):
-        if file.rank != expected:
-            missing = file.pattern.format(expected)
-            raise CheckpointError(
-                f"{folder}: {missing} is missing: the ranks found are {list_names(sorted(by_rank), 9)}"
-            )
+            raise CheckpointError(f"{folder}: two files of rank {file.label}: {names}: remove one")
+    if not by_place:
+        return None
+    files = [by_place[place] for place in sorted(by_place)]
+    _check_complete(folder, files)
     return files
 
 
-def is_one(path: Path) -> bool:
-    """Whether ``path`` looks like a checkpoint of this layout: any file, or a folder with ranks or iterations in it."""
-    if path.is_file() or (path / TRACKER).exists() or any(map(_rank_file, path.iterdir())):
-        return True
-    folders = (child for child in path.iterdir() if child.is_dir() and _ITERATION_FOLDER.fullmatch(child.name))
-    return any(any(map(_rank_file, folder.iterdir())) for folder in folders)
+def _check_complete(folder: Path, files: Sequence[RankFile]) -> None:
+    """Check that each stage up to the last one has a file of each rank up to the highest."""
+    stages = 1 + max(file.stage for file in files)
+    ranks = 1 + max(file.rank for file in files)
+    places = {(file.stage, file.rank) for file in files}
+    for number in range(stages * ranks):
+        stage, rank = divmod(number, ranks)
+        if (stage, rank) not in places:
+            missing = files[-1].name_of(rank, stage)
+            labels = list_names((file.label for file in files), 9)
+            raise CheckpointError(f"{folder}: {missing} is missing: the ranks found are {labels}")
 
 
-def _available(root: Path) -> str:
-    """The end of a message about an iteration that was not found: which ones there are."""
-    if any(map(_rank_file, root.iterdir())):
+def resolve_rank_files(path: Path, iteration: str | None) -> list[RankFile]:
+    """Return the files of all ranks of the model at ``path``, ordered by stage, then by rank.
+
+    Args:
+        path: the folder with the tracker file, the folder of an iteration, or a file.
+        iteration: the iteration to take instead of the tracker's, a number or ``release``.
+
+    Raises:
+        CheckpointError: there are no such files, one of them is missing, or ``iteration`` is not an iteration.
+    """
+    wanted = None if iteration is None else parse_iteration(iteration.strip())
+    if iteration is not None and wanted is None:
+        raise CheckpointError(f"iteration {iteration!a}: expected a number above 0 or {RELEASE}")
+    if path.is_file():
+        if wanted is not None:
+            raise CheckpointError(f"{path}: a file has no iterations to choose from: leave out iteration {wanted}")
+        named = _rank_file(path.parent) if path.name == MEGATRON_FILE else _rank_file(path)
+        return [named or RankFile(path)]
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such file or folder")
+    if wanted is not None:
+        return _files_of_iteration(path, wanted)
+    return find_rank_files(path) or _files_of_iteration(path, read_tracker(path))
+
+
+def _files_of_iteration(root: Path, iteration: int | str) -> list[RankFile]:
+    """Return the files of the ranks of ``iteration`` below ``root``, whatever its folder is called."""
+    names = [RELEASE] if iteration == RELEASE else [f"{iteration}", f"iter_{iteration:07d}"]
+    found = {}
+    for name in names:
+        if (root / name).is_dir() and (files := find_rank_files(root / name)):
+            found[name] = files
+    problem = f"{root}: mp_rank_* files of iteration {iteration} are"
+    if not found:
+        raise CheckpointError(f"{problem} not there, in {' or '.join(names)}: {_what_is_there(root)}")
+    if len(found) > 1:
+        raise CheckpointError(f"{problem} there twice, in {' and '.join(found)}: give one as the path")
+    return next(iter(found.values()))
+
+
+def _what_is_there(root: Path) -> str:
+    """Return the end of a message about an iteration that was not found: which iterations there are."""
+    if _has_rank_file(root):
         return "it is the folder of an iteration itself"
-    folders = [path for path in sorted(root.iterdir()) if path.is_dir() and _ITERATION_FOLDER.fullmatch(path.name)]
-    names = [path.name for path in folders if any(map(_rank_file, path.iterdir()))]
-    return (
-        f"it has the iterations {list_names(names, 9)}" if names else "it has no iteration folder with mp_rank_* files"
-    )
+    if folders := _iteration_folders(root):
+        return f"it has the iterations {list_names((folder.name for folder in folders), 9)}"
+    return "it has no iteration folder with mp_rank_* files"
 
 
 def parse_iteration(text: str) -> int | str | None:
-    """A number above 0 or ``release``; None for anything else."""
+    """Parse a number above 0 or ``release``; return None for anything else."""
     if text == RELEASE:
         return text
     number = int(text) if re.fullmatch(r"[0-9]{1,15}", text) else 0
     return number or None
 
 
-def tracked_iteration(root: Path) -> int | str:
-    """The iteration that the tracker file of ``root`` names.
+def read_tracker(root: Path) -> int | str:
+    """Read the iteration that the tracker file of ``root`` names.
 
-    Upstream goes on with random weights when the file is missing; here that is an error.
+    Megatron continues with random weights when the file is missing; here a missing file is an error.
+
+    Raises:
+        CheckpointError: the tracker file is missing, unreadable, or does not name an iteration.
     """
     tracker = root / TRACKER
-    advice = f"give one as iteration (--iteration), or its folder as the path; {_available(root)}"
+    advice = f"give one as iteration (--iteration), or its folder as the path; {_what_is_there(root)}"
     if tracker.exists() and not tracker.is_file():
         raise CheckpointError(f"{tracker}: expected a text file, found something else: {advice}")
     if not tracker.exists():
@@ -113,38 +212,10 @@ def tracked_iteration(root: Path) -> int | str:
     return iteration
 
 
-def _iteration_files(root: Path, iteration: int | str) -> list[RankFile]:
-    """The shards of ``iteration`` below ``root``, in whichever folder they are."""
-    names = [RELEASE] if iteration == RELEASE else [f"{iteration}", f"iter_{iteration:07d}"]
-    found = [(name, files) for name in names if (root / name).is_dir() and (files := _rank_files(root / name))]
-    if len(found) != 1:
-        where = f"{' and '.join(names)}: give one as the path" if found else f"{' or '.join(names)}: {_available(root)}"
-        count = "are there twice, in" if found else "are not there, in"
-        raise CheckpointError(f"{root}: mp_rank_* files of iteration {iteration} {count} {where}")
-    return found[0][1]
+def iteration_of_file(file: Path) -> int | str | None:
+    """Return the iteration that the folder of a rank's file is named after, a number or ``release``; None without one.
 
-
-def find(path: Path, iteration: str | None) -> list[RankFile]:
-    """The shards that ``path`` stands for: a root, the folder of an iteration, or one file."""
-    wanted = None if iteration is None else parse_iteration(iteration.strip())
-    if iteration is not None and wanted is None:
-        raise CheckpointError(f"iteration {iteration!a}: expected a number above 0 or {RELEASE}")
-    if path.is_file():
-        if wanted is not None:
-            raise CheckpointError(f"{path}: a file has no iterations to choose from: leave out iteration {wanted}")
-        named = _rank_file(path) or (_rank_file(path.parent) if path.name == MEGATRON_FILE else None)
-        return [named or RankFile(0, path, "")]
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: no such file or folder")
-    if wanted is None:
-        return _rank_files(path) or _iteration_files(path, tracked_iteration(path))
-    return _iteration_files(path, wanted)
-
-
-def iteration_of(file: Path) -> int | str | None:
-    """The iteration that the folder of a rank's file is named after, a number or ``release``; None for other names.
-
-    It is what the tracker file has to say for upstream to find that folder; an ``iteration`` inside may differ.
+    Upstream finds the folder when the tracker file names this iteration. An ``iteration`` inside the file may differ.
     """
     file = Path(os.path.abspath(file))
     folder = file.parent
@@ -155,11 +226,11 @@ def iteration_of(file: Path) -> int | str | None:
     return parse_iteration(folder.name.removeprefix("iter_"))
 
 
-def check_saved_ranks(files: list[RankFile]) -> None:
-    """Checks that no file has taken another rank's name: shards in another order fit together just as well.
+def check_saved_ranks(files: Iterable[RankFile]) -> None:
+    """Check that no file was renamed to another rank's name: shards in another order would fit together just as well.
 
     Raises:
-        CheckpointError: one was saved under another rank than its name says now.
+        CheckpointError: a file was saved under the name of another rank.
     """
     for file in files:
         saved = _DEEPSPEED_FILE.fullmatch(f"{saved_name(file.path)}.pt")

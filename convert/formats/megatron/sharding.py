@@ -1,36 +1,34 @@
-"""The four ways a tensor is split over p model-parallel ranks, and the way back.
+"""Split a tensor over p model-parallel ranks in one of four ways; merge the shards and check that they fit together.
 
 Source: ``mpu/layers.py`` and ``mpu/transformer.py`` of CPM-1-Generate. Tensors are ``[out, in]`` as in PyTorch.
 
-One function, ``_of_rank``, says which part of the whole belongs to a rank. ``split`` reads that part and ``merge``
-writes it, so each is the inverse of the other.
+One function, ``_of_rank``, selects the part of the whole tensor that belongs to a rank. ``split`` reads that part and
+``merge`` writes it, so each is the inverse of the other.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
-from convert.tensors import assign
-from support.errors import ConvertError
-
-Array = np.ndarray[Any, Any]
+from convert.tensors import Array, assign, same_values
+from support.errors import CheckpointError, ConvertError
 
 
 class ShardingError(ConvertError):
-    """A tensor that cannot be split over so many ranks, or shards that do not make it; the message is one line."""
+    """A tensor that cannot be split over this number of ranks, or shards whose shapes do not make the tensor."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Split:
-    """How a tensor is split.
+class ShardSpec:
+    """How a tensor is split over the ranks.
 
     Attributes:
         axis: the dimension that is cut; None when every rank holds the whole tensor.
-        parts: matrices stacked along that dimension. Each of them is cut over the ranks on its own, so that a rank
+        parts: number of matrices stacked along that dimension. Each matrix is cut over the ranks on its own, so a rank
             holds its share of the first part, then its share of the second.
     """
 
@@ -38,76 +36,119 @@ class Split:
     parts: int = 1
 
 
-COLUMN = Split(axis=0)
+COLUMN = ShardSpec(axis=0)
 """Column-parallel: output features (rows, in PyTorch's orientation) and their bias; the token embedding."""
-ROW = Split(axis=1)
+ROW = ShardSpec(axis=1)
 """Row-parallel: input features. The bias is added once after the sum over the ranks, so it is ``REPLICATED``."""
-QKV = Split(axis=0, parts=3)
+QKV = ShardSpec(axis=0, parts=3)
 """The fused projection, weight and bias: rank r holds its heads' rows of Q, then of K, then of V."""
-REPLICATED = Split(axis=None)
+REPLICATED = ShardSpec(axis=None)
 """The same values on every rank: layer norms, positions, biases of row-parallel layers."""
 
 
-def shard_shape(shape: Sequence[int], kind: Split, p: int) -> tuple[int, ...]:
-    """The shape that one of ``p`` ranks holds of a tensor of ``shape``.
+def shard_shape(shape: Sequence[int], shard_spec: ShardSpec, p: int) -> tuple[int, ...]:
+    """Return the shape of the shard that each of ``p`` ranks holds of a tensor of ``shape``.
 
     Raises:
-        ShardingError: p is not positive or does not divide the dimension, or the tensor has no such dimension.
+        ShardingError: ``p`` is not positive or does not divide the dimension, or the tensor lacks that dimension.
     """
     if p < 1:
         raise ShardingError(f"a model cannot be split over {p} ranks")
-    if kind.axis is None:
+    axis, parts = shard_spec.axis, shard_spec.parts
+    if axis is None:
         return tuple(shape)
-    if len(shape) <= kind.axis or shape[kind.axis] % (kind.parts * p):
-        cut = f"{p} ranks" if kind.parts == 1 else f"{p} ranks in {kind.parts} parts"
-        raise ShardingError(f"dimension {kind.axis} of the shape {list(shape)} cannot be split over {cut}")
-    return (*shape[: kind.axis], shape[kind.axis] // p, *shape[kind.axis + 1 :])
+    if len(shape) <= axis or shape[axis] % (parts * p):
+        cut = f"{p} ranks" if parts == 1 else f"{p} ranks in {parts} parts"
+        raise ShardingError(f"dimension {axis} of the shape {list(shape)} cannot be split over {cut}")
+    return (*shape[:axis], shape[axis] // p, *shape[axis + 1 :])
 
 
 def _unstacked(array: Array, axis: int, *sizes: int) -> Array:
-    """A view with dimension ``axis`` taken apart into ``sizes``; taking a dimension apart never needs a copy."""
+    """Return a view with dimension ``axis`` reshaped to ``sizes``; splitting a dimension never needs a copy."""
     shape = (*array.shape[:axis], *sizes, *array.shape[axis + 1 :])
     return array.reshape(shape)
 
 
-def _of_rank(whole: Array, kind: Split, p: int, rank: int) -> Array:
-    """The view of ``whole`` that belongs to ``rank``, the cut dimension taken apart into [parts, size of a share]."""
-    shard_shape(whole.shape, kind, p)
-    if kind.axis is None:
+def _of_rank(whole: Array, shard_spec: ShardSpec, p: int, rank: int) -> Array:
+    """Return the view of ``whole`` that belongs to ``rank``, its cut dimension reshaped to [parts, size of a share]."""
+    shard_shape(whole.shape, shard_spec, p)
+    axis, parts = shard_spec.axis, shard_spec.parts
+    if axis is None:
         return whole
-    size = whole.shape[kind.axis] // (kind.parts * p)
-    by_rank = np.moveaxis(_unstacked(whole, kind.axis, kind.parts, p, size), kind.axis + 1, 0)
+    size = whole.shape[axis] // (parts * p)
+    by_rank = np.moveaxis(_unstacked(whole, axis, parts, p, size), axis + 1, 0)
     part: Array = by_rank[rank]
     return part
 
 
-def split(array: Array, kind: Split, p: int) -> list[Array]:
-    """The shards of ``array``, rank 0 first: views of it where strides can say so, copies for ``QKV`` with p > 1.
+def split(array: Array, shard_spec: ShardSpec, p: int) -> list[Array]:
+    """Return the shards of ``array``, rank 0 first: views where strides allow it, copies for ``QKV`` with p > 1.
 
     Raises:
         ShardingError: as ``shard_shape``.
     """
-    shape = shard_shape(array.shape, kind, p)
-    return [_of_rank(array, kind, p, rank).reshape(shape) for rank in range(p)]
+    shape = shard_shape(array.shape, shard_spec, p)
+    return [_of_rank(array, shard_spec, p, rank).reshape(shape) for rank in range(p)]
 
 
-def merge(shards: Sequence[Array], kind: Split, out: Array) -> None:
-    """Writes the whole tensor of ``shards`` (rank 0 first) into ``out``, cast to its type on the way.
+def merge(shards: Sequence[Array], shard_spec: ShardSpec, out: Array) -> None:
+    """Write the whole tensor that ``shards`` (rank 0 first) make into ``out``, cast to the dtype of ``out``.
 
-    The cast happens in ``out`` itself, so nothing beside it is allocated. A value too large for the
-    type of ``out`` becomes infinite without a warning: see ``checkpoint.check_finite``. Of ``REPLICATED`` shards the
-    first is taken; whether the others are equal is the caller's question.
+    The cast happens in ``out`` itself, so no other memory is allocated. A value too large for the dtype of ``out``
+    becomes infinite without a warning: ``check_finite`` reports it. Of ``REPLICATED`` shards the first is copied;
+    ``check_shards`` checks that the others are equal.
 
     Raises:
-        ShardingError: as ``shard_shape``, or a shard does not have that shape.
+        ShardingError: as ``shard_shape``, or a shard has another shape.
     """
-    expected = shard_shape(out.shape, kind, len(shards))
+    expected = shard_shape(out.shape, shard_spec, len(shards))
     for rank, shard in enumerate(shards):
         if shard.shape != expected:
             raise ShardingError(f"rank {rank} holds the shape {list(shard.shape)}, expected {list(expected)}")
-    if kind.axis is None:
+    axis, parts = shard_spec.axis, shard_spec.parts
+    if axis is None:
         assign(out, shards[0])
         return
     for rank, shard in enumerate(shards):
-        part = _of_rank(out, kind, len(shards), rank)
-        assign(part, _unstacked(shard, kind.axis, kind.parts, expected[kind.axis] // kind.parts))
+        part = _of_rank(out, shard_spec, len(shards), rank)
+        assign(part, _unstacked(shard, axis, parts, expected[axis] // parts))
+
+
+def check_shards(name: str, shard_spec: ShardSpec, shards: Sequence[tuple[Path, Array]]) -> None:
+    """Check that replicas are equal, and that no rank's shard of a split tensor is a copy of another rank's.
+
+    A file copied over another rank's file has shapes that fit. Constant tensors, such as new biases, may repeat. Two
+    files that were swapped fit too: only the name that a file was saved under reveals that, where the format keeps it.
+
+    Args:
+        name: the tensor's name in the files, for messages.
+        shard_spec: how the tensor is split.
+        shards: file and values of each rank's shard, rank 0 first.
+
+    Raises:
+        CheckpointError: two replicas differ, or two shards are equal.
+    """
+    if shard_spec is REPLICATED:
+        _check_replicas(name, shards)
+    else:
+        _check_distinct(name, shards)
+
+
+def _check_replicas(name: str, shards: Sequence[tuple[Path, Array]]) -> None:
+    first_file, first = shards[0]
+    for file, shard in shards[1:]:
+        if not same_values(first, shard):
+            raise CheckpointError(
+                f"{file}: {name}: differs from {first_file}, but all ranks hold the same: one of the files is of "
+                "another model or iteration"
+            )
+
+
+def _check_distinct(name: str, shards: Sequence[tuple[Path, Array]]) -> None:
+    by_first_row: dict[bytes, tuple[Path, Array]] = {}
+    for file, shard in shards:
+        other_file, other = by_first_row.setdefault(shard[:1].tobytes(), (file, shard))
+        if other_file is not file and same_values(other, shard) and (shard != shard.flat[0]).any():
+            raise CheckpointError(
+                f"{file}: {name}: the same as in {other_file}, but each rank has a part of its own: a copy of that file"
+            )

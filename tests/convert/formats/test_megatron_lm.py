@@ -219,7 +219,7 @@ DENSE = "layers.1.attention.dense.weight"
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "a rank is missing": (
         lambda root: (write(root, 2.0, 2, 2), shutil.rmtree(root / "iter_0000500" / "mp_rank_00_001")),
-        "mp_rank_00_001/model_optim_rng.pt is missing: found mp_rank_00_000, mp_rank_01_000, mp_rank_01_001",
+        "mp_rank_00_001/model_optim_rng.pt is missing: the ranks found are 00_000, 01_000, 01_001",
     ),
     "no iteration": (
         lambda root: (write(root, 2.0, 2), shutil.move(root / "iter_0000500", root / "iter_0000400")), "iteration 500",
@@ -275,7 +275,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
             write(root, 2.0, 2),
             shutil.copytree(root / "iter_0000500" / "mp_rank_00", root / "iter_0000500" / "mp_rank_00_000"),
         ),
-        "mp_rank_00 and mp_rank_00_000 are the same rank",
+        "two files of rank 00_000: mp_rank_00/model_optim_rng.pt and mp_rank_00_000/model_optim_rng.pt",
     ),
     "a copied rank": (
         lambda root: (
@@ -307,7 +307,7 @@ def test_broken_checkpoints(case: str, tmp_path: Path, capsys: pytest.CaptureFix
     [
         (["--checkpoint-version", "2.0"], "--checkpoint-version 2.0: expected --layout megatron-lm too"),
         (["--layout", "megatron-lm", "--heads", "6"], "says 8 heads, but --heads 6: leave that out"),
-        (["--iteration", "7"], "expected iteration 7 there, by --iteration"),
+        (["--iteration", "7"], "iteration 7 are not there, in 7 or iter_0000007: it has the iterations iter_0000500"),
     ],
 )
 def test_bad_options(options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""convert/formats/megatron_files.py: folders that are not as Megatron and DeepSpeed leave them, shards mixed up."""
+"""convert/formats/megatron/rank_files.py: folders that Megatron and DeepSpeed did not leave so, mixed-up shards."""
 
 from __future__ import annotations
 

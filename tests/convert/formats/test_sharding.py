@@ -1,4 +1,4 @@
-"""convert/sharding.py: split and merge are inverse, and they are upstream's split."""
+"""convert/formats/megatron/sharding.py: split and merge are inverse, and they are upstream's split."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from convert.formats.megatron.sharding import (
     REPLICATED,
     ROW,
     ShardingError,
-    Split,
+    ShardSpec,
     merge,
     shard_shape,
     split,
@@ -27,7 +27,7 @@ KINDS = {"column": COLUMN, "row": ROW, "qkv": QKV, "replicated": REPLICATED}
 
 
 @st.composite
-def splittable(draw: st.DrawFn) -> tuple[np.ndarray, Split, int]:
+def splittable(draw: st.DrawFn) -> tuple[np.ndarray, ShardSpec, int]:
     kind, p = KINDS[draw(st.sampled_from(sorted(KINDS)))], draw(st.integers(1, 8))
     shape = [draw(st.integers(1, 5)) for _ in range(draw(st.integers(2 if kind is ROW else 1, 3)))]
     if kind.axis is not None:
@@ -43,7 +43,7 @@ def upstream_column(master: np.ndarray, p: int, stride: int) -> list[np.ndarray]
 
 @given(splittable())
 @settings(max_examples=200, deadline=None)
-def test_merge_undoes_split(case: tuple[np.ndarray, Split, int]) -> None:
+def test_merge_undoes_split(case: tuple[np.ndarray, ShardSpec, int]) -> None:
     whole, kind, p = case
     parts = split(whole, kind, p)
     assert [part.shape for part in parts] == [shard_shape(whole.shape, kind, p)] * p
@@ -121,7 +121,7 @@ def test_overflow_in_a_cast_gives_infinity_without_a_warning() -> None:
         ((8,), REPLICATED, -1, "over -1 ranks"),
     ],
 )
-def test_what_cannot_be_split(shape: tuple[int, ...], kind: Split, p: int, words: str) -> None:
+def test_what_cannot_be_split(shape: tuple[int, ...], kind: ShardSpec, p: int, words: str) -> None:
     with pytest.raises(ShardingError) as error:
         shard_shape(shape, kind, p)
     assert words in str(error.value)

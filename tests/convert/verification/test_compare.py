@@ -16,7 +16,7 @@ import torch
 
 from convert.formats.megatron import cpm as megatron
 from convert.formats.megatron.cpm import MegatronCheckpoint
-from convert.formats.megatron.sharding import COLUMN, QKV, Split, merge
+from convert.formats.megatron.sharding import COLUMN, QKV, ShardSpec, merge
 from convert.verification import megatron_forward as parallel_reference
 from convert.verification.compare import random_prompts, verify
 from convert.verification.megatron_forward import MegatronReference
@@ -165,10 +165,10 @@ READS: list[Read] = [
 ]  # fmt: skip
 
 
-def plainly(tensors: str) -> Callable[[list[np.ndarray], Split, np.ndarray], None]:
+def plainly(tensors: str) -> Callable[[list[np.ndarray], ShardSpec, np.ndarray], None]:
     """A merge that puts the ranks' fused projections one behind the other: of one dimension (bias), or of two."""
 
-    def merge_plainly(shards: list[np.ndarray], kind: Split, out: np.ndarray) -> None:
+    def merge_plainly(shards: list[np.ndarray], kind: ShardSpec, out: np.ndarray) -> None:
         wrong = kind is QKV and (out.ndim == 1 or tensors == "all")
         merge(shards, COLUMN if wrong else kind, out)
 
