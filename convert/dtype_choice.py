@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from support.errors import ConvertError
 from support.tensorflow_runtime import quiet_stderr
-from tf_model.precision import CONVOLUTION, KERNEL, PRECISIONS
+from tf_model.precision import INT8_CONV_OP, INT8_MATMUL_OP, PRECISIONS
 
 AUTO = "auto"
 
@@ -30,9 +30,9 @@ class Rule(NamedTuple):
 
 
 RULES = (
-    Rule("int8", ("avx512_vnni", "avx_vnni"), KERNEL),
+    Rule("int8", ("avx512_vnni", "avx_vnni"), INT8_MATMUL_OP),
     Rule("bfloat16", ("avx512_bf16", "amx_bf16")),
-    Rule("int8-avx2", ("avx2",), CONVOLUTION),
+    Rule("int8-avx2", ("avx2",), INT8_CONV_OP),
 )
 """The first that holds is taken: what generates fastest."""
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from exports.generation_options import BEAMS, SAMPLING, SHARED, Option
+from exports.generation_options import BEAM_OPTIONS, COMMON_OPTIONS, SAMPLING_OPTIONS, Option
 from support.errors import UserError
 from support.files import read_json_object
 from tf_model.config import GPT2Config
@@ -20,11 +20,11 @@ class OptionError(UserError, ValueError):
     """An option that does not exist, or a value that it cannot have; the message is one line."""
 
 
-GRAPH: Mapping[str, Option] = {
-    **SHARED,
-    **SAMPLING,
-    **BEAMS,
-    "num_beams": dataclasses.replace(BEAMS["num_beams"], default=1),
+ALL_OPTIONS: Mapping[str, Option] = {
+    **COMMON_OPTIONS,
+    **SAMPLING_OPTIONS,
+    **BEAM_OPTIONS,
+    "num_beams": dataclasses.replace(BEAM_OPTIONS["num_beams"], default=1),
 }
 """Options that go into the graph; one beam is no beam search."""
 
@@ -53,14 +53,16 @@ class GenerationConfig:
 
     def inputs(self) -> dict[str, Any]:
         """The options that the signature in question has."""
-        return {name: self.values[name] for name in (*SHARED, *(BEAMS if self.beams else SAMPLING))}
+        return {
+            name: self.values[name] for name in (*COMMON_OPTIONS, *(BEAM_OPTIONS if self.beams else SAMPLING_OPTIONS))
+        }
 
 
-NAMES = (*GRAPH, "do_sample", "max_length", "truncate")
+NAMES = (*ALL_OPTIONS, "do_sample", "max_length", "truncate")
 """All options of ``TextGenerator``."""
 
 
-_ELSEWHERE = {
+OPTION_ALIASES = {
     "number": "num_return_sequences",
     "n": "num_return_sequences",
     "nsamples": "num_return_sequences",
@@ -106,7 +108,9 @@ def resolve(given: Mapping[str, Any], defaults: Mapping[str, Any], model: GPT2Co
     for name in given:
         if name not in NAMES:
             plain = name.lower().replace("-", "_")
-            close = [_ELSEWHERE[plain]] if plain in _ELSEWHERE else difflib.get_close_matches(plain, NAMES, 1, 0.6)
+            close = (
+                [OPTION_ALIASES[plain]] if plain in OPTION_ALIASES else difflib.get_close_matches(plain, NAMES, 1, 0.6)
+            )
             hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(NAMES))}"
             raise OptionError(f"unknown option {name!r}: {hint}")
     given = {name: _plain(value) for name, value in given.items() if value is not None}
@@ -120,8 +124,8 @@ def resolve(given: Mapping[str, Any], defaults: Mapping[str, Any], model: GPT2Co
     merged = {**defaults, **given}
     seeds = None
     if isinstance(given.get("seed"), (list, tuple)):
-        seeds = tuple(int(_number("seed", GRAPH["seed"], seed)) for seed in merged.pop("seed"))
-    values = {name: _value(name, option, merged.get(name, option.default)) for name, option in GRAPH.items()}
+        seeds = tuple(int(_number("seed", ALL_OPTIONS["seed"], seed)) for seed in merged.pop("seed"))
+    values = {name: _value(name, option, merged.get(name, option.default)) for name, option in ALL_OPTIONS.items()}
     if not _flag(merged.get("do_sample", True)):
         values["temperature"] = 0.0
     config = GenerationConfig(values, _max_length(merged), _strings(merged.get("truncate", ())), seeds)
@@ -162,7 +166,7 @@ def _check_contradictions(given: Mapping[str, Any], merged: Mapping[str, Any]) -
         raise OptionError("max_length and max_new_tokens exclude each other: give one of them")
     beams = merged.get("num_beams", 1)
     if isinstance(beams, int) and beams > 1:
-        for name in (*SAMPLING, "do_sample"):
+        for name in (*SAMPLING_OPTIONS, "do_sample"):
             if name in given and not (name == "do_sample" and given[name] is False):
                 instead = "" if "num_beams" in given else ", or set num_beams to 1 (the model's default is beam search)"
                 raise OptionError(f"beam search (num_beams {beams}) does not sample: leave out {name}{instead}")
@@ -193,7 +197,7 @@ def _number(name: str, option: Option, value: Any) -> int | float:
     if not right:
         raise OptionError(f"{name} is {_short(value)}: expected {kind}, {option.expected}")
     graph = _float32(value) if option.is_real else value
-    above = all(option.low < x if option.above else option.low <= x for x in (value, graph))
+    above = all(option.low < x if option.exclusive_low else option.low <= x for x in (value, graph))
     if not above or value > option.high or (option.is_real and not math.isfinite(graph)):
         raise OptionError(f"{name} is {_short(value)}: expected {option.expected}")
     return float(value) if option.is_real else int(value)
@@ -224,7 +228,9 @@ def _short(value: Any) -> str:
 def _max_length(merged: Mapping[str, Any]) -> int | None:
     if "max_length" not in merged or "max_new_tokens" in merged:
         return None
-    return int(_number("max_length", dataclasses.replace(SHARED["max_new_tokens"], low=1), merged["max_length"]))
+    return int(
+        _number("max_length", dataclasses.replace(COMMON_OPTIONS["max_new_tokens"], low=1), merged["max_length"])
+    )
 
 
 def _flag(value: Any) -> bool:

@@ -21,7 +21,7 @@ class Option:
     Attributes:
         default: what it is when left out; its type is the option's, and a tuple is a list of tokens.
         low, high: what it may be at least and at most; for tokens this is -1, none, to the last of the vocabulary.
-        above: ``low`` itself is not allowed.
+        exclusive_low: ``low`` itself is not allowed.
         help: one line for the command line.
     """
 
@@ -29,7 +29,7 @@ class Option:
     low: float
     high: float
     help: str
-    above: bool = False
+    exclusive_low: bool = False
 
     @property
     def is_list(self) -> bool:
@@ -48,24 +48,26 @@ class Option:
         if self.low == -float("inf"):
             return "any number that float32 can hold"
         if self.high in (float("inf"), _INT32, MAX_NEW_TOKENS, 2**63 - 1):
-            at_least = f"more than {low}" if self.above else f"{low} or more"
+            at_least = f"more than {low}" if self.exclusive_low else f"{low} or more"
             return at_least if self.high != MAX_NEW_TOKENS else f"{low} to {MAX_NEW_TOKENS}"
-        return f"more than {low}, at most {high}" if self.above else f"{low} to {high}"
+        return f"more than {low}, at most {high}" if self.exclusive_low else f"{low} to {high}"
 
 
 _INF = float("inf")
 
-SHARED: Mapping[str, Option] = {
+COMMON_OPTIONS: Mapping[str, Option] = {
     "max_new_tokens": Option(20, 0, MAX_NEW_TOKENS, "most tokens to be added"),
     "min_new_tokens": Option(0, 0, _INT32, "no end of text before so many new tokens"),
-    "repetition_penalty": Option(1.0, 0, _INF, "makes tokens of the text so far less probable; 1 is off", above=True),
+    "repetition_penalty": Option(
+        1.0, 0, _INF, "makes tokens of the text so far less probable; 1 is off", exclusive_low=True
+    ),
     "no_repeat_ngram_size": Option(0, 0, _INT32, "no sequence of so many tokens occurs twice; 0 is off"),
     "suppress_tokens": Option((), -1, _INT32, "token ids that never occur"),
     "eos_token_id": Option((), -1, _INT32, "token ids that end a text"),
 }
 """Options of every way of generating."""
 
-SAMPLING: Mapping[str, Option] = {
+SAMPLING_OPTIONS: Mapping[str, Option] = {
     "temperature": Option(1.0, 0, _INF, "0 takes the most probable token, above 1 flattens the distribution"),
     "top_k": Option(0, 0, _INT32, "only the k most probable tokens; 0 is off"),
     "top_p": Option(1.0, 0, 1, "only the most probable tokens that together reach this probability; 1 is off", True),
@@ -79,7 +81,7 @@ SAMPLING: Mapping[str, Option] = {
 }
 """Options of sampling and of greedy decoding."""
 
-BEAMS: Mapping[str, Option] = {
+BEAM_OPTIONS: Mapping[str, Option] = {
     "num_beams": Option(4, 1, _INT32, "texts that are followed at once"),
     "num_return_sequences": Option(1, 1, _INT32, "texts that are returned"),
     "length_penalty": Option(1.0, -_INF, _INF, "above 0 favours longer texts, below shorter ones"),

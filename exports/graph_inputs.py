@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from exports.generation_options import BEAMS, MAX_NEW_TOKENS, SAMPLING, SHARED, Option
+from exports.generation_options import BEAM_OPTIONS, COMMON_OPTIONS, MAX_NEW_TOKENS, SAMPLING_OPTIONS, Option
 from tf_model.beam import BeamRequest
 from tf_model.config import GPT2Config
 from tf_model.generation import Request, random_seeds
@@ -82,7 +82,7 @@ def _tokens(value: tf.Tensor, batch: tf.Tensor, name: str) -> tf.Tensor:
     return tf.pad(tf.broadcast_to(lists, tf.stack([batch, tf.shape(lists)[1]])), [[0, 0], [0, 1]], constant_values=-1)
 
 
-def values(
+def validated_options(
     options: Mapping[str, Option], inputs: Mapping[str, tf.Tensor], batch: tf.Tensor, vocab_size: int
 ) -> dict[str, tf.Tensor]:
     """The options of a table, each checked and one per row, in the types that the model wants."""
@@ -93,7 +93,7 @@ def values(
         # Whole numbers are compared as such: float32 does not tell 2**31 - 1 from 2**31.
         low, high = (tf.cast(bound, rows.dtype) if option.is_real else tf.constant(int(bound), rows.dtype)
                      for bound in (option.low, high))  # fmt: skip
-        inside = ((rows > low) if option.above else (rows >= low)) & (rows <= high)
+        inside = ((rows > low) if option.exclusive_low else (rows >= low)) & (rows <= high)
         if option.is_real:
             inside &= tf.math.is_finite(rows)
         expected = option.expected + (f", at most {vocab_size - 1}" if option.is_list else "")
@@ -142,7 +142,7 @@ def _part(kind: Any, values: Mapping[str, tf.Tensor]) -> Any:
 
 
 class Prompt(NamedTuple):
-    """What every request for texts has, checked: int32 ``[B, S]`` and ``[B]``, and the options ``SHARED``."""
+    """What every request for texts has, checked: int32 ``[B, S]`` and ``[B]``, and the options ``COMMON_OPTIONS``."""
 
     ids: tf.Tensor
     lengths: tf.Tensor
@@ -150,16 +150,16 @@ class Prompt(NamedTuple):
 
 
 def read_prompt(inputs: Mapping[str, tf.Tensor], config: GPT2Config) -> Prompt:
-    """From ``input_ids``, ``input_lengths`` and the inputs named in ``SHARED``."""
+    """From ``input_ids``, ``input_lengths`` and the inputs named in ``COMMON_OPTIONS``."""
     ids, lengths = checked_prompt(inputs, config)
-    return Prompt(ids, lengths, values(SHARED, inputs, tf.shape(ids)[0], config.vocab_size))
+    return Prompt(ids, lengths, validated_options(COMMON_OPTIONS, inputs, tf.shape(ids)[0], config.vocab_size))
 
 
 def generation_request(prompt: Prompt, inputs: Mapping[str, tf.Tensor], config: GPT2Config) -> Request:
-    """The request that a prompt and the inputs named in ``SAMPLING`` make."""
+    """The request that a prompt and the inputs named in ``SAMPLING_OPTIONS`` make."""
     ids = prompt.ids
     batch = tf.shape(ids)[0]
-    given = {**prompt.options, **values(SAMPLING, inputs, batch, config.vocab_size)}
+    given = {**prompt.options, **validated_options(SAMPLING_OPTIONS, inputs, batch, config.vocab_size)}
     seed, window, line = (given[name] for name in ("seed", "window_tokens", "window_line_token_id"))
     fits = check(
         window <= config.n_positions,
@@ -192,17 +192,17 @@ def generation_request(prompt: Prompt, inputs: Mapping[str, tf.Tensor], config: 
     )
 
 
-def same(values: tf.Tensor, name: str) -> tf.Tensor:
+def require_uniform(values: tf.Tensor, name: str) -> tf.Tensor:
     """One value per row, all of them equal -> a scalar."""
     equal = check(values == values[:1], f"{name} must be the same for all rows; found", values)
     return tf.reduce_max(checked(values, equal))  # not [0], which has a message of its own about an empty batch
 
 
 def beam_request(prompt: Prompt, inputs: Mapping[str, tf.Tensor], config: GPT2Config) -> BeamRequest:
-    """The request that a prompt and the inputs named in ``BEAMS`` make."""
+    """The request that a prompt and the inputs named in ``BEAM_OPTIONS`` make."""
     ids, lengths, shared = prompt
-    given = {**shared, **values(BEAMS, inputs, tf.shape(ids)[0], config.vocab_size)}
-    beams, results = (same(given[name], name) for name in ("num_beams", "num_return_sequences"))
+    given = {**shared, **validated_options(BEAM_OPTIONS, inputs, tf.shape(ids)[0], config.vocab_size)}
+    beams, results = (require_uniform(given[name], name) for name in ("num_beams", "num_return_sequences"))
     limit = config.n_positions
     most = min(config.vocab_size, (2**31 - 1) // config.vocab_size)  # all continuations of a row are numbered in int32
     checks = [

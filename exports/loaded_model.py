@@ -11,23 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from exports.generation_options import BEAMS, SAMPLING, SHARED
+from exports.generation_options import BEAM_OPTIONS, COMMON_OPTIONS, SAMPLING_OPTIONS
 from exports.interruptible import interruptible
 from exports.saved_model_folder import SIGNATURES, ModelError, SavedModelFolder, missing_signature
 from support.tensorflow_runtime import limit_malloc_arenas, one_line_message, quiet_stderr, set_threads
 from tf_model.config import GPT2Config
-from tf_model.precision import CONVOLUTION, KERNEL
+from tf_model.precision import INT8_CONV_OP, INT8_MATMUL_OP
 from tokenization import Tokenizer, load_tokenizer
 
 Array = np.ndarray[Any, Any]
 State = dict[str, Any]
 """What ``prefill`` and ``decode`` give to the next ``decode``: tensors by name."""
 
-_OPTIONS = {**SHARED, **SAMPLING, **BEAMS}
+_OPTIONS = {**COMMON_OPTIONS, **SAMPLING_OPTIONS, **BEAM_OPTIONS}
 _WINDOW = ("window_tokens", "window_line_token_id")
 
 
-class Loaded:
+class LoadedModel:
     """The functions of a SavedModel.
 
     Attributes:
@@ -118,8 +118,8 @@ def _tensor(name: str, value: Any) -> Any:
     return tf.constant(value, tf.float32 if option.is_real else tf.int64)
 
 
-def load(folder: Path, rows: int) -> tuple[Loaded, Tokenizer]:
-    """The model and the tokenizer in ``folder``, to generate up to ``rows`` texts at once.
+def load(folder: Path, max_batch_size: int) -> tuple[LoadedModel, Tokenizer]:
+    """The model and the tokenizer in ``folder``, to generate up to ``max_batch_size`` texts at once.
 
     Raises:
         ModelError: there is no SavedModel of this project, or none with a tokenizer.
@@ -135,12 +135,12 @@ def load(folder: Path, rows: int) -> tuple[Loaded, Tokenizer]:
     with quiet_stderr(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tensorflow_hub 0.16.1 imports pkg_resources, which says that it is old
         import tensorflow_hub as hub
-    set_threads(folder, rows)
+    set_threads(folder, max_batch_size)
     limit_malloc_arenas()
     try:
         model = hub.load(str(folder))
     except Exception as error:  # TensorFlow raises whatever a broken file makes it stumble over
-        if any(op in str(error) for op in (KERNEL, CONVOLUTION)):
+        if any(op in str(error) for op in (INT8_MATMUL_OP, INT8_CONV_OP)):
             raise ModelError(
                 f"{folder}: int8 needs TensorFlow for x86-64: convert again, as float32 or bfloat16"
             ) from error
@@ -150,4 +150,4 @@ def load(folder: Path, rows: int) -> tuple[Loaded, Tokenizer]:
         ) from error
     if not any(hasattr(model, name) for name in SIGNATURES):
         raise ModelError(f"{folder}: has none of the signatures of this project: {', '.join(SIGNATURES)}")
-    return Loaded(config, model, folder), tokenizer
+    return LoadedModel(config, model, folder), tokenizer

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from exports.generation_options import BEAMS, SAMPLING, SHARED, Option
+from exports.generation_options import BEAM_OPTIONS, COMMON_OPTIONS, SAMPLING_OPTIONS, Option
 from tf_model.config import GPT2Config
 
 _CARD = """\
@@ -80,8 +80,8 @@ def model_card(
         source=source,
         program=program,
         end="no token" if eos_token_id is None else f"token {eos_token_id}",
-        sampling=_names({**SHARED, **SAMPLING}),
-        beams=_names(BEAMS),
+        sampling=_names({**COMMON_OPTIONS, **SAMPLING_OPTIONS}),
+        beams=_names(BEAM_OPTIONS),
         note=_NOTES.get(dtype, ""),
         contents="sizes, generation defaults and the tokenizer" if has_tokenizer else "sizes and generation defaults",
         parity=_parity(parity),

@@ -16,17 +16,17 @@ from typing import Any
 import tensorflow as tf
 
 from exports import graph_inputs as requests
-from exports.generation_options import BEAMS, MAX_NEW_TOKENS, SAMPLING, SHARED, Option
+from exports.generation_options import BEAM_OPTIONS, COMMON_OPTIONS, MAX_NEW_TOKENS, SAMPLING_OPTIONS, Option
 from exports.graph_inputs import IDS, ROW, check, check_ids, checked, checked_prompt, per_row
 from tf_model import quantization
 from tf_model.beam import beam_search
 from tf_model.cache import capacity_for
-from tf_model.generation import READ, Context, Request, begin, random_seeds, resume
+from tf_model.generation import PREFILL_CHUNK, Context, Request, empty_context, generate_from, random_seeds
 from tf_model.gpt2 import GPT2, last_rows
 from tf_model.logits_processors import Constraints
 from tf_model.precision import PRECISIONS, stack_name
 from tf_model.sampling import Sampling
-from tf_model.stacked_blocks import Stacks
+from tf_model.stacked_blocks import StackedBlocks
 from tf_model.window import Window
 from tokenization.special_tokens import SpecialTokens
 
@@ -42,7 +42,7 @@ _PORT = {
 }
 """The options of ``serving_default``: CPM-LM-TF2's, with the defaults of its Python code."""
 
-_WINDOW = {name: SAMPLING[name] for name in ("window_tokens", "window_line_token_id")}
+_WINDOW = {name: SAMPLING_OPTIONS[name] for name in ("window_tokens", "window_line_token_id")}
 
 
 class Signatures:
@@ -83,10 +83,10 @@ class Signatures:
         ]
         ids, row, number = (tf.TensorSpec([None] * rank, tf.int32) for rank in (2, 1, 0))
         cache = tf.TensorSpec([2 * self._config.n_layer, None, self._config.head_dim], model.compute_dtype)
-        self.stacks = Stacks(model)
+        self.stacks = StackedBlocks(model)
         self.weights = {n: v for n, v in model.canonical_variables().items() if stack_name(n) is None}
-        self._feed = tf.function(
-            lambda tokens, start, count, cache, capacity: model.feed(
+        self._forward = tf.function(
+            lambda tokens, start, count, cache, capacity: model.forward(
                 tokens, start, count, cache, capacity, self.stacks.blocks()
             ),
             input_signature=[ids, row, row, cache, number],
@@ -103,14 +103,17 @@ class Signatures:
             Window(row, row),
         )
         self._resume = tf.function(
-            lambda request, context, capacity: resume(
+            lambda request, context, capacity: generate_from(
                 self._step, capacity, self._config.vocab_size, request, context, tokens.pad_token_id
             ),
             input_signature=[request, Context(cache, row, row), number],
             autograph=False,
         )
         prompt = {"input_ids": IDS, "input_lengths": ROW}
-        common, more = ({name: requests.spec(option) for name, option in table.items()} for table in (SHARED, SAMPLING))
+        common, more = (
+            {name: requests.spec(option) for name, option in table.items()}
+            for table in (COMMON_OPTIONS, SAMPLING_OPTIONS)
+        )
         self._prompt = tf.function(
             lambda inputs: requests.read_prompt(inputs, self._config),
             input_signature=[{**prompt, **common}],
@@ -122,12 +125,12 @@ class Signatures:
             autograph=False,
         )
         ends = () if tokens.eos_token_id is None else (tokens.eos_token_id,)
-        shared = {**SHARED, "eos_token_id": dataclasses.replace(SHARED["eos_token_id"], default=ends)}
-        sampled = {**shared, **SAMPLING}
+        shared = {**COMMON_OPTIONS, "eos_token_id": dataclasses.replace(COMMON_OPTIONS["eos_token_id"], default=ends)}
+        sampled = {**shared, **SAMPLING_OPTIONS}
         self.functions: dict[str, Any] = {
             "serving_default": self._function(self._serving_default, "serving_default", {"inp": IDS}, _PORT),
             "generate": self._function(self._generate, "generate", prompt, sampled),
-            "beam_search": self._function(self._beam_search, "beam_search", prompt, {**shared, **BEAMS}),
+            "beam_search": self._function(self._beam_search, "beam_search", prompt, {**shared, **BEAM_OPTIONS}),
             "score": self._function(self._score, "score", prompt, {}),
             "logits": self._function(self._logits, "logits", {"input_ids": IDS}, {}),
             "prefill": self._function(self._prefill, "prefill", prompt, {"capacity": _CAPACITY, **_WINDOW}),
@@ -165,7 +168,7 @@ class Signatures:
         self, tokens: tf.Tensor, start: tf.Tensor, count: tf.Tensor, cache: tf.Tensor, capacity: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """As the model's ``step``, through the shared function."""
-        rows, cache = self._feed(tokens, start, count, cache, capacity)
+        rows, cache = self._forward(tokens, start, count, cache, capacity)
         return self._model.logits(last_rows(rows, tokens, count)), cache
 
     def _rows(self, ids: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
@@ -175,10 +178,10 @@ class Signatures:
         capacity = capacity_for(size, self._config.n_positions)
 
         def read(start: tf.Tensor, found: tf.Tensor, cache: tf.Tensor) -> tuple[Any, ...]:
-            part = ids[:, start : start + READ]
+            part = ids[:, start : start + PREFILL_CHUNK]
             count = tf.clip_by_value(lengths - start, 0, tf.shape(part)[1])
-            rows, cache = self._feed(part, tf.fill([batch], start), count, cache, capacity)
-            return start + READ, tf.concat([found, tf.reshape(rows, [batch, -1, width])], 1), cache
+            rows, cache = self._forward(part, tf.fill([batch], start), count, cache, capacity)
+            return start + PREFILL_CHUNK, tf.concat([found, tf.reshape(rows, [batch, -1, width])], 1), cache
 
         state = (tf.constant(0), tf.zeros([batch, 0, width]), self._model.allocate(batch, capacity))
         invariants = (
@@ -192,14 +195,16 @@ class Signatures:
         return tf.reshape(found, [-1, width])
 
     def _read_prompt(self, inputs: Tensors) -> requests.Prompt:
-        prompt: requests.Prompt = self._prompt({name: inputs[name] for name in ("input_ids", "input_lengths", *SHARED)})
+        prompt: requests.Prompt = self._prompt(
+            {name: inputs[name] for name in ("input_ids", "input_lengths", *COMMON_OPTIONS)}
+        )
         return prompt
 
     def _serving_default(self, inputs: Tensors) -> Tensors:
         ids, limit = inputs["inp"], self._config.n_positions
         batch, size = tf.unstack(tf.shape(ids))
         ids = checked(ids, *check_ids(ids, self._config.vocab_size, "inp"))
-        values = requests.values(_PORT, inputs, batch, self._config.vocab_size)
+        values = requests.validated_options(_PORT, inputs, batch, self._config.vocab_size)
         length = values["length"]
         fits = check(
             size + length <= limit, f"prompt and length together exceed the {limit} positions of the model: prompt",
@@ -233,7 +238,7 @@ class Signatures:
         return self._generated(self._request(inputs))
 
     def _generated(self, request: Request) -> Tensors:
-        capacity, context = begin(self._model.allocate, self._config.n_positions, request)
+        capacity, context = empty_context(self._model.allocate, self._config.n_positions, request)
         return _outputs(self._resume(request, context, capacity)[0]._asdict())
 
     def _beam_search(self, inputs: Tensors) -> Tensors:
@@ -281,12 +286,12 @@ class Signatures:
 
     def _prefill(self, inputs: Tensors) -> Tensors:
         # Everything that only matters when tokens are drawn has its default.
-        unused = {name: requests.default(option) for name, option in {**SHARED, **SAMPLING}.items()}
+        unused = {name: requests.default(option) for name, option in {**COMMON_OPTIONS, **SAMPLING_OPTIONS}.items()}
         nothing = {"max_new_tokens": tf.constant(0, tf.int64)}
         request = self._request({**unused, **_without(inputs, "capacity"), **nothing})
         batch = tf.shape(request.input_ids)[0]
         limit = self._config.n_positions
-        capacity = requests.same(per_row(inputs["capacity"], batch, "capacity"), "capacity")
+        capacity = requests.require_uniform(per_row(inputs["capacity"], batch, "capacity"), "capacity")
         fits = check((capacity >= 0) & (capacity <= limit), f"capacity: expected 0 to {limit}; found", capacity)
         capacity = tf.cast(checked(tf.where(capacity > 0, capacity, limit), fits), tf.int32)
         zeros = tf.zeros([batch], tf.int32)
@@ -311,13 +316,13 @@ class Signatures:
         config = self._config
         shape = [2 * config.n_layer, batch, config.n_head, -1, config.head_dim]
         state = dict(zip(self._cache_names, tf.unstack(tf.reshape(context.cache, shape)), strict=True))
-        return {**state, **_outputs({"window_start": context.start, "cache_lengths": context.fed})}
+        return {**state, **_outputs({"window_start": context.start, "cache_lengths": context.cached_length})}
 
     def _context(self, inputs: Tensors, request: Request) -> tuple[tf.Tensor, Context]:
         """Capacity and context from inputs: a copy, because the cache is written in place."""
         parts = [inputs[name] for name in self._cache_names]
         batch, capacity = tf.shape(inputs["input_ids"])[0], tf.shape(parts[0])[2] - 1
-        start, fed = (per_row(inputs[name], batch, name) for name in ("window_start", "cache_lengths"))
+        start, cached_length = (per_row(inputs[name], batch, name) for name in ("window_start", "cache_lengths"))
         length = tf.cast(request.input_lengths, tf.int64)
         limit = self._config.n_positions
         checks = [
@@ -327,9 +332,11 @@ class Signatures:
             ),
             check((start >= 0) & (start < length), "window_start: expected 0 to input_lengths - 1; found", start),
             check(
-                (fed >= 0) & (fed <= tf.cast(capacity, tf.int64)) & (start + fed <= length),
+                (cached_length >= 0)
+                & (cached_length <= tf.cast(capacity, tf.int64))
+                & (start + cached_length <= length),
                 "cache_lengths: expected no more than the cache has, and than input_ids has behind window_start "
-                "(input_ids is all of the text so far, from its beginning); found", fed,
+                "(input_ids is all of the text so far, from its beginning); found", cached_length,
             ),
         ]  # fmt: skip
         shapes = tf.stack([tf.shape(part) for part in parts])
@@ -347,8 +354,10 @@ class Signatures:
             first = tf.raw_ops.DeepCopy(x=parts[0])
             cache = tf.reshape(tf.stack([first, *parts[1:]]), [len(parts), -1, self._config.head_dim])
         # The last token is read again if need be: the distribution of the next one follows from it.
-        start, fed = (tf.cast(checked(x, *checks), tf.int32) for x in (start, tf.minimum(fed, length - start - 1)))
-        return checked(capacity, *checks), Context(cache, start, fed)
+        start, cached_length = (
+            tf.cast(checked(x, *checks), tf.int32) for x in (start, tf.minimum(cached_length, length - start - 1))
+        )
+        return checked(capacity, *checks), Context(cache, start, cached_length)
 
 
 _NO_VNNI = (

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from exports.generation_config import OptionError
-from exports.loaded_model import Loaded
+from exports.loaded_model import LoadedModel
 from tokenization import Tokenizer, TokenizerError
 
 
@@ -59,9 +59,9 @@ class Choice:
 
 
 class Scorer:
-    """Scores texts of any length: one longer than the model's positions is read in windows, see ``Loaded.logprobs``."""
+    """Score texts of any length: see ``LoadedModel.logprobs`` for those longer than the model's positions."""
 
-    def __init__(self, model: Loaded, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: LoadedModel, tokenizer: Tokenizer) -> None:
         self._model = model
         self._tokenizer = tokenizer
 

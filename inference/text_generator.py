@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from exports.generation_config import GenerationConfig, OptionError, read_defaults, resolve
-from exports.loaded_model import Array, Loaded, load
+from exports.loaded_model import Array, LoadedModel, load
 from exports.saved_model_folder import GENERATION_CONFIG
 from inference.scoring import Choice, Score, Scorer
 from tokenization import StreamDecoder, Tokenizer, TokenizerError
@@ -66,7 +66,7 @@ class TextGenerator:
     ``do_sample`` (False is greedy) and ``truncate`` (the text ends before this string, or the first of several).
     """
 
-    def __init__(self, model: Loaded, tokenizer: Tokenizer, defaults: dict[str, Any]) -> None:
+    def __init__(self, model: LoadedModel, tokenizer: Tokenizer, defaults: dict[str, Any]) -> None:
         self.config = model.config
         self.tokenizer = tokenizer
         self.defaults = defaults
@@ -76,20 +76,20 @@ class TextGenerator:
         self._no_text = tuple(range(tokenizer.vocab_size, model.config.vocab_size))
 
     @classmethod
-    def load(cls, folder: str | Path, *, rows: int = 8) -> TextGenerator:
+    def load(cls, folder: str | Path, *, max_batch_size: int = 8) -> TextGenerator:
         """Loads a SavedModel of this project.
 
         Args:
             folder: the SavedModel.
-            rows: how many texts will be generated at once at most. With 1, TensorFlow is told to use one thread per
-                operation where the model is so small that this is faster.
+            max_batch_size: most texts that will be generated at once. With 1, TensorFlow is told to use one thread
+                per operation where the model is so small that this is faster.
 
         Raises:
             ModelError: the folder is not one, or has no tokenizer.
             TokenizerError: its tokenizer cannot be used.
             OptionError: its ``generation_config.json`` cannot be used.
         """
-        model, tokenizer = load(Path(folder), rows)
+        model, tokenizer = load(Path(folder), max_batch_size)
         return cls(model, tokenizer, read_defaults(Path(folder) / "assets" / GENERATION_CONFIG))
 
     def resolve(self, **options: Any) -> GenerationConfig:

@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from tf_model import cache as kv
 from tf_model.generation import Step
-from tf_model.logits_processors import Constraints, process
+from tf_model.logits_processors import Constraints, apply_constraints
 
 HEURISTIC, WHEN_FULL, NEVER = 0, 1, 2
 """``early_stopping`` of transformers: False, True and "never"."""
@@ -130,16 +130,16 @@ def beam_search(
     def body(state: _State) -> tuple[_State]:
         each = tf.shape(state.scores)[1]
         length = tf.repeat(request.input_lengths + state.number, each)
-        fed = tf.where(state.number > 0, length - 1, 0)
-        count = tf.where(tf.repeat(state.running, each), length - fed, 0)
+        cached_length = tf.where(state.number > 0, length - 1, 0)
+        count = tf.where(tf.repeat(state.running, each), length - cached_length, 0)
         column = tf.range(tf.maximum(tf.reduce_max(count), 1))[tf.newaxis]
-        place = tf.minimum(fed[:, tf.newaxis] + column, width - 1)
+        place = tf.minimum(cached_length[:, tf.newaxis] + column, width - 1)
         tokens = tf.gather(state.history, place, axis=1, batch_dims=1)
-        logits, cache = step(tokens, fed, count, kv.texts(state.cache, state.source, rows), capacity)
+        logits, cache = step(tokens, cached_length, count, kv.reorder_rows(state.cache, state.source, rows), capacity)
 
         constraints = Constraints(*(tf.repeat(values, each, axis=0) for values in request.constraints))
         new = tf.fill(tf.shape(length), state.number)
-        logprobs = process(tf.nn.log_softmax(logits), constraints, state.history, length, new)
+        logprobs = apply_constraints(tf.nn.log_softmax(logits), constraints, state.history, length, new)
         sums = tf.reshape(state.scores, [-1, 1]) + logprobs
         candidates = tf.minimum(enough, each * logits.shape[-1])
         best = tf.math.top_k(tf.reshape(sums, [batch, -1]), candidates)

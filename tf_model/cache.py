@@ -81,7 +81,7 @@ def layers(cache: tf.Tensor) -> list[LayerCache]:
     return [LayerCache(flat, *bounds[layer : layer + 2]) for layer in range(number)]
 
 
-def texts(cache: tf.Tensor, source: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+def reorder_rows(cache: tf.Tensor, source: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
     """A new cache whose text t is text ``source[t]`` of ``cache``; a text has ``rows`` rows in each part.
 
     Always a copy, also of a text that stays where it is: the next write is in place, and the old cache is used up.

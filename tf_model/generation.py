@@ -1,8 +1,8 @@
 """Generating text in the graph: prefill, decoding and re-encoding are the same nodes of one loop body.
 
-Every turn of the loop feeds each row the tokens of its window that are not in its cache yet, up to ``READ``: a prompt
-takes the first turns, a token one later, and what is kept after the window has moved some again. Once all rows are read
-to their ends, each draws its next token.
+In every turn the model reads the tokens of each row's window that are not in its cache yet, up to ``PREFILL_CHUNK``: a
+prompt takes the first turns, a token one later, and what is kept after the window has moved some again. Once all rows
+are read to their ends, each draws its next token.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import tensorflow as tf
 
 from tf_model import cache as kv
 from tf_model.config import GPT2Config
-from tf_model.logits_processors import Constraints, process
-from tf_model.sampling import Sampling, choose
-from tf_model.window import Window, evict
+from tf_model.logits_processors import Constraints, apply_constraints
+from tf_model.sampling import Sampling, sample_tokens
+from tf_model.window import Window, slide_window
 
 Step = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 """``GPT2.step``, or a function that does the same: (tokens, start, count, cache, capacity) -> (logits, cache)."""
 
 
-READ = 256
+PREFILL_CHUNK = 256
 """Tokens of a row that are read at a time: attention takes memory and time for each pair of a token and a position."""
 
 
@@ -63,20 +63,20 @@ class Context(NamedTuple):
     """What the model has read of each row, so that it need not read it again.
 
     Attributes:
-        cache: keys and values; used up by who takes it, as in ``GPT2.feed``.
+        cache: keys and values; used up by who takes it, as in ``GPT2.forward``.
         start: int32 ``[B]``, where in the row's text the window begins: the token at position 0 of the cache.
-        fed: int32 ``[B]``, how many tokens from there are in the cache.
+        cached_length: int32 ``[B]``, how many tokens from there are in the cache.
     """
 
     cache: tf.Tensor
     start: tf.Tensor
-    fed: tf.Tensor
+    cached_length: tf.Tensor
 
 
 class _State(NamedTuple):
     """``number``: of new tokens of each row that is running. ``written``: int32 ``[B * W + 1]``, the histories of all
     rows, one after the other, and a place for what is thrown away; ``logprobs`` likewise, ``[B * N + 1]``. ``length``:
-    tokens in a row's history, int32 ``[B]``. ``logits``: after the last token that was fed, float32 ``[B, V]``."""
+    tokens in a row's history, int32 ``[B]``. ``logits``: after the last token that was read, ``[B, V]``."""
 
     number: tf.Tensor
     written: tf.Tensor
@@ -110,21 +110,21 @@ def generate(
         request: prompts and parameters.
         pad_token_id: what stands behind the end of a row.
     """
-    capacity, context = begin(allocate, config.n_positions, request)
-    return resume(step, capacity, config.vocab_size, request, context, pad_token_id)[0]
+    capacity, context = empty_context(allocate, config.n_positions, request)
+    return generate_from(step, capacity, config.vocab_size, request, context, pad_token_id)[0]
 
 
-def begin(
+def empty_context(
     allocate: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], capacity: tf.Tensor | int, request: Request
 ) -> tuple[tf.Tensor, Context]:
-    """A context in which nothing has been read, for ``resume``, and its capacity: little more than needed."""
+    """A context in which nothing has been read, for ``generate_from``, and its capacity: little more than needed."""
     batch, size = tf.unstack(tf.shape(request.input_ids))
     enough = kv.capacity_for(size + tf.reduce_max(request.max_new_tokens), capacity)
     zeros = tf.zeros([batch], tf.int32)
     return enough, Context(allocate(batch, enough), zeros, zeros)
 
 
-def resume(
+def generate_from(
     step: Step, capacity: tf.Tensor, vocab_size: int, request: Request, context: Context, pad_token_id: int
 ) -> tuple[Generated, Context, tf.Tensor]:
     """As ``generate``, from what was read before; a text made in several calls is the one made in a single call, but
@@ -155,25 +155,27 @@ def resume(
 
     def advance(old: Context, history: tf.Tensor, length: tf.Tensor, which: tf.Tensor) -> Context:
         """Moves the windows of the rows ``which`` that are full; what such a row keeps is to be read again."""
-        moved = evict(window, history, length, tf.where(which, old.start, length), capacity)
+        moved = slide_window(window, history, length, tf.where(which, old.start, length), capacity)
         start = tf.where(which, moved, old.start)
-        return Context(old.cache, start, tf.where(start == old.start, old.fed, 0))
+        return Context(old.cache, start, tf.where(start == old.start, old.cached_length, 0))
 
     def body(state: _State) -> tuple[_State]:
-        number, written, logprobs, length, running, last, (cache, start, fed) = state
-        unread = tf.where(running | (number == 0), length - start - fed, 0)
+        number, written, logprobs, length, running, last, (cache, start, cached_length) = state
+        unread = tf.where(running | (number == 0), length - start - cached_length, 0)
         # One token is read by other kernels than several. A row that has one waits until no other has more: else its
         # last bits would depend on its neighbours, in a batch with prompts of all lengths or windows that move.
         waits = (unread == 1) & tf.reduce_any(unread > 1)
-        count = tf.where(waits, 0, tf.minimum(unread, READ))
+        count = tf.where(waits, 0, tf.minimum(unread, PREFILL_CHUNK))
         ready = tf.reduce_all(count == unread)
         column = tf.range(tf.maximum(tf.reduce_max(count), 1))[tf.newaxis]
-        place = tf.minimum((start + fed)[:, tf.newaxis] + column, width - 1)
+        place = tf.minimum((start + cached_length)[:, tf.newaxis] + column, width - 1)
         tokens = tf.gather(written, row[:, tf.newaxis] * width + place)
-        logits, cache = step(tokens, fed, count, cache, capacity)
+        logits, cache = step(tokens, cached_length, count, cache, capacity)
         last = tf.where((count > 0)[:, tf.newaxis], logits, last)
-        processed = process(last, request.constraints, histories(written), length, length - request.input_lengths)
-        token = choose(processed, request.sampling, length)
+        processed = apply_constraints(
+            last, request.constraints, histories(written), length, length - request.input_lengths
+        )
+        token = sample_tokens(processed, request.sampling, length)
         allowed = tf.gather(processed, token, axis=1, batch_dims=1) > -float("inf")  # else no token is
         draws = running & ready & allowed
         written = _put(written, tf.where(draws, row * width + length, batch * width), token)
@@ -183,7 +185,7 @@ def resume(
         ended = tf.reduce_any(token[:, tf.newaxis] == request.constraints.eos_token_id, axis=-1)
         goes_on = draws & ~ended & (length - request.input_lengths < request.max_new_tokens)
         running = goes_on | (running & ~ready)
-        read = advance(Context(cache, start, fed + count), histories(written), length, running)
+        read = advance(Context(cache, start, cached_length + count), histories(written), length, running)
         return (_State(number + tf.cast(ready, tf.int32), written, logprobs, length, running, last, read),)
 
     prompt = tf.concat([request.input_ids, empty], axis=1)

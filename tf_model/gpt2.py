@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tf_model import cache as kv
 from tf_model.config import GPT2Config
-from tf_model.layers import ApplyBlock, Block, Frame, LayerNorm, Matrix, Unwritten
+from tf_model.layers import ApplyBlock, Block, ForwardBatch, LayerNorm, Matrix, UninitializedInitializer
 from tf_model.precision import OFFSET, PRECISIONS, SCALE, stored_tensors
 
 _KERAS_NAMES = {
@@ -35,7 +35,7 @@ class Embedding(keras.layers.Layer):
         self.built = True
 
     def call(self, index: tf.Tensor) -> tf.Tensor:
-        return self.table.rows(index)
+        return self.table.lookup(index)
 
 
 class GPT2(keras.Model):
@@ -58,7 +58,7 @@ class GPT2(keras.Model):
         super().__init__(name=name, dtype=PRECISIONS[dtype].compute, autocast=False)
         self.config = config
         self.weight_dtype = dtype
-        unwritten = None if initialize else Unwritten()
+        unwritten = None if initialize else UninitializedInitializer()
         normal = unwritten or keras.initializers.RandomNormal(stddev=0.02)
         output = unwritten or keras.initializers.RandomNormal(stddev=0.02 * (2 * config.n_layer) ** -0.5)
         self.wte = Embedding(config.vocab_size, config.n_embd, "wte", dtype, normal)
@@ -77,7 +77,7 @@ class GPT2(keras.Model):
         batch, size = tf.unstack(tf.shape(input_ids))
         position = tf.range(size)[tf.newaxis]
         visible = position[:, tf.newaxis, tf.newaxis, :] <= position[:, tf.newaxis, :, tf.newaxis]
-        rows, _ = self._hidden(input_ids, position, Frame(batch, size, visible, None), None)
+        rows, _ = self._hidden(input_ids, position, ForwardBatch(batch, size, visible, None), None)
         return tf.reshape(self.logits(rows), [batch, size, self.config.vocab_size])
 
     def allocate(self, batch: tf.Tensor, capacity: tf.Tensor) -> tf.Tensor:
@@ -85,7 +85,7 @@ class GPT2(keras.Model):
         config = self.config
         return kv.allocate(config.n_layer, batch, config.n_head, capacity, config.head_dim, self.compute_dtype)
 
-    def feed(
+    def forward(
         self,
         tokens: tf.Tensor,
         start: tf.Tensor,
@@ -100,9 +100,9 @@ class GPT2(keras.Model):
             tokens: int32 ``[B, s]``, rows right-padded with any valid id.
             start: int32 ``[B]``, the position of each row's first token.
             count: int32 ``[B]``, how many of the s tokens are the row's own.
-            cache: as ``allocate`` or the last ``feed`` gave it; used up by this call.
+            cache: as ``allocate`` or the last ``forward`` gave it; used up by this call.
             capacity: as given to ``allocate``.
-            blocks: others than the model's own: ``Stacks.blocks``.
+            blocks: others than the model's own: ``StackedBlocks.blocks``.
 
         Returns:
             float32 ``[B * s, h]`` for ``logits``, row b's token j at b * s + j, and the cache to go on with.
@@ -113,26 +113,26 @@ class GPT2(keras.Model):
         # Nothing is cut off for a single token: its products take the cache as it lies, a part would be a copy.
         read = kv.in_blocks(tf.maximum(tf.reduce_max(tf.where(count > 0, start + count, 0)), 1))
         keys = tf.where(size == 1, capacity + 1, tf.minimum(read, capacity + 1))
-        frame = Frame(
+        forward_batch = ForwardBatch(
             batch,
             size,
             tf.range(keys) <= position[:, tf.newaxis, :, tf.newaxis],
             kv.slots(position, column < count[:, tf.newaxis], self.config.n_head, capacity),
         )
-        return self._hidden(tokens, tf.minimum(position, self.config.n_positions - 1), frame, cache, blocks)
+        return self._hidden(tokens, tf.minimum(position, self.config.n_positions - 1), forward_batch, cache, blocks)
 
     def step(
         self, tokens: tf.Tensor, start: tf.Tensor, count: tf.Tensor, cache: tf.Tensor, capacity: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """As ``feed``, but with the logits float32 ``[B, V]`` after token ``count - 1`` of each row."""
-        rows, cache = self.feed(tokens, start, count, cache, capacity)
+        """As ``forward``, but with the logits float32 ``[B, V]`` after token ``count - 1`` of each row."""
+        rows, cache = self.forward(tokens, start, count, cache, capacity)
         return self.logits(last_rows(rows, tokens, count)), cache
 
     def _hidden(
         self,
         tokens: tf.Tensor,
         position: tf.Tensor,
-        frame: Frame,
+        forward_batch: ForwardBatch,
         cache: tf.Tensor | None,
         blocks: Sequence[ApplyBlock] = (),
     ) -> tuple[tf.Tensor, tf.Tensor | None]:
@@ -141,20 +141,20 @@ class GPT2(keras.Model):
         calls: Sequence[ApplyBlock] = blocks or self.h
         if cache is None:
             for block in calls:
-                x, _ = block(x, frame, None)
+                x, _ = block(x, forward_batch, None)
             return x, None
         places = kv.layers(cache)
         buffer = places[0].buffer
         for block, place in zip(calls, places, strict=True):
-            x, buffer = block(x, frame, place._replace(buffer=buffer))
+            x, buffer = block(x, forward_batch, place._replace(buffer=buffer))
         return x, tf.ensure_shape(tf.reshape(buffer, tf.shape(cache)), cache.shape)
 
     def logits(self, rows: tf.Tensor) -> tf.Tensor:
         """Final layer norm and output matrix: logits float32 ``[N, V]`` of rows ``[N, h]``."""
-        return tf.cast(self.lm_head.table.product(self.ln_f(rows)), tf.float32)
+        return tf.cast(self.lm_head.table.matmul(self.ln_f(rows)), tf.float32)
 
     def canonical_variables(self) -> dict[str, tf.Variable]:
-        """The weights as TensorFlow variables under their canonical names (``storage.stored_tensors``)."""
+        """The weights as TensorFlow variables under their canonical names (``precision.stored_tensors``)."""
         named = {}
         for variable in self.variables:
             scope, leaf = variable.path.removeprefix(f"{self.name}/").rsplit("/", 1)

@@ -32,7 +32,7 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
 Initializer = Any
 
 
-class Unwritten:
+class UninitializedInitializer:
     """An initializer for a graph whose weights are written by other means: no memory is touched.
 
     Variables of one shape share a buffer, because even an untouched one costs a page or, where pages are huge, 2 MB.
@@ -48,7 +48,7 @@ class Unwritten:
         return self._buffers[key]
 
 
-class Frame(NamedTuple):
+class ForwardBatch(NamedTuple):
     """What every layer of one forward pass needs to know about its tokens.
 
     Attributes:
@@ -122,7 +122,7 @@ class Matrix:
         else:
             self.weight = layer.add_weight(name=name, shape=shape, initializer=initializer)
 
-    def rows(self, index: tf.Tensor) -> tf.Tensor:
+    def lookup(self, index: tf.Tensor) -> tf.Tensor:
         """The rows ``index`` of any shape, float32 ``[..., in]``."""
         # A gather from the variable itself makes TensorFlow copy the table at every later read, as the output matrix.
         table = tf.convert_to_tensor(self.weight.value)
@@ -135,7 +135,7 @@ class Matrix:
             rows = tf.gather(table, index)
         return tf.cast(rows, tf.float32) * tf.gather(tf.convert_to_tensor(self.scale.value), index)[..., tf.newaxis]
 
-    def product(self, x: tf.Tensor, bias: tf.Tensor | None = None) -> tf.Tensor:
+    def matmul(self, x: tf.Tensor, bias: tf.Tensor | None = None) -> tf.Tensor:
         """x W^T + b, ``[N, out]``, of ``x`` ``[N, in]``."""
         if self.scale is not None:
             weight = (self.weight.value, self.scale.value, self.offset.value)
@@ -178,7 +178,7 @@ class Linear(keras.layers.Layer):
         self.bias = self.add_weight(name="bias", shape=(self.units,), initializer=bias)
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        return self.kernel.product(x, self.bias.value)
+        return self.kernel.matmul(x, self.bias.value)
 
 
 class Attention(keras.layers.Layer):
@@ -202,22 +202,22 @@ class Attention(keras.layers.Layer):
         self.c_proj.build(input_shape)
 
     def call(
-        self, x: tf.Tensor, frame: Frame, cache: LayerCache | None, scale: tf.Tensor | None = None
+        self, x: tf.Tensor, forward_batch: ForwardBatch, cache: LayerCache | None, scale: tf.Tensor | None = None
     ) -> tuple[tf.Tensor, tf.Tensor | None]:
         heads, width = self.config.n_head, self.config.head_dim
 
         def by_head(part: tf.Tensor) -> tf.Tensor:
-            return tf.transpose(tf.reshape(part, [frame.batch, frame.size, heads, width]), [0, 2, 1, 3])
+            return tf.transpose(tf.reshape(part, [forward_batch.batch, forward_batch.size, heads, width]), [0, 2, 1, 3])
 
         query, both = tf.split(self.c_attn(x), [heads * width, 2 * heads * width], axis=-1)
         query = by_head(query)
         if cache is None:
             key, value = map(by_head, tf.split(both, 2, axis=-1))
         else:
-            cache = cache.write(frame.slots, both)
-            key, value = cache.read(frame.batch, heads)
+            cache = cache.write(forward_batch.slots, both)
+            key, value = cache.read(forward_batch.batch, heads)
         # The query is scaled, not the product: in float16 a product of large activations is infinite sooner.
-        mixed = attend(query * (self.scale if scale is None else scale), key, value, frame.visible)
+        mixed = attend(query * (self.scale if scale is None else scale), key, value, forward_batch.visible)
         merged = tf.reshape(tf.transpose(mixed, [0, 2, 1, 3]), [-1, self.config.n_embd])
         return self.c_proj(merged), None if cache is None else cache.buffer
 
@@ -242,7 +242,7 @@ class MLP(keras.layers.Layer):
 
 
 ApplyBlock = Callable[..., Any]
-"""A ``Block``, or a function that does the same: of x, frame and the layer's cache, gives x and the cache's buffer."""
+"""A ``Block``, or a function that does the same: (x, forward_batch, layer cache) -> (x, the cache's buffer)."""
 
 
 class Block(keras.layers.Layer):
@@ -263,8 +263,8 @@ class Block(keras.layers.Layer):
             layer.build(input_shape)
 
     def call(
-        self, x: tf.Tensor, frame: Frame, cache: LayerCache | None, scale: tf.Tensor | None = None
+        self, x: tf.Tensor, forward_batch: ForwardBatch, cache: LayerCache | None, scale: tf.Tensor | None = None
     ) -> tuple[tf.Tensor, tf.Tensor | None]:
-        attended, written = self.attn(self.ln_1(x), frame, cache, scale)
+        attended, written = self.attn(self.ln_1(x), forward_batch, cache, scale)
         x = x + tf.cast(attended, tf.float32)
         return x + tf.cast(self.mlp(self.ln_2(x)), tf.float32), written

@@ -32,7 +32,7 @@ class Constraints(NamedTuple):
     suppress_tokens: tf.Tensor
 
 
-def process(
+def apply_constraints(
     logits: tf.Tensor, constraints: Constraints, history: tf.Tensor, length: tf.Tensor, new: tf.Tensor
 ) -> tf.Tensor:
     """Logits float32 ``[B, V]`` after all constraints; ``new`` int32 ``[B]`` is how many tokens were generated."""

@@ -45,10 +45,10 @@ DTYPES = tuple(PRECISIONS)
 BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 """Of one value."""
 
-KERNEL = "_QuantizedMatMul"
+INT8_MATMUL_OP = "_QuantizedMatMul"
 """The op of TensorFlow that int8 matrices need; only builds for x86-64 have it."""
 
-CONVOLUTION = "_FusedQuantizedConv2D"
+INT8_CONV_OP = "_FusedQuantizedConv2D"
 """The op of TensorFlow for matrices that are stored transposed; the same builds have it."""
 
 SCALE = "_scale"

@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework import op_def_library
 
-from tf_model.precision import CONVOLUTION, KERNEL
+from tf_model.precision import INT8_CONV_OP, INT8_MATMUL_OP
 
 Array = np.ndarray[Any, Any]
 
@@ -119,7 +119,7 @@ def _convolve(
         *(tf.constant(float(bound)) for bound in (0, 255, -_LEVELS, _LEVELS)),
     ]
     ((summed, *_), _) = op_def_library.apply_op(
-        CONVOLUTION,
+        INT8_CONV_OP,
         name="quantized_convolution",
         device_inputs=inputs,
         host_inputs=[],
@@ -161,7 +161,7 @@ def _product(
         *(tf.constant(float(bound)) for bound in (0, 255, -_LEVELS, _LEVELS)),
     ]
     ((summed,), _) = op_def_library.apply_op(
-        KERNEL,
+        INT8_MATMUL_OP,
         name="quantized_matmul",
         device_inputs=inputs,
         host_inputs=[],

@@ -37,7 +37,7 @@ class Sampling(NamedTuple):
     seed: tf.Tensor
 
 
-def choose(logits: tf.Tensor, sampling: Sampling, step: tf.Tensor) -> tf.Tensor:
+def sample_tokens(logits: tf.Tensor, sampling: Sampling, step: tf.Tensor) -> tf.Tensor:
     """Draws the next token of each row, int32 ``[B]``.
 
     Args:
@@ -48,14 +48,14 @@ def choose(logits: tf.Tensor, sampling: Sampling, step: tf.Tensor) -> tf.Tensor:
     best = tf.argmax(logits, axis=-1, output_type=tf.int32)
 
     def draw() -> tf.Tensor:
-        probabilities = kept_probabilities(logits, sampling)
+        probabilities = filtered_probabilities(logits, sampling)
         drawn = _inverse_cdf(probabilities, uniform(sampling.seed, step))
         return tf.where(sampling.temperature > 0, drawn, best)
 
     return tf.cond(tf.reduce_any(sampling.temperature > 0), draw, lambda: best)
 
 
-def kept_probabilities(logits: tf.Tensor, sampling: Sampling) -> tf.Tensor:
+def filtered_probabilities(logits: tf.Tensor, sampling: Sampling) -> tf.Tensor:
     """The distribution after all filters, float32 ``[B, V]``: 0 for what is not kept, not normalised."""
     divisor = tf.where(sampling.temperature > 0, sampling.temperature, 1.0)[:, tf.newaxis]
     # The largest is subtracted first: a tiny temperature then gives 0 and -inf, not inf - inf.

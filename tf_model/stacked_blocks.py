@@ -16,11 +16,11 @@ from tensorflow.python.ops.resource_variable_ops import UninitializedVariable  #
 
 from tf_model.cache import LayerCache
 from tf_model.gpt2 import GPT2
-from tf_model.layers import ApplyBlock, Frame
+from tf_model.layers import ApplyBlock, ForwardBatch
 from tf_model.precision import stack_name
 
 
-class Stacks:
+class StackedBlocks:
     """The blocks of ``model`` with weights of their own, which are to be written: they have no memory yet.
 
     Weights are arguments of the function, so TensorFlow puts its body in the place of each call before it runs a graph,
@@ -44,9 +44,11 @@ class Stacks:
         }
         self._scales = [tf.constant(block.attn.scale, model.compute_dtype) for block in model.h]
 
-        def call(x: tf.Tensor, frame: Frame, cache: LayerCache, scale: tf.Tensor, values: list[tf.Tensor]) -> Any:
+        def call(
+            x: tf.Tensor, forward_batch: ForwardBatch, cache: LayerCache, scale: tf.Tensor, values: list[tf.Tensor]
+        ) -> Any:
             with keras.StatelessScope(state_mapping=zip(first.variables, values, strict=True)):
-                return first(x, frame, cache, scale=scale)
+                return first(x, forward_batch, cache, scale=scale)
 
         number, row = (tf.TensorSpec([None] * rank, tf.int32) for rank in (0, 1))
         width = tf.TensorSpec([None, config.head_dim], model.compute_dtype)
@@ -55,7 +57,7 @@ class Stacks:
             call,
             input_signature=[
                 tf.TensorSpec([None, config.n_embd], tf.float32),
-                Frame(number, number, tf.TensorSpec([None, 1, None, None], tf.bool), row),
+                ForwardBatch(number, number, tf.TensorSpec([None, 1, None, None], tf.bool), row),
                 LayerCache(width, bound, bound),
                 tf.TensorSpec([], model.compute_dtype),
                 [tf.TensorSpec(weight.shape, weight.dtype) for weight in first.variables],
@@ -69,7 +71,7 @@ class Stacks:
             stack.assign(tf.stack([weight.value for weight in weights]))
 
     def blocks(self) -> Sequence[ApplyBlock]:
-        """For ``GPT2.feed``, once for each graph that calls it."""
+        """For ``GPT2.forward``, once for each graph that calls it."""
         # Unpack gives parts of the variable itself, without a copy, where they begin at a multiple of 64 bytes.
         values = zip(*(tf.unstack(tf.convert_to_tensor(stack)) for stack in self.variables.values()), strict=True)
         return [
@@ -77,5 +79,7 @@ class Stacks:
             for scale, own in zip(self._scales, values, strict=True)
         ]
 
-    def _apply(self, x: tf.Tensor, frame: Frame, cache: LayerCache, scale: tf.Tensor, values: list[tf.Tensor]) -> Any:
-        return self._call(x, frame, cache, scale, values)
+    def _apply(
+        self, x: tf.Tensor, forward_batch: ForwardBatch, cache: LayerCache, scale: tf.Tensor, values: list[tf.Tensor]
+    ) -> Any:
+        return self._call(x, forward_batch, cache, scale, values)

@@ -24,7 +24,9 @@ class Window(NamedTuple):
     line_token_id: tf.Tensor
 
 
-def evict(window: Window, history: tf.Tensor, length: tf.Tensor, start: tf.Tensor, limit: int | tf.Tensor) -> tf.Tensor:
+def slide_window(
+    window: Window, history: tf.Tensor, length: tf.Tensor, start: tf.Tensor, limit: int | tf.Tensor
+) -> tf.Tensor:
     """Where each row's window starts, int32 ``[B]``: ``start`` while at most ``limit`` tokens follow it.
 
     Args:

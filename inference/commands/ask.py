@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     examples = _read(args.examples) if args.examples else FEW_SHOTS
-    generator = TextGenerator.load(args.model, rows=len(args.question))
+    generator = TextGenerator.load(args.model, max_batch_size=len(args.question))
     options = {**options_of(args, generator.tokenizer), "num_return_sequences": 1}
     if not {"max_new_tokens", "max_length"} & options.keys():
         options["max_new_tokens"] = 50

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if sys.stdin is None:
         raise RecordError("stdin is closed: there is nowhere to type")
-    generator = TextGenerator.load(args.model, rows=1)
+    generator = TextGenerator.load(args.model, max_batch_size=1)
     options = {**options_of(args, generator.tokenizer), "num_beams": 1, "num_return_sequences": 1}
     generator.resolve(**options)
     if isinstance(sys.stdin, io.TextIOWrapper):  # what is no UTF-8 is for the tokenizer to refuse

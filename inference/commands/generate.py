@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
             print(f"{len(jobs) - len(left)} of {len(jobs)} results are in {args.output} already", file=sys.stderr)
         if not left:
             return
-        generator = TextGenerator.load(args.model, rows=min(args.batch_size, len(left)))
+        generator = TextGenerator.load(args.model, max_batch_size=min(args.batch_size, len(left)))
         options = {**options_of(args, generator.tokenizer), "num_return_sequences": args.number}
         config = generator.resolve(**options)  # what is wrong shows before anything is generated
         if args.stream:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from exports.generation_config import GRAPH, OptionError
+from exports.generation_config import ALL_OPTIONS, OptionError
 from exports.generation_options import Option
 from inference.presets import PRESETS, Preset
 from tokenization import Tokenizer
@@ -19,7 +19,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_options(parser: argparse.ArgumentParser, *left_out: str, presets: bool = True) -> None:
     """Every option of generation; what is not given is as ``generation_config.json`` in the SavedModel says."""
     group = parser.add_argument_group("how texts are generated (by default as the model's generation_config.json says)")
-    for name, option in GRAPH.items():
+    for name, option in ALL_OPTIONS.items():
         if name not in left_out:
             group.add_argument(f"--{name.replace('_', '-')}", **_argument(option), help=option.help)
     group.add_argument("--max-length", type=int, metavar="N", help="most tokens of prompt and continuation together")
@@ -69,7 +69,7 @@ def options_of(args: argparse.Namespace, tokenizer: Tokenizer) -> dict[str, Any]
     Raises:
         OptionError: a window of lines, for a tokenizer that has no end of line.
     """
-    names = [*GRAPH, "max_length", "truncate"]
+    names = [*ALL_OPTIONS, "max_length", "truncate"]
     given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
     preset = preset_of(args)
     base = preset.options(tokenizer) if preset else {}

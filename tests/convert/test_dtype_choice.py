@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 from tests.helpers.checkpoints import random_state, write_megatron
 from tests.helpers.light import main
 from tf_model.config import GPT2Config
-from tf_model.precision import CONVOLUTION, KERNEL
+from tf_model.precision import INT8_CONV_OP, INT8_MATMUL_OP
 
 CONFIG = GPT2Config(vocab_size=48, n_positions=16, n_embd=24, n_layer=1, n_head=6)
 
@@ -33,21 +33,21 @@ SAPPHIRE_RAPIDS = "fpu avx2 avx512f avx512_vnni avx512_bf16 amx_bf16 amx_tile am
 @pytest.mark.parametrize(
     ("flags", "kernel", "dtype", "words"),
     [
-        (ZEN_5, True, "int8", ["avx512_vnni", KERNEL]),
-        (CASCADE_LAKE, True, "int8", ["avx512_vnni", KERNEL]),
-        (ALDER_LAKE, True, "int8", ["avx_vnni", KERNEL]),
+        (ZEN_5, True, "int8", ["avx512_vnni", INT8_MATMUL_OP]),
+        (CASCADE_LAKE, True, "int8", ["avx512_vnni", INT8_MATMUL_OP]),
+        (ALDER_LAKE, True, "int8", ["avx_vnni", INT8_MATMUL_OP]),
         (
             ZEN_3,
             True,
             "int8-avx2",
-            ["the CPU has avx2", CONVOLUTION, "lacks what faster types need (int8 with avx512_vnni or avx_vnni, "],
+            ["the CPU has avx2", INT8_CONV_OP, "lacks what faster types need (int8 with avx512_vnni or avx_vnni, "],
         ),
-        (ZEN_3, False, "float32", [f"TensorFlow has no kernel {CONVOLUTION}", "Linux x86_64"]),
+        (ZEN_3, False, "float32", [f"TensorFlow has no kernel {INT8_CONV_OP}", "Linux x86_64"]),
         (NEHALEM, True, "float32", ["avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "avx2", "Linux x86_64"]),
-        (ZEN_5, False, "bfloat16", [f"TensorFlow has no kernel {KERNEL}", "the CPU has avx512_bf16"]),
+        (ZEN_5, False, "bfloat16", [f"TensorFlow has no kernel {INT8_MATMUL_OP}", "the CPU has avx512_bf16"]),
         (SAPPHIRE_RAPIDS, False, "bfloat16", ["avx512_bf16", "amx_bf16"]),
         ("fpu amx_bf16", True, "bfloat16", ["amx_bf16"]),
-        (CASCADE_LAKE, False, "float32", [f"TensorFlow has no kernel {CONVOLUTION}"]),
+        (CASCADE_LAKE, False, "float32", [f"TensorFlow has no kernel {INT8_CONV_OP}"]),
         ("avx512_vnni2 xavx_vnni", True, "float32", []),
         ("", True, "float32", ["Linux x86_64"]),
         (None, True, "float32", ["not known on Linux x86_64"]),
@@ -55,7 +55,9 @@ SAPPHIRE_RAPIDS = "fpu avx2 avx512f avx512_vnni avx512_bf16 amx_bf16 amx_tile am
 )
 def test_machines(flags: str | None, kernel: bool, dtype: str, words: list[str]) -> None:
     choice = choose(
-        None if flags is None else flags.split(), "Linux x86_64", lambda op: kernel and op in (KERNEL, CONVOLUTION)
+        None if flags is None else flags.split(),
+        "Linux x86_64",
+        lambda op: kernel and op in (INT8_MATMUL_OP, INT8_CONV_OP),
     )
     assert choice.dtype == dtype
     assert str(choice).startswith(f"--dtype auto: {dtype}: ")

@@ -15,7 +15,7 @@ import torch
 import transformers
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
-from exports.generation_options import BEAMS, SAMPLING, SHARED
+from exports.generation_options import BEAM_OPTIONS, COMMON_OPTIONS, SAMPLING_OPTIONS
 from exports.saved_model import write_saved_model
 from tests.conftest import INT8
 from tests.helpers.loaded import CONFIG, PAD, Loaded, Tensors, matrix, random_options, random_prompts, row_of, texts
@@ -143,7 +143,10 @@ def test_one_value_in_every_form(loaded: Loaded) -> None:
     for form in (lambda v: [v], lambda v: [v] * 3, lambda v: [[v]] * 3, lambda v: [[v]]):
         assert texts(loaded("generate", PROMPTS, **{name: form(value) for name, value in values.items()})) == first
     signature = loaded.model.signatures["generate"]
-    plain = {name: o.default if not isinstance(o.default, tuple) else -1 for name, o in {**SHARED, **SAMPLING}.items()}
+    plain = {
+        name: o.default if not isinstance(o.default, tuple) else -1
+        for name, o in {**COMMON_OPTIONS, **SAMPLING_OPTIONS}.items()
+    }
     prompts = {"input_ids": matrix(PROMPTS, 0), "input_lengths": [6, 1, 5]}
     result = signature(**loaded.tensors("generate", {**plain, **prompts, **values}))
     assert texts({name: tensor.numpy() for name, tensor in result.items()}) == first
@@ -222,8 +225,12 @@ def proto(folder: Path) -> meta_graph_pb2.MetaGraphDef:
 
 def test_defaults_are_in_the_signatures(loaded: Loaded) -> None:
     """TensorFlow Serving feeds them for inputs that a request leaves out."""
-    sampled = {**SHARED, **SAMPLING}
-    options: dict[str, Any] = {"generate": sampled, "decode": sampled, "beam_search": {**SHARED, **BEAMS}}
+    sampled = {**COMMON_OPTIONS, **SAMPLING_OPTIONS}
+    options: dict[str, Any] = {
+        "generate": sampled,
+        "decode": sampled,
+        "beam_search": {**COMMON_OPTIONS, **BEAM_OPTIONS},
+    }
     for name, table in options.items():
         defaults = proto(loaded.folder).signature_def[name].defaults
         assert defaults.keys() == table.keys()

@@ -90,7 +90,7 @@ def load(kind: str, folder: Path) -> TextModel:
 
 
 class Scripted:
-    """Stands in for ``Loaded``: whatever it is asked, it goes on with ``tokens``, until an end of text."""
+    """Stands in for ``LoadedModel``: whatever it is asked, it goes on with ``tokens``, until an end of text."""
 
     def __init__(self, tokens: Sequence[int], vocab_size: int) -> None:
         self.config = GPT2Config(vocab_size=vocab_size, n_positions=64, n_embd=8, n_layer=1, n_head=1)

@@ -351,7 +351,7 @@ def test_constraints_that_leave_nothing(pair: Pair) -> None:
     assert beams[1:] == [([1, 2], -1e9)] * 2
 
 
-REORDER = cache.texts
+REORDER = cache.reorder_rows
 
 
 def without_reordering(values: tf.Tensor, source: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
@@ -363,7 +363,7 @@ def without_reordering(values: tf.Tensor, source: tf.Tensor, rows: tf.Tensor) ->
 
 def test_the_cache_must_follow_its_beam(monkeypatch: pytest.MonkeyPatch) -> None:
     """That the tests above can fail: without the reordering a good part of the texts is wrong."""
-    monkeypatch.setattr(cache, "texts", without_reordering)
+    monkeypatch.setattr(cache, "reorder_rows", without_reordering)
     broken = Pair(CONFIG)
     wrong = 0
     for seed in range(8):

@@ -34,7 +34,7 @@ each_shape = pytest.mark.parametrize(("vocabulary", "spread"), SHAPES)
 def compiled(vocabulary: int) -> Callable[..., tf.Tensor]:
     real, whole, seed = (tf.TensorSpec([None], dtype) for dtype in (tf.float32, tf.int32, tf.int64))
     return tf.function(
-        sampling.kept_probabilities,
+        sampling.filtered_probabilities,
         autograph=False,
         input_signature=[
             tf.TensorSpec([None, vocabulary], tf.float32), Sampling(real, whole, real, real, real, seed),
@@ -148,8 +148,8 @@ def test_equal_tokens_are_kept_together() -> None:
 
 
 VOCABULARY = 40
-process = tf.function(
-    processors.process,
+apply_constraints = tf.function(
+    processors.apply_constraints,
     autograph=False,
     input_signature=[
         tf.TensorSpec([None, VOCABULARY], tf.float32),
@@ -175,7 +175,7 @@ def processed(logits: np.ndarray, histories: Sequence[Sequence[int]], prompt: in
         return tf.constant(np.broadcast_to(values.get(name, default), rows), dtype)
 
     length = tf.constant([len(history) for history in histories])
-    return process(
+    return apply_constraints(
         tf.constant(logits),
         Constraints(
             each("repetition_penalty", 1.0, tf.float32),

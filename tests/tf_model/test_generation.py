@@ -83,12 +83,12 @@ class Pair:
         return logits[np.arange(len(texts)), [len(text) - 1 for text in texts]]
 
 
-@pytest.fixture(scope="module", params=[(generation.READ, cache.BLOCK), (5, 8)], ids=["at once", "in parts"])
+@pytest.fixture(scope="module", params=[(generation.PREFILL_CHUNK, cache.BLOCK), (5, 8)], ids=["at once", "in parts"])
 def pair(request: pytest.FixtureRequest) -> Pair:
     """Prompts are shorter than what is read at a time; and they are read in several parts, each of which sees a part of
     the cache."""
     with pytest.MonkeyPatch.context() as patch:
-        for module, name, value in zip((generation, cache), ("READ", "BLOCK"), request.param, strict=True):
+        for module, name, value in zip((generation, cache), ("PREFILL_CHUNK", "BLOCK"), request.param, strict=True):
             patch.setattr(module, name, value)
         return Pair()
 

@@ -17,10 +17,10 @@ from tf_model.attention import attend
 from tf_model.config import ConfigError, GPT2Config
 from tf_model.generation import Request, generate
 from tf_model.gpt2 import GPT2
-from tf_model.layers import Frame, LayerNorm
+from tf_model.layers import ForwardBatch, LayerNorm
 from tf_model.logits_processors import Constraints
 from tf_model.sampling import Sampling
-from tf_model.stacked_blocks import Stacks
+from tf_model.stacked_blocks import StackedBlocks
 from tf_model.window import Window
 
 CONFIG = GPT2Config(vocab_size=60, n_positions=24, n_embd=24, n_layer=2, n_head=3)
@@ -207,8 +207,8 @@ def test_rows_and_layer_norms_of_half_types_are_in_float32(dtype: str) -> None:
     block = model.h[0]
     for variable in block.variables:
         variable.assign(tf.zeros_like(variable))  # adds nothing: what comes out is what went in
-    frame = Frame(tf.constant(1), tf.constant(5), tf.ones([1, 1, 5, 5], tf.bool), None)
-    np.testing.assert_array_equal(block(tf.constant(rows), frame, None)[0], rows)
+    forward_batch = ForwardBatch(tf.constant(1), tf.constant(5), tf.ones([1, 1, 5, 5], tf.bool), None)
+    np.testing.assert_array_equal(block(tf.constant(rows), forward_batch, None)[0], rows)
 
 
 @pytest.mark.parametrize("dtype", HALF)
@@ -228,13 +228,13 @@ def test_one_function_for_all_blocks_has_the_weights_and_the_scale_of_each() -> 
     config = dataclasses.replace(CONFIG, n_layer=3, scale_attn_by_inverse_layer_idx=True)
     model = random_model(config)
     tokens = tf.constant([[1, 2, 3, 4, 5]])
-    stacks, batch, size = Stacks(model), tf.constant(1), tf.constant(5)
+    stacks, batch, size = StackedBlocks(model), tf.constant(1), tf.constant(5)
     stacks.assign()
 
     @tf.function(autograph=False)
     def rows() -> tf.Tensor:
         cache = model.allocate(batch, size)
-        return model.feed(tokens, tf.constant([0]), size[tf.newaxis], cache, size, stacks.blocks())[0]
+        return model.forward(tokens, tf.constant([0]), size[tf.newaxis], cache, size, stacks.blocks())[0]
 
     np.testing.assert_allclose(model.logits(rows()), model(tokens)[0], atol=1e-4)
 

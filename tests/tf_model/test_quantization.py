@@ -21,7 +21,7 @@ from tf_model.config import GPT2Config
 from tf_model.gpt2 import GPT2
 from tf_model.precision import OFFSET, PRECISIONS, SCALE, is_transposed, stored_bytes, stored_tensors
 from tf_model.quantization import convolve, offset, product, quantize
-from tf_model.stacked_blocks import Stacks
+from tf_model.stacked_blocks import StackedBlocks
 
 CONFIG = GPT2Config(vocab_size=96, n_positions=40, n_embd=48, n_layer=3, n_head=12)
 
@@ -142,12 +142,12 @@ def test_one_function_for_all_blocks_packs_the_weights_of_each(dtype: str) -> No
     column is 0."""
     exact, model = models(dtype, step=2)
     ids, batch, size = tf.constant(IDS, tf.int32), tf.constant(4), tf.constant(40)
-    (stacks := Stacks(model)).assign()
+    (stacks := StackedBlocks(model)).assign()
 
     @tf.function(autograph=False)
     def rows() -> tf.Tensor:
         start = tf.zeros([batch], tf.int32)
-        return model.feed(ids, start, tf.fill([batch], size), model.allocate(batch, size), size, stacks.blocks())[0]
+        return model.forward(ids, start, tf.fill([batch], size), model.allocate(batch, size), size, stacks.blocks())[0]
 
     for _ in range(2):
         assert_close(model.logits(rows()), tf.reshape(exact(ids), [-1, 96]))

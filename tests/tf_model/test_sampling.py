@@ -33,7 +33,7 @@ def parameters(rows: int, **values: Any) -> Sampling:
 
 def draws(logits: np.ndarray, temperature: float, top_p: float, number: int) -> np.ndarray:
     """Counts of each token over ``number`` rows with the same logits and different seeds."""
-    tokens = tf.function(sampling.choose)(
+    tokens = tf.function(sampling.sample_tokens)(
         tf.tile(tf.constant(logits[None], tf.float32), [number, 1]),
         parameters(number, temperature=temperature, top_p=top_p, seed=np.arange(number)),
         tf.constant(3),
@@ -78,7 +78,7 @@ def test_nucleus_distribution(top_p: float) -> None:
 )
 def test_the_token_that_crosses_top_p_is_kept(top_p: float, kept: int) -> None:
     logits = tf.math.log([[0.2, 0.4, 0.1, 0.3]])
-    assert int((sampling.kept_probabilities(logits, parameters(1, top_p=top_p)).numpy() > 0).sum()) == kept
+    assert int((sampling.filtered_probabilities(logits, parameters(1, top_p=top_p)).numpy() > 0).sum()) == kept
 
 
 @pytest.mark.parametrize("spread", [0.001, 1.0, 8.0])
@@ -87,7 +87,7 @@ def test_large_vocabulary(spread: float) -> None:
     rng = np.random.default_rng(3)
     logits = (rng.normal(size=(3, 5000)) * spread).astype(np.float32)
     top_p = np.array([0.3, 0.9, 1.0], np.float32)
-    kept = tf.function(sampling.kept_probabilities)(tf.constant(logits), parameters(3, top_p=top_p)).numpy()
+    kept = tf.function(sampling.filtered_probabilities)(tf.constant(logits), parameters(3, top_p=top_p)).numpy()
     exact = np.exp(logits.astype(np.float64))
     exact /= exact.sum(axis=1, keepdims=True)
     for row, p in enumerate(top_p):
@@ -98,7 +98,7 @@ def test_rows_have_their_own_parameters() -> None:
     logits = tf.tile(tf.constant([[0.0, 1.0, 2.0, 0.5]]), [4, 1])
     for seed in range(30):
         own = parameters(4, temperature=[0.0, 1e-30, 1.0, 5.0], top_p=[1.0, 1.0, 0.0, 1.0], seed=seed)
-        tokens = sampling.choose(logits, own, tf.constant(0))
+        tokens = sampling.sample_tokens(logits, own, tf.constant(0))
         assert tokens.numpy()[:3].tolist() == [2, 2, 2]
 
 
@@ -109,10 +109,10 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
         16, temperature=rng.uniform(0, 2, 16), top_k=rng.choice([0, 50, 2000], 16), top_p=rng.uniform(0.01, 1, 16),
         min_p=rng.choice([0, 0.01], 16), typical_p=rng.choice([0.5, 1.0], 16), seed=np.arange(16) % 5,
     )  # fmt: skip
-    together = sampling.choose(logits, own, tf.constant(7)).numpy()
+    together = sampling.sample_tokens(logits, own, tf.constant(7)).numpy()
     for row in range(16):
         one = slice(row, row + 1)
-        alone = sampling.choose(logits[one], Sampling(*(values[one] for values in own)), tf.constant(7)).numpy()
+        alone = sampling.sample_tokens(logits[one], Sampling(*(values[one] for values in own)), tf.constant(7)).numpy()
         assert alone[0] == together[row]
 
 
