@@ -15,7 +15,7 @@ import stat
 import struct
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -25,15 +25,39 @@ from convert.torch_format.tensor_refs import KNOWN, Storage, StorageType, Tensor
 from support.errors import CheckpointError
 from support.messages import short_repr
 
-__all__ = ["CheckpointError", "Placeholder", "Storage", "TensorRef", "load", "saved_name"]
+__all__ = [
+    "CheckpointError",
+    "Placeholder",
+    "Storage",
+    "TensorRef",
+    "TorchFile",
+    "load",
+    "read_torch_file",
+    "saved_name",
+]
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _ENCRYPTED = 0x2041  # encrypted; strongly; with its directory
 
 
+class TorchFile(NamedTuple):
+    """A file of ``torch.save``, its pickle parsed.
+
+    Attributes:
+        path: the file.
+        value: the object in it, as ``load`` returns it.
+        saved_name: the name, without its ending, that the file had when ``torch.save`` wrote it; the legacy format
+            does not keep it.
+    """
+
+    path: Path
+    value: Any
+    saved_name: str | None
+
+
 def load(path: str | Path) -> Any:
-    """The object in a file of ``torch.save``.
+    """Read the object in a file of ``torch.save``.
 
     Returns:
         dicts (ordered ones too), lists, tuples (``torch.Size`` too), sets, strings, bytes, numbers, None; ``TensorRef``
@@ -43,7 +67,15 @@ def load(path: str | Path) -> Any:
     Raises:
         CheckpointError: not such a file, or one that is damaged or contradicts itself.
     """
-    path = Path(path)
+    return read_torch_file(Path(path)).value
+
+
+def read_torch_file(path: Path) -> TorchFile:
+    """Read the object in a file of ``torch.save`` and the name that the file had then.
+
+    Raises:
+        CheckpointError: as ``load``.
+    """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise CheckpointError(f"{path}: expected a file, found a {'directory' if path.is_dir() else 'device'}")
@@ -52,9 +84,10 @@ def load(path: str | Path) -> Any:
             file.seek(0)
             head = file.read(512)
             if head.startswith(b"PK\3\4"):
-                return _Zip(path, file).load()
+                archive = _Zip(path, file)
+                return TorchFile(path, archive.load(), archive.prefix.rstrip("/"))
             if _is_legacy(file):
-                return _Legacy(path, file, size).load()
+                return TorchFile(path, _Legacy(path, file, size).load(), None)
             raise CheckpointError(f"{path}: expected a file written by torch.save, found {_describe(head, size)}")
     except pickle_machine.PickleError as error:
         raise CheckpointError(f"{path}: {error}: it is damaged, or not a checkpoint") from error
