@@ -59,7 +59,7 @@ class WriteOption:
         default: the value where none is given.
         required: whether it must be given.
         choices: the values that it can have; empty where all are allowed.
-        low, high: the range of a number; None where there is no bound.
+        range: the lowest and the highest number; None where every number is allowed.
         metavar: the value's name in the help.
         is_shared: whether it is an option for reading checkpoints too, which every command has.
     """
@@ -70,8 +70,7 @@ class WriteOption:
     default: Any = None
     required: bool = False
     choices: tuple[str, ...] = ()
-    low: int | None = None
-    high: int | None = None
+    range: tuple[int, int] | None = None
     metavar: str | None = None
     is_shared: bool = False
 
@@ -86,9 +85,8 @@ class WriteOption:
             raise ConvertError(f"{self.flag} {short_repr(value)}: expected {_KINDS[self.kind]}")
         if self.choices and value not in self.choices:
             raise ConvertError(f"{self.flag} {short_repr(value)}: expected one of {', '.join(self.choices)}")
-        if (self.low is not None and value < self.low) or (self.high is not None and value > self.high):
-            bounds = f"a number from {self.low} to {self.high}" if self.high is not None else f"{self.low} or more"
-            raise ConvertError(f"{self.flag} {value}: expected {bounds}")
+        if isinstance(value, int) and self.range is not None and not self.range[0] <= value <= self.range[1]:
+            raise ConvertError(f"{self.flag} {value}: expected a number from {self.range[0]} to {self.range[1]}")
 
 
 _KINDS = {int: "a whole number", str: "text"}
