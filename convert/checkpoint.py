@@ -91,6 +91,11 @@ class CheckpointInfo:
     source: CheckpointSource | None = None
 
     @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Every path that a result must not replace: what was opened, and the files."""
+        return self.files if self.source is None else (self.source.path, *self.files)
+
+    @property
     def where(self) -> str:
         """The first file, for messages; the name of the format where there is no file."""
         return str(self.files[0]) if self.files else self.format

@@ -19,9 +19,10 @@ from convert.output.atomic_folder import Kind, new_folder
 from convert.output.hashing import Hasher
 from convert.output.manifest import ROOT_MANIFEST, has_only_its_own
 from convert.provenance import describe_copy
-from convert.source import hash_files, print_notes, reading
+from convert.source import counted_reader, hash_files, print_notes
 from convert.tensors import BFLOAT16, Array, DType
 from support.messages import list_names, pluralize
+from support.progress import TerminalProgress
 
 DTYPES: dict[str, DType] = {
     "float16": np.dtype(np.float16),
@@ -103,8 +104,8 @@ def copy(
         with Hasher() as hasher:
             hash_files(checkpoint, hasher)
             widest = max(dtype.itemsize for dtype in dtypes.values())
-            with reading(checkpoint, "convert", itemsize=widest, quiet=args.quiet) as read:
-                files = write(folder, dtypes, read)
+            with TerminalProgress(quiet=args.quiet) as progress:
+                files = write(folder, dtypes, counted_reader(checkpoint, progress, itemsize=widest))
             describe_copy(folder, checkpoint, {"dtype": args.dtype, **options}, hasher)
         written = sum(file.stat().st_size for file in files)
     if not args.quiet:

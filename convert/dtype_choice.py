@@ -49,6 +49,37 @@ class Choice(NamedTuple):
         return f"--dtype {AUTO}: {self.dtype}: {self.reason}"
 
 
+class ResolvedDtype(NamedTuple):
+    """One of ``DTYPES``, and what a user should know about it, a line each."""
+
+    dtype: str
+    notes: tuple[str, ...] = ()
+
+
+def resolve_dtype(dtype: str, where: object, *, verify: bool = False) -> ResolvedDtype:
+    """Resolve ``dtype``, which may be ``auto``, for this machine.
+
+    Args:
+        dtype: one of ``DTYPES``, or ``AUTO``.
+        where: the SavedModel, for messages.
+        verify: whether the SavedModel will be run here, to compare it with its source.
+
+    Raises:
+        ConvertError: there is no such dtype, or ``verify`` is asked for and this CPU cannot compute with it.
+    """
+    if dtype == AUTO:
+        choice = choose_dtype()
+        return ResolvedDtype(choice.dtype, (str(choice),))
+    if dtype not in PRECISIONS:
+        raise ConvertError(f"dtype {dtype!r}: expected one of {', '.join((*PRECISIONS, AUTO))}")
+    if verify:
+        check_runs_here(dtype, where, "Convert and verify")
+    if runs_here(dtype):
+        return ResolvedDtype(dtype)
+    note = f"--dtype {dtype}: needs a CPU with VNNI instructions; this one has none: use int8-avx2 here"
+    return ResolvedDtype(dtype, (note,))
+
+
 def choose_dtype() -> Choice:
     """For this machine. TensorFlow is imported only where a choice depends on it."""
     return choose(cpu_flags(), f"{platform.system()} {platform.machine()}", _has_kernel)
@@ -74,7 +105,7 @@ def choose(flags: Collection[str] | None, machine: str, has_kernel: Callable[[st
             before = RULES[: RULES.index(rule)] if not missing else ()
             lacks = f"; it lacks what faster types need ({wanted(before)})" if before else ""
             return Choice(rule.dtype, f"{missing}the CPU has {', '.join(found)}{kernel}{lacks}")
-    return Choice(OTHERWISE, f"{missing}the CPU ({machine}) has not what the others are for: {wanted()}")
+    return Choice(OTHERWISE, f"{missing}the CPU ({machine}) lacks what the others need: {wanted()}")
 
 
 def wanted(rules: Sequence[Rule] = RULES) -> str:

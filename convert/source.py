@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from convert.formats.uer_layer_norm import with_layer_norm
 from convert.output.hashing import Hasher
 from convert.releases import may_be_known
 from convert.tensors import Array, DType
-from support.progress import progress
+from support.progress import Progress, no_progress
 from tf_model.config import STANDARD, UER
 
 
@@ -82,24 +81,28 @@ def hash_files(checkpoint: Checkpoint, hasher: Hasher) -> None:
         hasher.add(file, ("sha256", "sha1") if known else ("sha256",))
 
 
-@contextlib.contextmanager
-def reading(
-    checkpoint: Checkpoint, what: str, *, itemsize: int = 4, quiet: bool = False
-) -> Iterator[Callable[[str, DType], Array]]:
-    """Gives ``Checkpoint.read`` with one piece of memory for all tensors, and shows how far the reading has come.
+def counted_reader(
+    checkpoint: Checkpoint, progress: Progress = no_progress, *, itemsize: int = 4
+) -> Callable[[str, DType], Array]:
+    """Give ``Checkpoint.read`` with one piece of memory for all tensors, which tells ``progress`` about each.
+
+    A tensor is good until the next one is read. The stage is called ``convert``.
 
     Args:
-        what: the word in front of the progress.
+        checkpoint: what is read.
+        progress: called with the bytes read so far, of all bytes in the files.
         itemsize: bytes of the widest type that will be asked for.
     """
     counts = {name: math.prod(shape) for name, shape in checkpoint.config.tensor_shapes().items()}
     buffer = np.empty(itemsize * max(counts.values()), np.uint8)
     total = sum(count * checkpoint.dtypes[name].itemsize for name, count in counts.items())
-    with progress(what, total, quiet=quiet) as done:
+    done = 0
 
-        def read(name: str, dtype: DType) -> Array:
-            value = checkpoint.read(name, dtype, buffer)
-            done(value.size * checkpoint.dtypes[name].itemsize)
-            return value
+    def read(name: str, dtype: DType) -> Array:
+        nonlocal done
+        value = checkpoint.read(name, dtype, buffer)
+        done += value.size * checkpoint.dtypes[name].itemsize
+        progress("convert", done, total)
+        return value
 
-        yield read
+    return read

@@ -15,10 +15,11 @@ from convert.formats.tokenizer_files import add_tokenizer_option, tokenizer_for,
 from convert.output.atomic_folder import check_destination, new_folder
 from convert.output.hashing import Hasher
 from convert.provenance import describe
-from convert.source import SourceOptions, hash_files, print_notes, reading
+from convert.source import SourceOptions, counted_reader, hash_files, print_notes
 from convert.verification.compare import verify_apart
 from exports.assets import write_assets
 from support.errors import ConvertError
+from support.progress import TerminalProgress
 from support.tensorflow_runtime import quiet_stderr
 from tf_model.precision import DTYPES, stored_bytes
 from tokenization import Tokenizer
@@ -111,8 +112,9 @@ def _write(
 
         from exports.saved_model import write_saved_model
 
-    with reading(checkpoint, "convert", quiet=quiet) as read:
+    with TerminalProgress(quiet=quiet) as progress:
         try:
+            read = counted_reader(checkpoint, progress)
             data, sha256 = write_saved_model(folder, checkpoint.config, dtype, tokens, read)
         except tf.errors.OpError as error:  # the file system, as TensorFlow's writer of the graph sees it
             reason = error.message.splitlines()[0].split("; ")[-1].split(" [Op:")[0]
