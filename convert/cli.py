@@ -56,6 +56,7 @@ PROGRAM = Program(
     "for transformers, to the formats of UER-py and OpenAI, or to Megatron's shards for any number of ranks.",
     groups=GROUPS,
     example="{program} pytorch-to-tf --checkpoint CPM-Generate --tokenizer bpe_3w_new --output cpm-savedmodel",
+    exit_codes=EXIT_CODES,
     version=f"gpt2-savedmodel {__version__}",
 )
 main = PROGRAM.run

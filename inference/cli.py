@@ -28,5 +28,6 @@ PROGRAM = Program(
     description="Generates text with the SavedModels that python -m convert makes.",
     groups=GROUPS,
     example="{program} generate song-ci-savedmodel 浣溪沙 --number 3 --temperature 0.8",
+    exit_codes=EXIT_CODES,
 )
 main = PROGRAM.run

@@ -71,6 +71,7 @@ class Program:
     Attributes:
         prog, description: for its help.
         example: a whole command that the list of commands ends with; ``{program}`` stands for the program.
+        exit_codes: the last lines of that list.
         version: what ``--version`` prints, if there is such an option.
         has_completion: ``--print-completion`` prints a script for the shell. A shell completes the name of one program,
             not ``python -m``.
@@ -80,6 +81,7 @@ class Program:
     description: str
     groups: Sequence[Group]
     example: str
+    exit_codes: str
     version: str = ""
     has_completion: bool = False
 
@@ -116,8 +118,8 @@ class Program:
             import shtab
         except ModuleNotFoundError as error:
             raise UserError(missing_package("shtab")) from error
-        parser = argparse.ArgumentParser(prog=self.prog, description=self.description)
-        subparsers = parser.add_subparsers(metavar="COMMAND")
+        parser = self._top_parser()
+        subparsers = parser.add_subparsers(metavar="COMMAND", parser_class=argparse.ArgumentParser)
         for command in self.commands.values():
             module = importlib.import_module(command.module)
             own = subparsers.add_parser(command.name, help=command.help)
@@ -151,13 +153,12 @@ class Program:
         return parser, module
 
     def _top_parser(self) -> _TopParser:
-        exit_codes = "\n".join(dict.fromkeys(group.exit_codes for group in self.groups))
         parser = _TopParser(
             self.groups,
             prog=self.prog,
             usage="%(prog)s COMMAND ...",
             description=self.description,
-            epilog=_epilog([self.example.replace("{program}", _as_typed(self.prog))], exit_codes),
+            epilog=_epilog([self.example.replace("{program}", _as_typed(self.prog))], self.exit_codes),
         )
         if self.version:
             parser.add_argument("--version", action="version", version=self.version, help="print the version")

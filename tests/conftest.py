@@ -6,6 +6,7 @@ import fcntl
 import functools
 import gc
 import os
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,11 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As in the background of a script, and on some CI systems. Tests send SIGINT to themselves and to processes that
+    # they start, which would inherit that it is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("GPT2_SAVEDMODEL_SHARED", ROOT.parent / "shared"))

@@ -315,10 +315,7 @@ def test_interrupted(root: Path, tmp_path: Path, number: signal.Signals) -> None
     output = tmp_path / "out" / "model"
     command = [sys.executable, "-m", "convert", "pytorch-to-tf", "--checkpoint", root, "--output", output, "--force"]
     for _ in range(5):
-        process = subprocess.Popen(
-            [*command, "--heads", "6"], cwd=ROOT, stderr=subprocess.PIPE, text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job of a shell ignores it
-        )  # fmt: skip
+        process = subprocess.Popen([*command, "--heads", "6"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
         while process.poll() is None and not output.with_name(".model.partial").exists():
             time.sleep(0.001)
         process.send_signal(number)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import json
 import os
@@ -326,9 +325,7 @@ def test_interrupted_and_resumed(
     output = tmp_path / "out.jsonl"
     arguments = ["generate", *PROMPTS, "--number", "60", "--max-new-tokens", "4", "--seed", "1", "--batch-size", "1",
                  "--output", str(output)]  # fmt: skip
-    restore = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # a background job ignores it
-    process = subprocess.Popen(command(song_ci, *arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True,
-                               preexec_fn=restore)  # fmt: skip
+    process = subprocess.Popen(command(song_ci, *arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     until(lambda: output.exists() and output.read_bytes().count(b"\n") >= 3)
     process.send_signal(sent)
     _, err = process.communicate(timeout=60)

@@ -1,0 +1,31 @@
+"""The command line: ``gpt2-savedmodel COMMAND``.
+
+It joins the tables of ``python -m convert`` and ``python -m inference``. A console script does not put the current
+folder on Python's path, so a file ``convert.py`` there cannot take it over.
+"""
+
+from __future__ import annotations
+
+from convert import __version__
+from convert.cli import GROUPS as CONVERT
+from inference.cli import GROUPS as INFERENCE
+from support.command_line import Program
+
+EXIT_CODES = """\
+exit codes:
+  0    done
+  2    unusable input, options or environment: one line on stderr says what
+  3    a converted model does not compute what its source computes
+  130  interrupted (Ctrl-C), 143 terminated
+"""
+
+PROGRAM = Program(
+    prog="gpt2-savedmodel",
+    description="Converts GPT-2 checkpoints to and from TensorFlow SavedModels, compares models, and generates text.",
+    groups=(*CONVERT, *INFERENCE),
+    example="{program} generate song-ci-savedmodel 浣溪沙 --number 3 --temperature 0.8",
+    exit_codes=EXIT_CODES,
+    version=f"gpt2-savedmodel {__version__}",
+    has_completion=True,
+)
+main = PROGRAM.run

@@ -1,0 +1,90 @@
+"""``gpt2-savedmodel``: every command under one name, and what completes them in a shell."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import convert
+import convert.cli
+import inference.cli
+from gpt2_savedmodel.cli import PROGRAM, main
+from tests.conftest import ROOT
+
+
+def test_every_command_of_both_packages_is_there() -> None:
+    both = [*convert.cli.PROGRAM.commands, *inference.cli.PROGRAM.commands]
+    assert [*PROGRAM.commands] == both
+    assert len(set(both)) == len(both)
+    documented = {"pytorch-to-tf", "to-tf", "tf-to-tf", "to-huggingface", "tf-to-pytorch", "to-openai", "to-uer"}
+    assert documented | {"to-megatron", "reshard", "verify", "inspect", "check", "generate", "chat", "ask"} <= {*both}
+
+
+@pytest.mark.parametrize("name", PROGRAM.commands)
+def test_every_command_has_help_with_an_example_and_its_exit_codes(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main([name, "--help"])
+    shown = capsys.readouterr().out
+    assert exit_.value.code == 0
+    assert shown.startswith(f"usage: gpt2-savedmodel {name} ")
+    assert "  gpt2-savedmodel " in shown.partition("\nexample")[2]
+    assert "exit codes:" in shown
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["--version"])
+    assert (exit_.value.code, capsys.readouterr().out) == (0, f"gpt2-savedmodel {convert.__version__}\n")
+
+
+def test_the_list_of_commands_needs_no_package() -> None:
+    command = [sys.executable, "-S", "-m", "gpt2_savedmodel", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={"PATH": ""}, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "generate text:\n  generate" in done.stdout
+
+
+def test_completion_without_its_package_is_one_line() -> None:
+    command = [sys.executable, "-S", "-m", "gpt2_savedmodel", "--print-completion", "bash"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={"PATH": ""}, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("error: shtab is not installed for ")
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        (["reshar"], {"reshard"}),
+        (["to-tf", "--dt"], {"--dtype"}),
+        (["to-tf", "--dtype", "bf"], {"bfloat16"}),
+        (["generate", "model", "--temp"], {"--temperature"}),
+        (["--ver"], {"--version"}),
+    ],
+)
+def test_bash_completes_commands_options_and_values(
+    typed: list[str], expected: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["--print-completion", "bash"])
+    script = capsys.readouterr().out
+    assert exit_.value.code == 0
+    words = " ".join(["gpt2-savedmodel", *typed])
+    script += f'\nCOMP_WORDS=({words}); COMP_CWORD={len(typed)}; _shtab_gpt2_savedmodel; echo "${{COMPREPLY[@]}}"\n'
+    done = subprocess.run(["bash"], input=script, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == expected
+
+
+@pytest.mark.parametrize("shell", ["zsh", "tcsh"])
+def test_other_shells_read_their_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["--print-completion", shell])
+    script = capsys.readouterr().out
+    assert exit_.value.code == 0
+    assert "reshard" in script
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=script, text=True, check=True)
