@@ -17,11 +17,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import datetime
-import importlib.metadata
 import itertools
 import os
-import platform
 import re
 import shutil
 import signal
@@ -35,10 +32,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.markdown import ROOT, machine, write_between_markers
 from benchmarks.random_checkpoint import DTYPES, parse_shape, write_checkpoint
 from tf_model.config import GPT2Config
 
-ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- convert:begin -->", "<!-- convert:end -->"
 
 _CHUNK = 1 << 24
@@ -204,19 +201,6 @@ def measure(case: Case, folder: Path, repeat: int) -> Result:
     return result
 
 
-def machine() -> str:
-    """The processor, its cores, the memory; and the versions of what was measured."""
-    model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    versions = [f"{name} {importlib.metadata.version(package)}" for name, package in
-                (("TensorFlow", "tensorflow"), ("PyTorch", "torch"), ("NumPy", "numpy"))]  # fmt: skip
-    return (
-        f"{model[1].strip() if model else platform.machine()}, {os.cpu_count()} cores, {memory / 1e9:.0f} GB RAM; "
-        f"Python {platform.python_version()}, {', '.join(versions)}; "
-        f"{datetime.datetime.now(datetime.timezone.utc).date()}"
-    )
-
-
 def _seconds(runs: list[Run]) -> float:
     return statistics.median(run.seconds for run in runs)
 
@@ -261,16 +245,6 @@ def table(results: list[Result], load: float) -> str:
         "weights, float16 in the checkpoint; `python -m benchmarks.convert`."
     )
     return "\n".join([*lines, "", textwrap.fill(conditions, 120, break_on_hyphens=False)])
-
-
-def write_between_markers(path: Path, text: str, markers: tuple[str, str] = (BEGIN, END)) -> None:
-    """Puts ``text`` between the markers in a document, which is made, or gets them at its end, if need be."""
-    begin, end = markers
-    old = path.read_text("utf-8") if path.exists() else "# Performance\n"
-    if begin not in old or end not in old:
-        old = f"{old.rstrip()}\n\n{begin}\n{end}\n"
-    before, rest = old.split(begin, 1)
-    path.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}", "utf-8")
 
 
 @contextlib.contextmanager
@@ -318,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = table(results, load)
     print(text)
     if args.write:
-        write_between_markers(args.write, text)
+        write_between_markers(args.write, text, (BEGIN, END))
 
 
 if __name__ == "__main__":

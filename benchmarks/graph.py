@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.convert import ROOT, machine, write_between_markers
+from benchmarks.markdown import ROOT, machine, write_between_markers
 from benchmarks.random_checkpoint import DTYPES, parse_shape, write_checkpoint
 
 MARKERS = "<!-- graph:begin -->", "<!-- graph:end -->"

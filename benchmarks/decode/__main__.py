@@ -23,13 +23,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.convert import machine, write_between_markers
 from benchmarks.decode import plot, report
 from benchmarks.decode.engines import ENGINES
 from benchmarks.decode.plan import GROUPS, INT8, contenders, measures
 from benchmarks.decode.ratios import ratios
 from benchmarks.decode.results import Model
 from benchmarks.decode.run import Run
+from benchmarks.markdown import machine, write_between_markers
 from benchmarks.random_checkpoint import SHAPES, parse_shape
 from tf_model.config import ConfigError
 

@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.convert import ROOT
 from benchmarks.decode.engines import ENGINES
 from benchmarks.decode.plan import Contender
+from benchmarks.markdown import ROOT
 
 Pythons = Mapping[bool, str]
 """The interpreter of this project and of peers."""

@@ -6,10 +6,10 @@ import statistics
 import textwrap
 from collections.abc import Sequence
 
-from benchmarks.convert import machine
 from benchmarks.decode.plan import PROBE, Contender
 from benchmarks.decode.ratios import ratios
 from benchmarks.decode.results import Model, Sample, Spread, Value
+from benchmarks.markdown import machine
 
 
 def markers(shape: str) -> tuple[str, str]:

@@ -172,8 +172,8 @@ def test_markers_are_added(tmp_path: Path) -> None:
         path = tmp_path / "x.md"
         if text != "absent":
             path.write_text(text)
-        benchmark.write_between_markers(path, "a")
-        benchmark.write_between_markers(path, "b")
+        benchmark.write_between_markers(path, "a", (benchmark.BEGIN, benchmark.END))
+        benchmark.write_between_markers(path, "b", (benchmark.BEGIN, benchmark.END))
         content = path.read_text()
         assert content.endswith(f"\n\n{benchmark.BEGIN}\nb\n{benchmark.END}\n")
         assert content.count(benchmark.BEGIN) == 1
