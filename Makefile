@@ -1,47 +1,67 @@
-# Everything runs in .venv, which is made on first use and again when setup.cfg changes.
+# Everything runs in .venv, which is made on first use and again when setup.cfg changes. `make demo` installs what the
+# commands need; the other targets add PyTorch and what the tests use.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q
+
+# What `make test-fast` runs: no TensorFlow graph is made, and collecting imports neither TensorFlow nor PyTorch.
+FAST := tests/support tests/gpt2_savedmodel tests/test_architecture.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format bench bench-convert clean
+.PHONY: help demo test test-fast test-slow lint format dist bench bench-convert clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(VENV)/ready: setup.cfg
+$(RUN):
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else "Python 3.10 to 3.13 is needed, found %d.%d: make PYTHON=python3.12 ..." % v)'
-	@test -x $(RUN) || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "No venv: install it (Debian and Ubuntu: apt install python3-venv), then run make again." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "No venv: install it (Debian and Ubuntu: apt install python3-venv), then run make again." >&2; exit 1; }
+
+$(VENV)/demo-ready: setup.cfg | $(RUN)
 	@echo "Setting up $(VENV): a few minutes, once."
-	@$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@$(PIP) --editable .
 	@touch $@
 
-demo: $(VENV)/ready ## convert the checkpoint in the repository, load it, print verses
+$(VENV)/test-ready: setup.cfg | $(RUN)
+	@echo "Setting up $(VENV) for the tests: a few minutes, once."
+	@$(PIP) --editable '.[test]'
+	@touch $(VENV)/demo-ready $@
+
+demo: $(VENV)/demo-ready ## convert the checkpoint in the repository, load it, print verses
 	@$(RUN) -m demo
 
-test: $(VENV)/ready ## run the tests
-	@OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+test: $(VENV)/test-ready ## run the tests
+	@$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: $(VENV)/ready ## run the tests that take minutes or gigabytes
+test-fast: $(VENV)/test-ready ## run the tests that make no TensorFlow graph, in less than a minute
+	@$(PYTEST) $(FAST)
+
+test-slow: $(VENV)/test-ready ## run the tests that take minutes or gigabytes
 	@$(RUN) -m pytest -q -m slow
 	@GPT2_SAVEDMODEL_FUZZ=2000 $(RUN) -m pytest -q tests/convert/test_fuzz.py
 
-lint: $(VENV)/ready ## ruff and mypy
+lint: $(VENV)/test-ready ## ruff and mypy
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
 
-format: $(VENV)/ready ## let ruff mend what it can
+format: $(VENV)/test-ready ## let ruff fix what it can
 	@$(RUN) -m ruff check --fix .
 	@$(RUN) -m ruff format .
 
+dist: $(VENV)/demo-ready ## build wheel and sdist, and try the wheel in a fresh environment
+	@$(PIP) --editable '.[dist]'
+	@.ci/dist $(RUN)
+
 # PEERS is a Python that has the engines of the extra `bench`; those that it does not have are left out.
 PEERS ?= $(RUN)
-bench: $(VENV)/ready ## time generation beside other engines (FULL=1: with 2.6 B parameters, too)
-	@$(RUN) -m pip install --quiet --disable-pip-version-check matplotlib
+bench: $(VENV)/test-ready ## time generation next to other engines (FULL=1: with 2.6 B parameters, too)
+	@$(PIP) matplotlib
 	@$(RUN) -m benchmarks.decode --shape distill $(if $(FULL),generate) --peers-python $(PEERS) --write docs/performance.md --plot docs
 
-bench-convert: $(VENV)/ready ## time the conversion (FULL=1: with 2.6 B parameters, too)
+bench-convert: $(VENV)/test-ready ## time the conversion (FULL=1: with 2.6 B parameters, too)
 	@$(RUN) -m benchmarks.convert --shape distill $(if $(FULL),generate) --write docs/performance.md
 
 clean: ## remove the environment and what tools left
