@@ -14,9 +14,9 @@ from typing import NamedTuple, Protocol
 
 from convert.checkpoint import CheckpointInfo
 from convert.tensors import FLOATS, Array, DType, assign, check_finite, empty, transpose, widest
-from convert.torch_format.reader import Storage, TensorRef
+from convert.torch_format.torch_file import TorchFile
 from support.errors import CheckpointError
-from support.messages import list_names, pluralize, short_repr
+from support.messages import list_names, pluralize
 from tf_model.config import GPT2Config
 from tokenization.special_tokens import SpecialTokens
 
@@ -45,48 +45,9 @@ class LazyTensor(Protocol):
         """The values, mapped where the file allows it; ``CheckpointError`` where they are damaged."""
 
 
-class TorchTensor(NamedTuple):
-    """A tensor of a file that ``torch.save`` wrote."""
-
-    file: Path
-    name: str
-    ref: TensorRef
-    checked: set[Storage]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.ref.shape
-
-    @property
-    def dtype(self) -> DType:
-        return self.ref.dtype
-
-    @property
-    def lacks_checksum(self) -> bool:
-        return self.ref.storage.crc is None
-
-    def numpy(self) -> Array:
-        if self.ref.storage not in self.checked:
-            self.ref.storage.check()
-            self.checked.add(self.ref.storage)
-        return self.ref.numpy()
-
-
 def torch_tensors(file: Path, state: Mapping[object, object]) -> dict[str, LazyTensor]:
-    """The tensors of a state dict in ``file``, by name.
-
-    Raises:
-        CheckpointError: something in it is no tensor, or one whose bytes the file has not.
-    """
-    checked: set[Storage] = set()
-    tensors: dict[str, LazyTensor] = {}
-    for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, TensorRef):
-            raise CheckpointError(f"{file}: {list_names([name])}: expected a tensor, found {short_repr(value)}")
-        if value.nbytes > value.storage.nbytes:  # a view that repeats values: small in the file, huge in memory
-            raise CheckpointError(f"{file}: {list_names([name])}: {value.nbytes} bytes, of which the file has fewer")
-        tensors[name] = TorchTensor(file, name, value, checked)
-    return tensors
+    """The tensors of a state dict in ``file``, by name, as ``TorchFile.tensors``."""
+    return dict(TorchFile(file, state, None).tensors(state))
 
 
 class TensorRecipe(NamedTuple):

@@ -24,7 +24,6 @@ from convert.formats.tensor_map import (
     LazyTensor,
     TensorMapCheckpoint,
     TensorRecipe,
-    TorchTensor,
     check_tensors,
     concat_rows,
     copy_whole,
@@ -35,6 +34,7 @@ from convert.formats.tensor_map import (
 from convert.formats.tokenizer_files import has_tokenizer
 from convert.tensors import Array, DType, same_values
 from convert.torch_format.reader import load
+from convert.torch_format.torch_file import TorchTensor
 from convert.torch_format.writer import Pending, writing
 from support.errors import CheckpointError
 from support.messages import list_names, short_repr

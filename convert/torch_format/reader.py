@@ -5,7 +5,8 @@ for the bytes of each storage. The legacy format is a row of pickles: a magic nu
 about the machine that wrote it, the object, the storage keys; then for each key the number of elements as int64, and
 the bytes. Source: ``torch/serialization.py`` (``_save``, ``_load``, ``_legacy_save``, ``_legacy_load``).
 
-Tensors are described, not read: ``load`` reads the pickles, and ``TensorRef.numpy`` maps the bytes of one tensor.
+Tensors are described, not read: ``read_torch_file`` reads the pickles, and ``TensorRef.numpy`` maps the bytes of one
+tensor.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import stat
 import struct
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from convert.torch_format import pickle_machine
 from convert.torch_format.pickle_values import Placeholder
 from convert.torch_format.tensor_refs import KNOWN, Storage, StorageType, TensorRef, crc32, integer
+from convert.torch_format.torch_file import TorchFile
 from support.errors import CheckpointError
 from support.messages import short_repr
 
@@ -33,27 +35,11 @@ __all__ = [
     "TorchFile",
     "load",
     "read_torch_file",
-    "saved_name",
 ]
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _ENCRYPTED = 0x2041  # encrypted; strongly; with its directory
-
-
-class TorchFile(NamedTuple):
-    """A file of ``torch.save``, its pickle parsed.
-
-    Attributes:
-        path: the file.
-        value: the object in it, as ``load`` returns it.
-        saved_name: the name, without its ending, that the file had when ``torch.save`` wrote it; the legacy format
-            does not keep it.
-    """
-
-    path: Path
-    value: Any
-    saved_name: str | None
 
 
 def load(path: str | Path) -> Any:
@@ -97,17 +83,6 @@ def read_torch_file(path: Path) -> TorchFile:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     except MemoryError as error:
         raise CheckpointError(f"{path}: its object does not fit into memory") from error
-
-
-def saved_name(path: Path) -> str | None:
-    """The name, without its ending, that a file had when ``torch.save`` wrote it; the legacy format does not keep it.
-
-    Raises:
-        CheckpointError: a zip archive that is not such a file.
-        OSError: it cannot be read.
-    """
-    with path.open("rb") as file:
-        return _Zip(path, file).prefix.rstrip("/") if file.read(4) == b"PK\3\4" else None
 
 
 def _is_legacy(file: BinaryIO) -> bool:

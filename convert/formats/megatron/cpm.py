@@ -32,7 +32,7 @@ from convert.formats.megatron.sharding import (
     shard_shape,
 )
 from convert.tensors import FLOATS, Array, DType, check_finite, empty, widest
-from convert.torch_format.reader import TensorRef, load
+from convert.torch_format.reader import TensorRef, read_torch_file
 from support.errors import CheckpointError
 from support.messages import list_names, pluralize, short_repr
 from tf_model.config import ConfigError, GPT2Config
@@ -94,10 +94,12 @@ class _Shard:
     iteration: int | None
     world_size: int | None
     left_out: list[str]
+    saved_name: str | None
 
 
 def _load_shard(file: Path) -> _Shard:
-    top = load(file)
+    torch_file = read_torch_file(file)
+    top = torch_file.value
     if not isinstance(top, dict):
         raise CheckpointError(
             f"{file}: expected a dict with the weights under 'module' or 'model', found {short_repr(top)}"
@@ -129,7 +131,7 @@ def _load_shard(file: Path) -> _Shard:
     # Upstream's change_mp.py leaves None where something was. Counts of steps, samples and ranks are no loss.
     known = {key, *numbers, *_COUNTS}
     left_out = [name for name, value in names.items() if value is not None and name not in known]
-    return _Shard(file, state, numbers.get("iteration"), numbers.get("mp_world_size"), left_out)
+    return _Shard(file, state, numbers.get("iteration"), numbers.get("mp_world_size"), left_out, torch_file.saved_name)
 
 
 def _check_names(shards: list[_Shard]) -> int:
@@ -297,7 +299,7 @@ def open_megatron(
         shards = [_load_shard(file.path) for file in files]
         n_layer = _check_names(shards)
         _check_ranks(files, shards[0], alone=path.is_file())
-        check_saved_ranks(files)
+        check_saved_ranks(zip(files, (shard.saved_name for shard in shards), strict=True))
         config = _sizes(shards, n_layer)
         number = _check_numbers(shards)
         given = head_count_from_manifest(path, config.n_embd) if n_head is None else n_head

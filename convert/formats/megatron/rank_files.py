@@ -14,7 +14,6 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from convert.torch_format.reader import saved_name
 from support.errors import CheckpointError
 from support.messages import list_names
 
@@ -226,13 +225,16 @@ def iteration_of_file(file: Path) -> int | str | None:
     return parse_iteration(folder.name.removeprefix("iter_"))
 
 
-def check_saved_ranks(files: Iterable[RankFile]) -> None:
+def check_saved_ranks(files: Iterable[tuple[RankFile, str | None]]) -> None:
     """Check that no file was renamed to another rank's name: shards in another order would fit together just as well.
+
+    Args:
+        files: each file with the name, without its ending, that it was saved under; None where nobody knows it.
 
     Raises:
         CheckpointError: a file was saved under the name of another rank.
     """
-    for file in files:
-        saved = _DEEPSPEED_FILE.fullmatch(f"{saved_name(file.path)}.pt")
+    for file, saved_name in files:
+        saved = _DEEPSPEED_FILE.fullmatch(f"{saved_name}.pt")
         if saved and int(saved[1]) != file.rank:
             raise CheckpointError(f"{file.path}: is the shard of rank {int(saved[1])}, renamed: give it its name back")
