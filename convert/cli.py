@@ -45,7 +45,7 @@ GROUPS = (
         (
             Command("inspect", "convert.commands.inspect", "describe a checkpoint or SavedModel"),
             Command("check", "convert.commands.check", "compare files with the SHA-256 hashes in their manifest"),
-            Command("verify", "convert.verification.compare", "compare the logits of a model with its source's"),
+            Command("verify", "convert.commands.verify", "compare the logits of a model with its source's"),
         ),
     ),
 )

@@ -122,16 +122,18 @@ def runs_here(dtype: str) -> bool:
     return any(flag in flags for flag in RULES[0].flags)
 
 
-def check_runs_here(dtype: str, where: object, verify: str) -> None:
-    """Before a SavedModel of ``dtype`` is compared with its source; ``verify`` is what else can be done.
+def check_runs_here(dtype: str, where: object, verb: str) -> None:
+    """Raise ``ConvertError`` where this CPU cannot compute with ``dtype``.
 
-    Raises:
-        ConvertError: this CPU cannot compute with it.
+    Args:
+        dtype: of a SavedModel that is to be compared with its source.
+        where: the SavedModel, for the message.
+        verb: what to do on another machine, such as ``Verify``.
     """
     if not runs_here(dtype):
         raise ConvertError(
-            f"{where}: {dtype} needs VNNI instructions, which this CPU has not: {verify} it where it runs, or convert "
-            "it with --dtype int8-avx2"
+            f"{where}: {dtype} needs a CPU with VNNI instructions; this one has none. {verb} on another machine, or "
+            "convert with --dtype int8-avx2"
         )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,12 @@ def _source(checkpoint: Checkpoint, hasher: Hasher) -> dict[str, Any]:
 
 
 def _versions(*libraries: str) -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in libraries}}
+    """The versions of those ``libraries`` that are installed: PyTorch is needed for ``verify`` alone."""
+    found = {"python": platform.python_version()}
+    for name in libraries:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _root(files: Sequence[Path]) -> Path:

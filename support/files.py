@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from support.errors import UserError
 from support.messages import short_repr
@@ -67,3 +69,10 @@ def decode_utf8_lines(content: bytes, name: str, error: type[UserError]) -> list
         found = f"byte {failure.start} is 0x{failure.object[failure.start]:02x}"
         raise error(f"{name}: not UTF-8: {found}") from failure
     return [line.rstrip("\r") for line in text.split("\n")]
+
+
+def anonymous_file() -> IO[bytes]:
+    """Open a file without a name, in memory where the system can: there may be no folder for temporary files."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("gpt2-savedmodel"), "w+b")
+    return tempfile.TemporaryFile()

@@ -7,15 +7,10 @@ import ctypes
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
-
-def _temporary_file() -> IO[bytes]:
-    """In memory where the system can: there may be no folder for temporary files."""
-    return os.fdopen(os.memfd_create("stderr"), "w+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()
+from support.files import anonymous_file
 
 
 @contextlib.contextmanager
@@ -28,7 +23,7 @@ def quiet_stderr() -> Iterator[None]:
         yield
         return
     sys.stderr.flush()
-    with _temporary_file() as kept:
+    with anonymous_file() as kept:
         terminal = os.dup(2)
         os.dup2(kept.fileno(), 2)
         try:

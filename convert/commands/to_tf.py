@@ -16,6 +16,7 @@ from convert.output.atomic_folder import check_destination, new_folder
 from convert.output.hashing import Hasher
 from convert.provenance import describe
 from convert.source import SourceOptions, counted_reader, hash_files, print_notes
+from convert.verification.checkpoint_logits import check_torch
 from convert.verification.compare import verify_apart
 from exports.assets import write_assets
 from support.errors import ConvertError
@@ -56,6 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     started = time.monotonic()
+    if args.verify:
+        check_torch()
     source = SourceOptions.of(args)
     checkpoint = source.open()
     tokenizer = tokenizer_for(args.tokenizer, checkpoint)
@@ -70,7 +73,8 @@ def run(args: argparse.Namespace) -> None:
             _write(folder, checkpoint, dtype, tokens, tokenizer, hasher, args.quiet)
             parity = None
             if args.verify:
-                parity = verify_apart(source, folder, checkpoint.config.n_head, quiet=args.quiet)
+                with TerminalProgress(quiet=args.quiet) as progress:
+                    parity = verify_apart(source, folder, progress)
                 parity.check(args.output)
             describe(folder, checkpoint, dtype, tokens, tokenizer is not None, hasher, parity)
         written = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -88,10 +92,10 @@ def _dtype(args: argparse.Namespace, inputs: list[Path]) -> str:
     """What ``--dtype`` says or, for ``auto``, what this machine is made for, told on stderr."""
     if args.dtype != AUTO:
         if args.verify:
-            check_runs_here(args.dtype, args.output, "convert and verify")
+            check_runs_here(args.dtype, args.output, "Convert and verify")
         if not runs_here(args.dtype) and not args.quiet:
             print(
-                f"note: --dtype {args.dtype}: needs VNNI instructions, which this CPU has not: use int8-avx2 here",
+                f"note: --dtype {args.dtype} needs a CPU with VNNI instructions; this one has none: use int8-avx2 here",
                 file=sys.stderr,
             )
         return str(args.dtype)

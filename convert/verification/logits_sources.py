@@ -1,182 +1,231 @@
-"""The two sides of ``verify``: a SavedModel's logits by TensorFlow, a checkpoint's by PyTorch, in another process."""
+"""The two models that ``verify`` compares: a SavedModel in TensorFlow, a checkpoint in PyTorch; and their logits."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import json
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Callable
+import dataclasses
+import functools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from convert.checkpoint import Checkpoint
+import numpy as np
+
+from convert.checkpoint import Checkpoint, CheckpointSource
+from convert.dtype_choice import check_runs_here
 from convert.source import SourceOptions
-from convert.tensors import Array
+from convert.tensors import Array, widest
+from convert.verification.checkpoint_logits import check_torch, write_logits
 from exports.prune import prune
-from exports.saved_model_folder import CONFIG
+from exports.saved_model_folder import ModelError, SavedModelFolder
 from support.errors import ConvertError
-from support.tensorflow_runtime import one_line_message
-from tf_model.config import GPT2Config
-from tf_model.precision import DTYPES
-
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-MAPPED = 1 << 20
-"""Bytes from which on memory is mapped."""
+from support.progress import Progress
+from support.tensorflow_runtime import one_line_message, quiet_stderr
+from tf_model.config import UER, GPT2Config
 
 
-def end_with_parent() -> None:
-    """In a new process: asks the kernel for a SIGTERM when the process that started it is gone, however it went."""
-    with contextlib.suppress(OSError, AttributeError):  # another system than Linux
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+class LogitsSource(Protocol):
+    """The logits of several prompts."""
+
+    def rows(self, prompt: int, start: int, stop: int) -> Array:
+        """Return the logits float32 ``[stop - start, V]`` of these positions of prompt number ``prompt``, from 0."""
+        ...
 
 
-def spool(
-    checkpoint: Checkpoint, source: SourceOptions | None, prompts: list[list[int]], output: Path,
-    on_progress: Callable[[float], object],
-) -> None:  # fmt: skip
-    """Writes the logits of all prompts to ``output`` as ``parallel_reference.spool_logits`` does, in another process:
-    PyTorch's libraries and caches are gone before the other side is loaded. Where PyTorch is loaded already that would
-    save nothing, and it is done here.
+class WrittenLogits:
+    """Logits in a file: float32, prompt after prompt, ``[S, V]`` each, no header."""
+
+    def __init__(self, file: Path, prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
+        self._file, self._vocab_size = file, vocab_size
+        self._first_rows = np.cumsum([0, *map(len, prompts)])
+
+    def rows(self, prompt: int, start: int, stop: int) -> Array:
+        first = int(self._first_rows[prompt]) + start
+        values = np.fromfile(self._file, np.float32, (stop - start) * self._vocab_size, offset=first * self._row_bytes)
+        return values.reshape(-1, self._vocab_size)
+
+    @property
+    def _row_bytes(self) -> int:
+        return self._vocab_size * np.dtype(np.float32).itemsize
+
+
+class SavedModelLogits:
+    """Logits that a SavedModel computes, of one prompt at a time: only its signature ``logits`` is loaded.
 
     Args:
-        checkpoint: the model.
-        source: how it was opened; only without it, or where it is one of CPM, everything happens here.
-        prompts, output, on_progress: as ``spool_logits``.
+        folder: the SavedModel.
+        prompts: token ids.
+        temporary: an empty folder.
 
     Raises:
-        ConvertError: as ``spool_logits``.
-    """
-    is_cpm = checkpoint.info.format == "megatron"
-    if "torch" in sys.modules or (source is None and not is_cpm):
-        from convert.verification.megatron_forward import MegatronReference, Reference, spool_logits
-        from convert.verification.reference_forward import CheckpointReference
-
-        heads = checkpoint.config.n_head
-        reference: Reference = (
-            MegatronReference(checkpoint.info.files, heads) if is_cpm else CheckpointReference(checkpoint)
-        )
-        spool_logits(reference, prompts, output, on_progress)
-        return
-    task: dict[str, Any] = {"prompts": prompts, "output": str(output)}
-    if is_cpm:
-        task.update(files=[str(file) for file in checkpoint.info.files], n_head=checkpoint.config.n_head)
-    elif source is not None:
-        task.update(source=source.to_dict())
-    module = "convert.verification.megatron_forward" if is_cpm else "convert.verification.reference_forward"
-    path = filter(None, sys.path)
-    process = subprocess.Popen(
-        [sys.executable, "-m", module],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
-        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(MAPPED), "PYTHONPATH": os.pathsep.join(path)},
-        start_new_session=True,  # Ctrl-C comes to us alone, and we end it
-        preexec_fn=end_with_parent,
-    )  # fmt: skip
-    assert process.stdin
-    assert process.stdout
-    error = ""
-    try:
-        with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # it has ended: the exit code says how
-            json.dump(task, pipe)
-        for line in process.stdout:
-            if isinstance(value := json.loads(line), str):
-                error = value
-            else:
-                on_progress(value)
-    except BaseException:
-        process.kill()
-        raise
-    finally:
-        process.wait()
-        process.stdout.close()
-    if error or process.returncode:
-        raise ConvertError(error or f"the reference ended with code {process.returncode} (-9: too little memory)")
-
-
-def dtype_of(folder: Path, config: GPT2Config) -> str:
-    """The dtype of a SavedModel that this program wrote, of the sizes in ``config``.
-
-    Raises:
-        ConvertError: it is none, or has other sizes.
-    """
-    if not folder.is_dir():
-        raise ConvertError(f"{folder}: no such folder")
-    for name in ("saved_model.pb", "variables/variables.index", f"assets/{CONFIG}"):
-        if not (folder / name).is_file():
-            raise ConvertError(f"{folder}: expected a SavedModel that `pytorch-to-tf` wrote: it has no {name}")
-    path = folder / "assets" / CONFIG
-    try:
-        values = json.loads(path.read_text("utf-8"))
-        found = GPT2Config.from_dict(values)
-        dtype = values.get("dtype")
-    except OSError as error:
-        raise ConvertError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, AttributeError, TypeError) as error:  # ConfigError is a ValueError
-        raise ConvertError(f"{path}: expected the sizes of a model: {error}") from error
-    if dtype not in DTYPES:
-        raise ConvertError(f"{path}: expected a dtype ({', '.join(DTYPES)}), found {dtype!a}")
-    check_sizes(folder, found, config)
-    return str(dtype)
-
-
-def check_sizes(folder: Path, found: GPT2Config, config: GPT2Config) -> None:
-    """Checks that a model of sizes ``found`` can have been made from one of ``config``.
-
-    Raises:
-        ConvertError: a size is another.
-    """
-    sizes = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
-    if wrong := [
-        f"{name} is {getattr(found, name)}, the checkpoint's {getattr(config, name)}"
-        for name in sizes
-        if getattr(found, name) != getattr(config, name)
-    ]:
-        raise ConvertError(f"{folder}: not made from this checkpoint: {'; '.join(wrong)}")
-
-
-def check_signature(folder: Path) -> None:
-    """Looks at the graph's file only: that nobody waits for minutes to learn that it is another graph."""
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    path = folder / "saved_model.pb"
-    try:
-        graphs = saved_model_pb2.SavedModel.FromString(path.read_bytes()).meta_graphs
-    except OSError as error:
-        raise ConvertError(f"{path}: cannot be read: {error.strerror}") from error
-    except DecodeError as error:
-        raise ConvertError(f"{path}: not a SavedModel's graph: it is damaged, convert again") from error
-    signature = graphs[0].signature_def.get("logits") if graphs else None
-    if signature is None or "input_ids" not in signature.inputs or "logits" not in signature.outputs:
-        raise ConvertError(f"{folder}: has no signature logits from input_ids to logits: not written by this program")
-
-
-def saved_model_logits(tf: Any, folder: Path, temporary: Path) -> Callable[[list[int]], Callable[[int, int], Array]]:
-    """Loads the SavedModel, of its signatures the one that is needed.
-
-    Gives a function from a prompt to its logits, of which blocks of positions can be had.
+        ModelError: TensorFlow cannot load or run it.
     """
 
-    try:
-        (pruned := temporary / "model").mkdir()
-        prune(folder, pruned, "logits")
-        model = tf.saved_model.load(str(pruned))
-    except Exception as error:  # besides tf.errors.OpError: what a damaged object graph leads to
-        raise ConvertError(f"{folder}: TensorFlow cannot load it: {one_line_message(error)}") from error
+    def __init__(self, folder: SavedModelFolder, prompts: Sequence[Sequence[int]], temporary: Path) -> None:
+        import tensorflow as tf
 
-    def logits(prompt: list[int]) -> Callable[[int, int], Array]:
+        self._folder, self._prompts = folder, prompts
+        self._prompt: int | None = None
+        self._logits: Any = None
         try:
-            values = model.signatures["logits"](input_ids=tf.constant([prompt], tf.int64))["logits"]
+            prune(folder.path, temporary, "logits")
+            self._model = tf.saved_model.load(str(temporary))
+        except Exception as error:  # besides tf.errors.OpError: what a damaged object graph leads to
+            raise ModelError(f"{folder.path}: TensorFlow cannot load it: {one_line_message(error)}") from error
+
+    def rows(self, prompt: int, start: int, stop: int) -> Array:
+        if prompt != self._prompt:
+            self._logits = None  # those of two prompts are never in memory together
+            self._logits, self._prompt = self._run(self._prompts[prompt]), prompt
+        values: Array = self._logits[0, start:stop].numpy()
+        return values
+
+    def _run(self, ids: Sequence[int]) -> Any:
+        import tensorflow as tf
+
+        try:
+            return self._model.signatures["logits"](input_ids=tf.constant([ids], tf.int64))["logits"]
         except tf.errors.OpError as error:
-            raise ConvertError(f"{folder}: fails on {len(prompt)} tokens: {one_line_message(error)}") from error
+            message = one_line_message(error)
+            raise ModelError(f"{self._folder.path}: fails on {len(ids)} tokens: {message}") from error
 
-        def block(start: int, stop: int) -> Array:
-            part: Array = values[0, start:stop].numpy()
-            return part
 
-        return block
+class Model(Protocol):
+    """One side of a comparison.
 
-    return logits
+    Attributes:
+        path: where it is, for messages.
+        config: its sizes.
+        dtype: what its weights were rounded to, a key of ``TOLERANCES``.
+        tokenizer: the folder with its tokenizer; None where it has none.
+    """
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def config(self) -> GPT2Config: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def tokenizer(self) -> Path | None: ...
+
+    def check_runs(self) -> None:
+        """Raise ``UserError`` where it is known, without loading the model, that it cannot run here."""
+        ...
+
+    def logits(self, prompts: Sequence[Sequence[int]], temporary: Path, stage: str, progress: Progress) -> LogitsSource:
+        """Make the logits of ``prompts`` available.
+
+        Args:
+            prompts: token ids.
+            temporary: an empty folder for files.
+            stage: the word for ``progress``.
+            progress: called while logits are computed in advance.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedModel:
+    """A SavedModel, which TensorFlow runs in this process."""
+
+    folder: SavedModelFolder
+
+    @property
+    def path(self) -> Path:
+        return self.folder.path
+
+    @property
+    def config(self) -> GPT2Config:
+        return self.folder.config
+
+    @property
+    def dtype(self) -> str:
+        return self.folder.dtype
+
+    @property
+    def tokenizer(self) -> Path | None:
+        return self.folder.assets
+
+    def check_runs(self) -> None:
+        index = self.folder.variables.with_suffix(".index")
+        if not index.is_file():
+            raise ModelError(f"{self.path}: has no {index.relative_to(self.path)}: convert the checkpoint again")
+        with quiet_stderr():  # takes seconds: only once all other input is known to be good
+            import tensorflow  # noqa: F401
+        self.folder.check_signature("logits")
+        check_runs_here(self.dtype, self.path, "Verify")
+
+    def logits(self, prompts: Sequence[Sequence[int]], temporary: Path, stage: str, progress: Progress) -> LogitsSource:
+        return SavedModelLogits(self.folder, prompts, temporary)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointModel:
+    """A checkpoint of any format, which PyTorch runs in another process: CPM's as Megatron would, shard by shard.
+
+    Attributes:
+        checkpoint: as it was opened.
+        spec: how another process opens it; None where only this process has it.
+    """
+
+    checkpoint: Checkpoint
+    spec: CheckpointSource | None
+
+    @property
+    def path(self) -> Path:
+        return self.spec.path if self.spec else Path(self.checkpoint.info.where)
+
+    @property
+    def config(self) -> GPT2Config:
+        return self.checkpoint.config
+
+    @property
+    def dtype(self) -> str:
+        dtype = widest(self.checkpoint.dtypes.values())
+        return str(min(dtype, np.dtype(np.float32)).name)
+
+    @property
+    def tokenizer(self) -> Path | None:
+        return self.checkpoint.tokenizer
+
+    def check_runs(self) -> None:
+        check_torch()
+
+    def logits(self, prompts: Sequence[Sequence[int]], temporary: Path, stage: str, progress: Progress) -> LogitsSource:
+        file = temporary / "logits"
+        write_logits(self.checkpoint, self.spec, prompts, file, functools.partial(progress, stage))
+        return WrittenLogits(file, prompts, self.config.vocab_size)
+
+
+def open_model(path: Path, source: CheckpointModel, uer_layer_norm: str = UER) -> Model:
+    """Open what was made from ``source``: a SavedModel, or a checkpoint of any format.
+
+    Args:
+        path: the folder of a SavedModel, or where a checkpoint is.
+        source: its sizes and its number of heads are expected.
+        uer_layer_norm: how the layer norms of a UER-py checkpoint are understood.
+
+    Raises:
+        UserError: there is neither, or its sizes are not those of ``source``.
+    """
+    folder = SavedModelFolder(path)
+    model: Model
+    if folder.exists():
+        model = SavedModel(folder)
+    else:
+        spec = SourceOptions(path, source.config.n_head, uer_layer_norm=uer_layer_norm)
+        model = CheckpointModel(spec.open(), spec)
+    check_sizes(path, model.config, source.config)
+    return model
+
+
+def check_sizes(path: Path, found: GPT2Config, expected: GPT2Config) -> None:
+    """Raise ``ConvertError`` where a model of the sizes ``found`` cannot have been made from one of ``expected``."""
+    names = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
+    wrong = [
+        f"{name} is {getattr(found, name)}, the checkpoint's {getattr(expected, name)}"
+        for name in names
+        if getattr(found, name) != getattr(expected, name)
+    ]
+    if wrong:
+        raise ConvertError(f"{path}: not made from this checkpoint: {'; '.join(wrong)}")

@@ -7,32 +7,23 @@ and mathematics, so that a mistake there is not made here too. Of the project it
 
 from __future__ import annotations
 
-import functools
-import json
 import math
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.functional import layer_norm, linear
 
 from convert.torch_format.reader import Storage, TensorRef, load
-from support.errors import CheckpointError, ConvertError
+from support.errors import CheckpointError
 
 _TOKENS, _POSITIONS, _FINAL = "word_embeddings.weight", "position_embeddings.weight", "transformer.final_layernorm"
 _EPSILON = 1.0e-5  # of layer norms: transformer.py passes it, whatever the option of the training script says
 _HIDDEN = -10000.0  # what stands in the place of the score of a position that must not be seen
 _BLOCK = 1 << 22
 """Elements of the token embedding that are float32 at a time as the output matrix: 16 MB."""
-
-_GROUP = 2048
-"""Tokens that go through the layers together: what bounds the memory of the activations."""
-
-_ROWS = 128
-"""Positions whose logits are made in one step: 15 MB with 30,000 tokens."""
 
 
 class MegatronReference:
@@ -42,17 +33,18 @@ class MegatronReference:
         n_layer, n_positions, hidden_size, vocab_size: as the shards say.
     """
 
-    def __init__(self, files: Sequence[Path], n_head: int) -> None:
+    def __init__(self, files: Sequence[Path], n_head: int, *, block: int = _BLOCK) -> None:
         """Reads the headers.
 
         Args:
             files: the shards, rank 0 first.
             n_head: attention heads of all ranks together; the files do not say.
+            block: elements of the token embedding that are float32 at a time.
 
         Raises:
             CheckpointError: a file is no such shard, or the heads cannot be shared out.
         """
-        self._files = list(files)
+        self._files, self._block = list(files), block
         self._shards = [_shard(file) for file in files]
         ranks = len(self._files)
         self.n_positions, self.hidden_size = self._ref(0, _POSITIONS).shape
@@ -93,7 +85,7 @@ class MegatronReference:
     def project(self, rows: torch.Tensor) -> torch.Tensor:
         """Logits float32 ``[N, V]`` of rows ``[N, h]``: each rank's part of the vocabulary, side by side."""
         parts = []
-        step = max(1, _BLOCK // self.hidden_size)
+        step = max(1, self._block // self.hidden_size)
         for rank in range(len(self._files)):
             normed = self._norm(rank, _FINAL, rows)
             table = self._read(rank, _TOKENS)
@@ -201,88 +193,3 @@ def _shard(file: Path) -> Mapping[str, Any]:
     while state and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return state
-
-
-class Reference(Protocol):
-    """What ``spool_logits`` needs of a model: see ``MegatronReference``."""
-
-    n_layer: int
-    vocab_size: int
-
-    def rows_of(self, prompts: Sequence[Sequence[int]], on_layer: Callable[[], object]) -> list[torch.Tensor]: ...
-
-    def project(self, rows: torch.Tensor) -> torch.Tensor: ...
-
-
-def spool(
-    files: Sequence[Path],
-    n_head: int,
-    prompts: Sequence[Sequence[int]],
-    output: Path,
-    on_progress: Callable[[float], object] = lambda share: None,
-) -> None:
-    """``spool_logits`` of ``MegatronReference(files, n_head)``."""
-    spool_logits(MegatronReference(files, n_head), prompts, output, on_progress)
-
-
-def spool_logits(
-    reference: Reference,
-    prompts: Sequence[Sequence[int]],
-    output: Path,
-    on_progress: Callable[[float], object] = lambda share: None,
-) -> None:
-    """Writes the logits of all prompts to ``output``: float32, prompt after prompt, ``[S, V]`` each, no header.
-
-    Args:
-        reference: the model.
-        prompts: as ``MegatronReference.rows_of``, of any length together.
-        output: tokens * V * 4 bytes; 0.2 GB for 1,572 tokens of 30,000.
-        on_progress: called after each layer with its share of the whole work.
-
-    Raises:
-        ConvertError: a shard cannot be read, or ``output`` not be written.
-    """
-    tokens = sum(map(len, prompts))
-    try:
-        with output.open("wb") as file:
-            for group in _groups(prompts):
-                share = sum(map(len, group)) / tokens / reference.n_layer
-                for rows in reference.rows_of(group, functools.partial(on_progress, share)):
-                    for block in torch.split(rows, _ROWS):
-                        file.write(reference.project(block).numpy().data)
-    except OSError as error:
-        raise ConvertError(
-            f"{output}: {tokens * reference.vocab_size * 4 / 1e9:.2f} GB cannot be written: {error.strerror}: set "
-            "TMPDIR to a folder with more room"
-        ) from error
-
-
-def _groups(prompts: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
-    """Consecutive prompts of ``_GROUP`` tokens at most, or a single one."""
-    group: list[Sequence[int]] = []
-    for prompt in prompts:
-        if group and sum(map(len, group)) + len(prompt) > _GROUP:
-            yield group
-            group = []
-        group.append(prompt)
-    yield group
-
-
-def main() -> None:
-    """``spool`` in a process of its own: arguments as JSON on stdin, a line of JSON on stdout for each layer.
-
-    A line is the share of the work, or the text of an error, which is the last.
-    """
-    try:
-        task = json.load(sys.stdin)
-    except ValueError:  # who started it is gone
-        return
-    files = [Path(file) for file in task["files"]]
-    try:
-        spool(files, task["n_head"], task["prompts"], Path(task["output"]), lambda share: print(share, flush=True))
-    except ConvertError as error:
-        print(json.dumps(str(error)), flush=True)
-
-
-if __name__ == "__main__":
-    main()

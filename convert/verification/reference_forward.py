@@ -2,25 +2,19 @@
 
 Float32 whatever the files hold; a weight is read when its layer is due. It shares the reader with the conversion, so a
 mistake there would be on both sides: the tests of every reader compare it with its own ecosystem's maths. For CPM's
-shards there is ``parallel_reference``, which shares nothing.
+shards there is ``megatron_forward``, which shares nothing.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 from convert.checkpoint import Checkpoint
-from convert.source import SourceOptions
-from convert.verification.megatron_forward import spool_logits
-from support.errors import ConvertError
 from tf_model.config import TANH_GELU, UER
 
 _FLOAT32 = np.dtype(np.float32)
@@ -99,20 +93,3 @@ class CheckpointReference:
                 context[:, head] = scores.softmax(dim=-1) @ value[:, head]
             mixed.append(context.flatten(1))
         return self._linear(f"h.{layer}.attn.c_proj", torch.cat(mixed))
-
-
-def main() -> None:
-    """Spools the logits of a checkpoint in a process of its own; as ``parallel_reference.main``."""
-    try:
-        task = json.load(sys.stdin)
-    except ValueError:  # who started it is gone
-        return
-    try:
-        reference = CheckpointReference(SourceOptions.from_dict(task["source"]).open())
-        spool_logits(reference, task["prompts"], Path(task["output"]), lambda share: print(share, flush=True))
-    except ConvertError as error:
-        print(json.dumps(str(error)), flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,191 +1,128 @@
-"""Files of text for ``verify``, as token ids of the SavedModel's own tokenizer."""
+"""Files of text for ``verify``, as windows of token ids of the model's own tokenizer."""
 
 from __future__ import annotations
 
-import codecs
-import functools
-import itertools
-import json
-import sys
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
+from support.documents import read_documents, read_text_file
 from support.errors import ConvertError
 from tokenization import Tokenizer, TokenizerError, load_tokenizer
 
 MAX_TOKENS = 8192
-"""Of a file, all together: more take hours with a large model and tell little more."""
+"""How many tokens of a file are used by default: more take hours with a large model and hardly say more."""
 
-_JSON_SUFFIXES = (".jsonl", ".ndjson")
-_CHARACTERS = 32
-"""Of a text for each token that is wanted: many times what one has. A library of novels is not encoded for nothing."""
+_CHARACTERS_PER_TOKEN = 32
+"""How much of a text is encoded for each token that is wanted: many times what one token has."""
 
 
-def read_prompts(path: Path, assets: Path, n_positions: int, max_tokens: int) -> list[list[int]]:
-    """The token ids of each line that has any, cut to ``n_positions``.
+@dataclasses.dataclass(frozen=True)
+class TextWindows:
+    """A file of text as token ids.
+
+    Attributes:
+        windows: the token ids of each window, or of each prompt; none is empty.
+        places: what each window belongs to, for reports, such as ``line 3``.
+        notes: what a user should know about the file, one line each: what was cut or left out.
+    """
+
+    windows: list[list[int]]
+    places: list[str]
+    notes: list[str]
+
+
+def read_prompts(path: Path, assets: Path, n_positions: int, max_tokens: int = MAX_TOKENS) -> TextWindows:
+    """Read a prompt from each line that has any text, cut to ``n_positions`` tokens.
 
     Args:
         path: UTF-8, one prompt a line.
         assets: where the tokenizer is.
-        n_positions: what the model takes.
-        max_tokens: of all prompts together; one of the model's full length is always taken.
+        n_positions: how many tokens the model takes.
+        max_tokens: of all prompts together; one prompt of the model's full length is always allowed.
 
     Raises:
-        ConvertError: the file cannot be used, has no prompt or too many, or there is no tokenizer.
+        ConvertError: the file cannot be used, has no prompt or too many tokens, or there is no tokenizer.
     """
-    lines = _decoded(path, None)[0].split("\n")
+    lines = read_text_file(path, ConvertError)[0].split("\n")
     if not any(line.strip() for line in lines):
         raise ConvertError(f"{path}: expected one prompt a line, found none")
-    tokenizer = _tokenizer(assets)
-    prompts = []
+    tokenizer = _load_tokenizer(assets)
+    prompts, places, notes = [], [], []
     for number, line in enumerate(lines, 1):
-        note = functools.partial(print, f"note: {path}: line {number}:", file=sys.stderr)
-        ids = tokenizer.encode(line) if line.strip() else []
-        if line.strip() and not ids:
-            note("the tokenizer makes nothing of it, left out")
+        if not line.strip():
+            continue
+        ids = tokenizer.encode(line)
+        if not ids:
+            notes.append(f"{path}: line {number}: left out, because the tokenizer makes no tokens of it")
+            continue
         if len(ids) > n_positions:
-            note(f"{len(ids)} tokens, cut to the {n_positions} that the model takes")
-        if ids:
-            prompts.append(ids[:n_positions])
+            notes.append(f"{path}: line {number}: {len(ids)} tokens, cut to the {n_positions} that the model takes")
+        prompts.append(ids[:n_positions])
+        places.append(f"line {number}")
     if not prompts:
         raise ConvertError(f"{path}: expected one prompt a line, found none that the tokenizer knows")
-    if (tokens := sum(map(len, prompts))) > (limit := max(max_tokens, n_positions)):
+    tokens, limit = sum(map(len, prompts)), max(max_tokens, n_positions)
+    if tokens > limit:
         raise ConvertError(
             f"{path}: {tokens} tokens in {len(prompts)} prompts: expected {limit} at most: give fewer, or --max-tokens"
         )
-    return prompts
+    return TextWindows(prompts, places, notes)
 
 
-def read_text(path: Path, assets: Path, n_positions: int, max_tokens: int) -> list[list[int]]:
-    """The token ids of a text, or of several documents, in windows.
+def read_text(path: Path, assets: Path, n_positions: int, max_tokens: int = MAX_TOKENS) -> TextWindows:
+    """Read a text, or several documents, in windows of ``n_positions`` tokens.
 
-    A document begins with what the model was trained to see in front of a text. Its windows overlap by one token, so
-    that each token but the document's first is predicted once.
+    A document begins with the tokens that the model was trained to see before a text. A document of JSON lines is
+    complete, so the end of text follows it. The windows of a document overlap by one token, so that each token but the
+    document's first is predicted once.
 
     Args:
-        path: UTF-8; one document, or JSON lines (``.jsonl``), each a document and complete, so that the end of text
-            stands behind it.
+        path: UTF-8 text, one document; or JSON lines (``.jsonl``), a document a line.
         assets: where the tokenizer is.
-        n_positions: what the model takes; the length of a window.
-        max_tokens: how many of the file are used; what is behind them is left out, with a note on stderr.
+        n_positions: the length of a window: how many tokens the model takes.
+        max_tokens: how many tokens of the file are used; the rest is left out, with a note.
 
     Raises:
-        ConvertError: the file cannot be used, has nothing to be predicted, or there is no tokenizer.
+        ConvertError: the file cannot be used, has nothing to predict, or there is no tokenizer.
     """
-    if path.suffix in _JSON_SUFFIXES:
-        documents, cut = _json_texts(path), False
-    else:
-        text, cut = _decoded(path, _CHARACTERS * max_tokens)
-        documents = iter([("", text)] if text.strip() else [])
-    if (first := next(documents, None)) is None:
-        raise ConvertError(f"{path}: expected a text, found none")
-    tokenizer = _tokenizer(assets)
+    tokenizer: Tokenizer | None = None
     windows: list[list[int]] = []
+    places: list[str] = []
+    notes: list[str] = []
     left = max_tokens
-    for where, text in itertools.chain([first], documents):
+    for document in read_documents(path, ConvertError, _CHARACTERS_PER_TOKEN * max_tokens):
+        tokenizer = tokenizer or _load_tokenizer(assets)  # after the first text, so that a bad file is named first
         try:
-            encoded = tokenizer.encode(text, append_eod=bool(where)) if left else []
+            encoded = tokenizer.encode(document.text, append_eod=document.is_complete) if left else []
         except TokenizerError as error:
-            raise ConvertError(f"{path}:{where} {error}") from error
+            raise ConvertError(f"{document.place(path)}: {error}") from error
         ids = [*tokenizer.start_token_ids, *encoded]
-        cut = cut or not left or len(ids) > left
-        ids = ids[:left]
-        left -= len(ids)
-        windows += _windows(ids, n_positions)
-        if cut:
-            print(
-                f"note: {path}: its first {max_tokens - left} tokens are used; --max-tokens takes more", file=sys.stderr
-            )
+        is_cut = document.is_cut or not left or len(ids) > left
+        new = cut_windows(ids[:left], n_positions)
+        windows += new
+        places += [f"line {document.line}" if document.line else "text"] * len(new)
+        left -= min(left, len(ids))
+        if is_cut:
+            notes.append(f"{path}: only its first {max_tokens - left} tokens are used; --max-tokens takes more")
             break
-    if not any(len(window) > 1 for window in windows):
+    longest = max(map(len, windows), default=0)
+    if longest < 2:
         raise ConvertError(
-            f"{path}: expected a text of 2 tokens or more, of which the first predict the next: found "
-            f"{max(map(len, windows), default=0)}"
+            f"{path}: expected a text of 2 tokens or more, of which the first predict the next: found {longest}"
         )
-    return windows
+    return TextWindows(windows, places, notes)
 
 
-def _windows(ids: list[int], size: int) -> list[list[int]]:
-    """Of ``size`` tokens at most; the last of one is the first of the next."""
-    return [ids[at : at + size] for at in range(0, max(len(ids) - 1, min(len(ids), 1)), max(1, size - 1))]
+def cut_windows(ids: Sequence[int], size: int) -> list[list[int]]:
+    """Cut ``ids`` into windows of at most ``size`` tokens; the last token of a window is the first of the next."""
+    if len(ids) < 2:
+        return [list(ids)] if ids else []
+    step = max(1, size - 1)
+    return [list(ids[start : start + size]) for start in range(0, len(ids) - 1, step)]
 
 
-def _json_texts(path: Path) -> Iterator[tuple[str, str]]:
-    """Each line's place, for messages, and its text; no more of the file is read than is asked for.
-
-    Raises:
-        ConvertError: a line has no text, or is not JSON.
-    """
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ConvertError(f"{path}: line {number}: not JSON: {error}") from error
-        text = value.get("text") if isinstance(value, dict) else value
-        if not isinstance(text, str) or not text.strip():
-            raise ConvertError(f'{path}: line {number}: expected a string with a text, or an object with one as "text"')
-        yield f" line {number}:", text
-
-
-_MOST = 1 << 30
-"""Bytes of a text that are read at most, whatever is asked for; of a file in lines, those of a line."""
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file, as they are asked for.
-
-    Raises:
-        ConvertError: it cannot be read, or is not a text.
-    """
-    at = 0
-    try:
-        with path.open("rb") as file:
-            while line := file.readline(_MOST):
-                yield _checked(path, line, at)
-                at += len(line)
-    except OSError as error:
-        raise ConvertError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _checked(path: Path, content: bytes, at: int = 0, *, final: bool = True) -> str:
-    """The text of bytes that a file has from ``at`` on; ``final`` is False where they may end within a character.
-
-    Raises:
-        ConvertError: it is in another encoding, or not a text.
-    """
-    try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(content, final=final)
-    except UnicodeDecodeError as error:
-        found = f"another encoding at byte {at + error.start}"
-        raise ConvertError(f"{path}: expected UTF-8 text, found {found}") from error
-    if (zero := content.find(0)) >= 0:
-        raise ConvertError(f"{path}: expected UTF-8 text, found a NUL at byte {at + zero}: not a text file")
-    return text if at else text.removeprefix("\ufeff")
-
-
-def _decoded(path: Path, characters: int | None) -> tuple[str, bool]:
-    """What a UTF-8 file begins with, and whether there is more.
-
-    Args:
-        characters: at most; None for the whole file.
-
-    Raises:
-        ConvertError: it cannot be read, or is in another encoding.
-    """
-    try:
-        with path.open("rb") as file:
-            size = -1 if characters is None else min(4 * characters, _MOST)
-            content, more = file.read(size), characters is not None and bool(file.read(1))
-    except OSError as error:
-        raise ConvertError(f"{path}: cannot be read: {error.strerror}") from error
-    text = _checked(path, content, final=not more)
-    cut = more or (characters is not None and len(text) > characters)
-    return text[:characters].replace("\r\n", "\n"), cut
-
-
-def _tokenizer(assets: Path) -> Tokenizer:
+def _load_tokenizer(assets: Path) -> Tokenizer:
     try:
         return load_tokenizer(assets)
     except TokenizerError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from convert.checkpoint import Checkpoint
 from convert.formats.megatron.cpm import open_megatron
@@ -21,11 +20,12 @@ STATE = random_state(CONFIG, np.random.default_rng(0))
 
 
 def open_checkpoint(root: Path) -> Checkpoint:
+    """Open CPM's shards in ``root``."""
     return open_megatron(root, n_head=CONFIG.n_head)
 
 
 def convert(root: Path, folder: Path, dtype: str = "float32") -> Path:
-    """The SavedModel of the checkpoint in ``root``, as ``pytorch-to-tf`` writes it, with one signature."""
+    """Write the SavedModel of the checkpoint in ``root``, as ``pytorch-to-tf`` does, with the signature ``logits``."""
     checkpoint = open_checkpoint(root)
     folder.mkdir()
     with logits_alone():
@@ -34,15 +34,6 @@ def convert(root: Path, folder: Path, dtype: str = "float32") -> Path:
     return folder
 
 
-def run(root: Path, folder: Path, *options: str) -> int:
-    """The command, in this process."""
+def run_verify(root: Path, folder: Path, *options: str) -> int:
+    """Run the command in this process."""
     return main(["verify", str(root), str(folder), "--heads", "12", *options])
-
-
-def assert_refused(code: int, words: str, capture: pytest.CaptureFixture[str]) -> None:
-    """One line, code 2, nothing on stdout."""
-    out, err = capture.readouterr()
-    assert (code, out) == (2, "")
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert words in err

@@ -15,23 +15,29 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from convert.verification import megatron_forward as parallel_reference
+from convert.verification.checkpoint_logits import cpm_reference, write_reference_logits
+from convert.verification.compare import verify
 from support.errors import ConvertError
 from tests.conftest import ROOT
+from tests.helpers.assertions import assert_one_line, assert_one_line_error
 from tests.helpers.checkpoints import random_state, write_megatron
-from tests.helpers.verified import CONFIG, STATE, assert_refused, open_checkpoint, run
+from tests.helpers.verified import CONFIG, STATE, open_checkpoint, run_verify
 
 
-def test_the_command(roots: dict[int, Path], models: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(roots[2], models["float32"]) == 0
+def test_the_table_ends_in_the_summary(
+    roots: dict[int, Path], models: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_verify(roots[2], models["float32"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     assert len(out.splitlines()) == 7
     assert out.splitlines()[-1].startswith("float32: the same logits as the checkpoint: largest difference ")
 
 
-def test_json(roots: dict[int, Path], models: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(roots[1], models["bfloat16"], "--json") == 0
+def test_json_has_every_prompt(
+    roots: dict[int, Path], models: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_verify(roots[1], models["bfloat16"], "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["passed"], report["dtype"], report["seed"]) == (True, "bfloat16", 20201115)
     assert report["bounds"] == {"absolute": 1e-4, "relative": 0.02, "kl": 0.02, "agreement": 0.99, "perplexity": 0.005}
@@ -40,26 +46,28 @@ def test_json(roots: dict[int, Path], models: dict[str, Path], capsys: pytest.Ca
     assert report["max_abs_diff"] == max(prompt["max_abs_diff"] for prompt in report["prompts"])
 
 
-def test_exit_code_3(models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_exit_code_is_3_for_another_checkpoint(
+    models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_megatron(tmp_path / "c", random_state(CONFIG, np.random.default_rng(1)), 2, extras=False)
-    assert run(tmp_path / "c", models["float32"], "--json") == 3
+    assert run_verify(tmp_path / "c", models["float32"], "--json") == 3
     out, err = capsys.readouterr()
     assert json.loads(out)["passed"] is False
-    assert err.startswith(f"error: {models['float32']}: does not compute what the checkpoint does: prompt ")
-    assert err.count("\n") == 1
+    assert_one_line(err, f"error: {models['float32']}: does not compute what the checkpoint does: prompt ")
 
 
-def test_a_cpu_that_cannot_run_it(
-    roots: dict[int, Path], models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_dtype_that_this_cpu_cannot_run_is_refused_before_the_source_is_read(
+    roots: dict[int, Path], models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Said before the source is read, which may take minutes."""
     monkeypatch.setattr("convert.dtype_choice.runs_here", lambda dtype: dtype == "int8-avx2")
-    monkeypatch.setattr("convert.verification.compare._spool_shown", None)
-    assert run(roots[1], models["bfloat16"]) == 2
-    assert "bfloat16 needs VNNI instructions, which this CPU has not" in capsys.readouterr().err
+    stages: list[str] = []
+    words = "bfloat16 needs a CPU with VNNI instructions; this one has none. Verify on another machine, or convert with"
+    with pytest.raises(ConvertError, match=words):
+        verify(open_checkpoint(roots[1]), models["bfloat16"], progress=lambda stage, *_: stages.append(stage))
+    assert stages == []
 
 
-def test_in_a_process_of_its_own(roots: dict[int, Path], models: dict[str, Path], tmp_path: Path) -> None:
+def test_the_source_runs_in_another_process(roots: dict[int, Path], models: dict[str, Path], tmp_path: Path) -> None:
     """As users run it: the reference is in another process. Here too the exit code and the one line."""
 
     def command(root: Path) -> subprocess.CompletedProcess[str]:
@@ -80,9 +88,7 @@ def test_in_a_process_of_its_own(roots: dict[int, Path], models: dict[str, Path]
     shard.write_bytes(content.replace(weights, bytes(len(weights))))
     result = command(tmp_path / "damaged")
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith(f"error: {shard}: storage ")
-    assert "is damaged" in result.stderr
-    assert result.stderr.count("\n") == 1
+    assert_one_line(result.stderr, f"error: {shard}: storage ", "is damaged")
     assert [path.name for path in tmp_path.iterdir()] == ["damaged"]
 
 
@@ -108,15 +114,15 @@ def another_graph(folder: Path) -> None:
 
 
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "absent": (shutil.rmtree, "no such folder"),
-    "no graph": (lambda folder: (folder / "saved_model.pb").unlink(), "it has no saved_model.pb"),
+    "absent": (shutil.rmtree, "no such file or folder"),
+    "no graph": (lambda folder: (folder / "saved_model.pb").unlink(), "no checkpoint of a known format"),
     "graph damaged": (lambda folder: cut(folder, "saved_model.pb"), "convert again"),
-    "another graph": (another_graph, "no signature logits"),
-    "no weights": (lambda folder: (folder / "variables/variables.index").unlink(), "variables.index"),
+    "another graph": (another_graph, "no signature 'logits'"),
+    "no weights": (lambda folder: (folder / "variables/variables.index").unlink(), "has no variables/variables.index"),
     "weights cut off": (lambda folder: cut(folder, "variables/variables.data-*"), "cannot load it"),
-    "no config": (lambda folder: (folder / "assets/config.json").unlink(), "it has no assets/config.json"),
-    "config damaged": (lambda folder: (folder / "assets/config.json").write_text("{"), "sizes"),
-    "config no object": (lambda folder: (folder / "assets/config.json").write_text("[]"), "sizes"),
+    "no config": (lambda folder: (folder / "assets/config.json").unlink(), "assets/config.json: cannot be read"),
+    "config damaged": (lambda folder: (folder / "assets/config.json").write_text("{"), "config.json: expected JSON"),
+    "config no object": (lambda folder: (folder / "assets/config.json").write_text("[]"), "expected a JSON object"),
     "dtype unknown": (change_config(dtype="int3"), "int3"),
     "layers": (change_config(n_layer=4), "n_layer is 4, the checkpoint's 3"),
     "heads and positions": (change_config(n_head=6, n_positions=20), "n_positions is 20, the checkpoint's 40; n_head"),
@@ -124,21 +130,25 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_bad_saved_models(
+def test_bad_saved_model_is_refused(
     kind: str, roots: dict[int, Path], models: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     spoil, words = BAD[kind]
     folder = Path(shutil.copytree(models["float32"], tmp_path / "model"))
     spoil(folder)
     capfd.readouterr()
-    assert_refused(run(roots[2], folder), words, capfd)
+    assert run_verify(roots[2], folder) == 2
+    assert_one_line_error(capfd, words)
 
 
-def test_a_bad_checkpoint(tmp_path: Path, models: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert_refused(run(tmp_path / "absent", models["float32"]), "no such file or folder", capsys)
+def test_absent_checkpoint_is_refused(
+    tmp_path: Path, models: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_verify(tmp_path / "absent", models["float32"]) == 2
+    assert_one_line_error(capsys, "no such file or folder")
 
 
-def test_no_room_for_temporary_files(roots: dict[int, Path]) -> None:
-    files = open_checkpoint(roots[2]).info.files
+def test_a_full_disk_is_one_line(roots: dict[int, Path]) -> None:
+    reference = cpm_reference(open_checkpoint(roots[2]).info.files, CONFIG.n_head)
     with pytest.raises(ConvertError, match=r"/dev/full: 0.00 GB cannot be written: No space left .* TMPDIR"):
-        parallel_reference.spool(files, CONFIG.n_head, [[1, 2]] * 20, Path("/dev/full"))
+        write_reference_logits(reference, [[1, 2]] * 20, Path("/dev/full"))

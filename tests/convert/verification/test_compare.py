@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,10 @@ import torch
 from convert.formats.megatron import cpm as megatron
 from convert.formats.megatron.cpm import MegatronCheckpoint
 from convert.formats.megatron.sharding import COLUMN, QKV, ShardSpec, merge
-from convert.verification import megatron_forward as parallel_reference
-from convert.verification.compare import random_prompts, verify
+from convert.verification.checkpoint_logits import write_reference_logits
+from convert.verification.compare import check_token_ids, random_prompts, verify
 from convert.verification.megatron_forward import MegatronReference
-from convert.verification.report import TOLERANCES, Comparison, ParityReport, PromptParity, VerificationError
+from convert.verification.report import VerificationError
 from support.errors import ConvertError
 from tests.conftest import ROOT
 from tests.helpers.checkpoints import fill_transformers, write_megatron
@@ -30,7 +28,7 @@ from tf_model import layers
 
 class TestReference:
     @pytest.mark.parametrize("p", [1, 2, 3, 4])
-    def test_is_transformers(self, p: int, roots: dict[int, Path]) -> None:
+    def test_logits_are_transformers(self, p: int, roots: dict[int, Path]) -> None:
         reference = MegatronReference(open_checkpoint(roots[p]).info.files, CONFIG.n_head)
         oracle = fill_transformers(STATE, CONFIG)
         prompts = random_prompts(CONFIG)
@@ -44,7 +42,7 @@ class TestReference:
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
     @pytest.mark.parametrize("legacy", [False, True])
-    def test_types_of_weights(self, dtype: torch.dtype, legacy: bool, tmp_path: Path) -> None:
+    def test_weights_of_any_type_are_read(self, dtype: torch.dtype, legacy: bool, tmp_path: Path) -> None:
         files = write_megatron(tmp_path / "c", STATE, 2, dtype=dtype, legacy=legacy, extras=False)
         oracle = fill_transformers({name: tensor.to(dtype) for name, tensor in STATE.items()}, CONFIG)
         with torch.inference_mode():
@@ -52,7 +50,7 @@ class TestReference:
         found = MegatronReference(files, CONFIG.n_head).logits([5, 95, 48, 0])
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
-    def test_prefixes(self, tmp_path: Path) -> None:
+    def test_prefixes_of_wrappers_are_left_out(self, tmp_path: Path) -> None:
         def wrap(rank: int, content: dict[str, Any]) -> None:
             content["module"] = {f"module.module.{name}": tensor for name, tensor in content["module"].items()}
 
@@ -61,23 +59,18 @@ class TestReference:
         found = MegatronReference(wrapped, 12).logits([1, 2, 3])
         assert torch.equal(found, MegatronReference(plain, 12).logits([1, 2, 3]))
 
-    def test_many_prompts_go_in_groups(
-        self, roots: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """However they are grouped and cut in blocks; the shares of progress add up to the whole."""
-        monkeypatch.setattr(parallel_reference, "_GROUP", 30)
-        monkeypatch.setattr(parallel_reference, "_ROWS", 7)
-        monkeypatch.setattr(parallel_reference, "_BLOCK", 48 * 10)
-        files, prompts, shares = open_checkpoint(roots[2]).info.files, random_prompts(CONFIG), []
-        parallel_reference.spool(files, CONFIG.n_head, prompts, tmp_path / "logits", shares.append)
-        monkeypatch.undo()
+    def test_groups_and_blocks_do_not_change_the_logits(self, roots: dict[int, Path], tmp_path: Path) -> None:
+        files, prompts, shares = list(open_checkpoint(roots[2]).info.files), random_prompts(CONFIG), []
+        reference = MegatronReference(files, CONFIG.n_head, block=48 * 10)
+        write_reference_logits(reference, prompts, tmp_path / "logits", shares.append, group_tokens=30, rows=7)
         expected = torch.cat(MegatronReference(files, CONFIG.n_head).logits_of(prompts)).numpy()
         found = np.fromfile(tmp_path / "logits", np.float32).reshape(-1, CONFIG.vocab_size)
         np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
         assert len(shares) == 3 * CONFIG.n_layer
-        assert sum(shares) == pytest.approx(1)
+        assert shares == sorted(shares)
+        assert shares[-1] == pytest.approx(1)
 
-    def test_shares_no_code(self) -> None:
+    def test_shares_no_code_but_the_pt_reader(self) -> None:
         """Nothing but the ``.pt`` reader, and what that needs."""
         seen, waiting = set(), ["convert.verification.megatron_forward"]
         while waiting:
@@ -111,7 +104,7 @@ class TestReference:
         *(pytest.param(2, dtype, marks=pytest.mark.int8) for dtype in ("int8", "int8-low-memory")), (2, "int8-avx2"),
     ],
 )  # fmt: skip
-def test_right_conversions_pass(p: int, dtype: str, roots: dict[int, Path], tmp_path: Path) -> None:
+def test_right_conversion_passes(p: int, dtype: str, roots: dict[int, Path], tmp_path: Path) -> None:
     report = verify(open_checkpoint(roots[p]), convert(roots[p], tmp_path / "model", dtype))
     assert report.passed
     report.check(tmp_path)
@@ -126,7 +119,7 @@ def test_right_conversions_pass(p: int, dtype: str, roots: dict[int, Path], tmp_
         assert report.kl < 1e-9
 
 
-def test_half_precision_checkpoints(tmp_path: Path) -> None:
+def test_half_precision_checkpoint_passes(tmp_path: Path) -> None:
     write_megatron(tmp_path / "c", STATE, 2, dtype=torch.float16)
     assert verify(open_checkpoint(tmp_path / "c"), convert(tmp_path / "c", tmp_path / "m")).passed
 
@@ -234,120 +227,18 @@ def test_ranks_in_another_order_are_caught(roots: dict[int, Path], models: dict[
     assert not verify(checkpoint, models["float32"]).passed
 
 
-class TestComparison:
-    def test_against_pytorch(self) -> None:
-        rng = np.random.default_rng(0)
-        source = rng.normal(size=(50, 20)).astype(np.float32) * 3
-        converted = source + rng.normal(size=source.shape).astype(np.float32) * 0.05
-        comparison = Comparison(TOLERANCES["float16"])
-        for at in range(0, 50, 13):
-            comparison.add(source[at : at + 13], converted[at : at + 13])
-        found = comparison.result()
-        log_p, log_q = (torch.log_softmax(torch.from_numpy(x).double(), -1) for x in (source, converted))
-        expected = torch.nn.functional.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
-        assert found.kl == pytest.approx(float(expected), rel=1e-9)
-        assert found.max_abs_diff == np.abs(source - converted).max()
-        assert (found.low, found.high) == (source.min(), source.max())
-        assert found.tolerance == pytest.approx(0.02 * (source.max() - source.min()))
-        assert found.tokens == 50
-        assert (found.predicted, found.perplexity) == (0, None)
-
-    def test_the_perplexity_against_pytorch(self) -> None:
-        """The last logits predict nothing, the first token is not predicted; whatever the blocks."""
-        rng = np.random.default_rng(0)
-        source = rng.normal(size=(50, 20)).astype(np.float32) * 3
-        converted = source + rng.normal(size=source.shape).astype(np.float32) * 0.05
-        text = rng.integers(0, 20, 50)
-        comparison = Comparison(TOLERANCES["float16"], text.tolist())
-        for at in range(0, 50, 13):
-            comparison.add(source[at : at + 13], converted[at : at + 13])
-        found = comparison.result().perplexity
-        expected = [
-            float(
-                torch.nn.functional.cross_entropy(torch.from_numpy(x[:-1]).double(), torch.from_numpy(text[1:])).exp()
-            )
-            for x in (source, converted)
-        ]
-        assert found is not None
-        assert [found.source, found.converted] == pytest.approx(expected, rel=1e-12)
-        assert found.change == pytest.approx(expected[1] / expected[0] - 1, rel=1e-9)
-        assert found.tokens == 49
-
-    @pytest.mark.parametrize(
-        ("predicted", "change", "passed"),
-        [(1000, 0.0049, True), (1000, 0.0051, False), (1000, -0.0051, False), (999, 0.0051, True)],
-    )
-    def test_the_perplexity_decides(self, predicted: int, change: float, passed: bool) -> None:
-        """In both directions, and only where there are enough tokens; of several prompts each token counts as one."""
-        some = 100
-        prompts = (
-            PromptParity(some + 1, 0.1, 1.0, 1e-4, some, some + 1, -9.0, 9.0, True, some, 2.0 * some, 2.0 * some),
-            PromptParity(
-                predicted, 0.1, 1.0, 1e-4, predicted, predicted, -9.0, 9.0, True, predicted - some,
-                3.0 * (predicted - some), 3.0 * (predicted - some) + predicted * math.log1p(change),
-            ),
-        )  # fmt: skip
-        report = ParityReport("int8", TOLERANCES["int8"], None, prompts)
-        assert report.perplexity is not None
-        assert report.perplexity.source == pytest.approx(math.exp(2 * some / predicted + 3 - 3 * some / predicted))
-        assert report.perplexity.change == pytest.approx(change)
-        assert report.perplexity.allowed == (0.005 if predicted >= 1000 else None)
-        assert report.passed is passed
-        assert ParityReport.from_dict(json.loads(json.dumps(report.to_dict(), allow_nan=False))) == report
-        if passed:
-            report.check(Path("model"))
-            return
-        assert str(report).startswith("int8: ANOTHER PERPLEXITY than the checkpoint: ")
-        with pytest.raises(VerificationError, match=r"model: predicts text .* \(.0.5100%; 1000 tokens: 0.50% allowed"):
-            report.check(Path("model"))
-
-    def test_a_perplexity_too_large_for_a_number(self) -> None:
-        source, converted = np.zeros((2, 1100, 2), np.float32)
-        converted[:, 0] = 1e4
-        comparison = Comparison(TOLERANCES["float32"], [1] * 1100)
-        comparison.add(source, converted)
-        report = ParityReport("float32", TOLERANCES["float32"], None, (comparison.result(),))
-        assert report.perplexity is not None
-        assert (report.perplexity.converted, report.perplexity.change) == (None, None)
-        assert not report.perplexity.passed
-        assert "converted not finite" in report.table()
-        json.dumps(report.to_dict(), allow_nan=False)
-
-    def test_the_range_includes_zero(self) -> None:
-        """Logits around -100 have a float's errors of 100."""
-        comparison = Comparison(TOLERANCES["float32"])
-        comparison.add(*[np.linspace(-104, -99, 10, dtype=np.float32)[np.newaxis]] * 2)
-        assert comparison.result().tolerance == pytest.approx(104e-5)
-
-    def test_near_ties_agree(self) -> None:
-        source = np.array([[0, 100, 99.9], [0, 100, 90], [100, 0, 0]], np.float32)
-        converted = np.array([[0, 99.9, 100], [0, 90, 100], [100, 0, 0]], np.float32)
-        comparison = Comparison(TOLERANCES["bfloat16"])
-        comparison.add(source, converted)
-        found = comparison.result()
-        assert (found.same, found.agreeing, found.tolerance) == (1, 2, 2.0)
-        report = ParityReport("bfloat16", TOLERANCES["bfloat16"], None, (found,))
-        assert report.to_dict()["top1"] == pytest.approx(1 / 3)
-        assert "same best token 33.33% (66.67% with near ties)" in str(report)
-        assert not found.passed
-
-    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-    @pytest.mark.parametrize("side", [0, 1])
-    def test_what_is_not_finite_fails(self, bad: float, side: int) -> None:
-        sides = [np.zeros((3, 4), np.float32), np.zeros((3, 4), np.float32)]
-        sides[side][1, 2] = bad
-        comparison = Comparison(TOLERANCES["float32"], [1, 2, 3])
-        comparison.add(*sides)
-        report = ParityReport("float32", TOLERANCES["float32"], None, (comparison.result(),))
-        assert not report.passed
-        assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["prompts"][0]["max_abs_diff"] is None
-        assert report.to_dict()["perplexity"]["change"] is None
-        assert "not finite" in report.table()
-        with pytest.raises(VerificationError, match="not finite"):
-            report.check(Path("model"))
-
-
 @pytest.mark.parametrize("prompts", [[], [[]], [[1] * 41], [[96]], [[-1]]])
-def test_bad_ids(prompts: list[list[int]], roots: dict[int, Path], models: dict[str, Path]) -> None:
+def test_token_ids_that_the_model_cannot_read_are_refused(prompts: list[list[int]]) -> None:
     with pytest.raises(ConvertError, match="prompts: expected"):
-        verify(open_checkpoint(roots[2]), models["float32"], prompts)
+        check_token_ids(prompts, CONFIG)
+
+
+def test_stages_are_reported_up_to_their_ends(roots: dict[int, Path], models: dict[str, Path]) -> None:
+    calls: list[tuple[str, int, int]] = []
+    verify(open_checkpoint(roots[2]), models["float32"], progress=lambda *call: calls.append(call))
+    stages = list(dict.fromkeys(stage for stage, _, _ in calls))
+    assert stages == ["source", "compare"]
+    for name in stages:
+        own = [(done, total) for stage, done, total in calls if stage == name]
+        assert own == sorted(own)
+        assert own[-1][0] == own[-1][1]

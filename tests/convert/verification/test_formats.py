@@ -29,7 +29,7 @@ def verify(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, dic
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_reference_is_transformers(variant: str, tmp_path: Path) -> None:
+def test_reference_is_transformers(variant: str, tmp_path: Path) -> None:
     model = random_model(**VARIANTS[variant])
     model.save_pretrained(tmp_path)
     reference = CheckpointReference(open_checkpoint(tmp_path))
@@ -40,7 +40,7 @@ def test_the_reference_is_transformers(variant: str, tmp_path: Path) -> None:
         torch.testing.assert_close(reference.project(rows), expected, rtol=0, atol=1e-4)
 
 
-def test_the_reference_is_uers(tmp_path: Path) -> None:
+def test_reference_is_uers(tmp_path: Path) -> None:
     state = random_state()
     checkpoint = with_layer_norm(open_checkpoint(save(tmp_path, state), n_head=HEADS), UER)
     reference = CheckpointReference(checkpoint)
@@ -48,7 +48,7 @@ def test_the_reference_is_uers(tmp_path: Path) -> None:
     np.testing.assert_allclose(reference.project(rows).numpy(), uer_logits(state, IDS[0]), atol=1e-4)
 
 
-def test_every_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_pair_of_formats_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     random_model().save_pretrained(tmp_path / "hf")
     for command, name, options in (
         ("to-tf", "tf", []), ("to-megatron", "cpm", ["--tensor-parallel", "2"]),
@@ -83,7 +83,7 @@ def test_a_difference_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.slow
-def test_conversion_with_verify(tmp_path: Path) -> None:
+def test_conversion_with_verify_keeps_the_report(tmp_path: Path) -> None:
     file = save(tmp_path / "uer", random_state())
     options = ["--checkpoint", file, "--output", tmp_path / "model", "--heads", HEADS, "--verify"]
     run("to-tf", *options)

@@ -1,0 +1,173 @@
+"""The logits of a checkpoint, computed by PyTorch in another process and left in a file."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from convert.checkpoint import Checkpoint, CheckpointSource
+from convert.source import SourceOptions
+from convert.verification import worker
+from support.errors import ConvertError
+from support.progress import Progress
+
+_GROUP_TOKENS = 2048
+"""Tokens that go through the layers together: what bounds the memory of the activations."""
+
+_ROWS = 128
+"""Positions whose logits are made in one step: 15 MB with 30,000 tokens."""
+
+
+def check_torch() -> None:
+    """Raise ``ConvertError`` where PyTorch, which runs checkpoints, is not installed; PyTorch is not imported."""
+    try:
+        found = importlib.util.find_spec("torch") is not None
+    except (ImportError, ValueError):
+        found = False
+    if not found:
+        raise ConvertError("verify needs PyTorch: pip install 'gpt2-savedmodel[verify]'")
+
+
+def write_logits(
+    checkpoint: Checkpoint,
+    spec: CheckpointSource | None,
+    prompts: Sequence[Sequence[int]],
+    output: Path,
+    on_progress: Callable[[int, int], object],
+) -> None:
+    """Write the logits of all prompts to ``output``: float32, prompt after prompt, ``[S, V]`` each, no header.
+
+    Another process does it, so that PyTorch's libraries and caches are gone before the other model is loaded. Where
+    PyTorch is loaded already another process would save nothing, and without ``spec`` no process can open the
+    checkpoint.
+
+    Args:
+        checkpoint: the model. Of CPM's checkpoints only the files, their order and the number of heads are used.
+        spec: how another process opens the checkpoint; None where only this one has it.
+        prompts: token ids, each prompt 1 to ``n_positions`` of them.
+        output: tokens * V * 4 bytes; 0.2 GB for 1,572 tokens of 30,000.
+        on_progress: called after each layer with the share of the work as (done, total) bytes of weights.
+
+    Raises:
+        ConvertError: the checkpoint cannot be read, or ``output`` cannot be written.
+    """
+    is_cpm = checkpoint.info.format == "megatron"
+    if "torch" in sys.modules or not (is_cpm or spec):
+        reference = (
+            cpm_reference(checkpoint.info.files, checkpoint.config.n_head) if is_cpm else any_reference(checkpoint)
+        )
+        total = checkpoint.info.nbytes
+        write_reference_logits(reference, prompts, output, lambda share: on_progress(round(share * total), total))
+        return
+    arguments: dict[str, Any] = {"prompts": prompts, "output": str(output), "total": checkpoint.info.nbytes}
+    if is_cpm:  # the reader that the conversion uses has no part in it
+        arguments.update(files=[str(file) for file in checkpoint.info.files], n_head=checkpoint.config.n_head)
+    elif spec:
+        arguments.update(spec=spec.to_dict())
+    worker.call("write_logits", arguments, lambda stage, done, total: on_progress(done, total))
+
+
+def write_logits_task(arguments: Mapping[str, Any], progress: Progress) -> None:
+    """Do the work of ``write_logits`` in a worker."""
+    if "files" in arguments:
+        reference = cpm_reference([Path(file) for file in arguments["files"]], arguments["n_head"])
+    else:
+        reference = any_reference(SourceOptions.from_dict(arguments["spec"]).open())
+    total = arguments["total"]
+
+    def on_share(share: float) -> None:
+        progress("logits", round(share * total), total)
+
+    write_reference_logits(reference, arguments["prompts"], Path(arguments["output"]), on_share)
+
+
+class Reference(Protocol):
+    """A model in PyTorch that reads each weight when its layer is due; tensors are PyTorch's.
+
+    Attributes:
+        n_layer, vocab_size: its sizes.
+    """
+
+    n_layer: int
+    vocab_size: int
+
+    def rows_of(self, prompts: Sequence[Sequence[int]], on_layer: Callable[[], object]) -> list[Any]:
+        """Return what the last layer gives, float32 ``[S, h]`` for each prompt; ``on_layer`` is called after each."""
+        ...
+
+    def project(self, rows: Any) -> Any:
+        """Return the logits float32 ``[N, V]`` of hidden states ``[N, h]``."""
+        ...
+
+
+def cpm_reference(files: Sequence[Path], n_head: int) -> Reference:
+    """The forward pass of CPM's shards, which shares nothing with the conversion but the ``.pt`` reader."""
+    from convert.verification.megatron_forward import MegatronReference
+
+    return MegatronReference(files, n_head)
+
+
+def any_reference(checkpoint: Checkpoint) -> Reference:
+    """The forward pass of a checkpoint of any format, through the reader that the conversion uses."""
+    from convert.verification.reference_forward import CheckpointReference
+
+    return CheckpointReference(checkpoint)
+
+
+def write_reference_logits(
+    reference: Reference,
+    prompts: Sequence[Sequence[int]],
+    output: Path,
+    on_share: Callable[[float], object] = lambda share: None,
+    *,
+    group_tokens: int = _GROUP_TOKENS,
+    rows: int = _ROWS,
+) -> None:
+    """Write the logits of all prompts to ``output``, as ``write_logits`` describes them.
+
+    Args:
+        reference: the model.
+        prompts: token ids, each prompt 1 to ``n_positions`` of them.
+        output: tokens * V * 4 bytes; 0.2 GB for 1,572 tokens of 30,000.
+        on_share: called after each layer with the share of the work that is done, up to 1.
+        group_tokens: how many tokens go through the layers together, but for a single prompt that is longer.
+        rows: positions whose logits are made in one step.
+
+    Raises:
+        ConvertError: a file of the model cannot be read, or ``output`` cannot be written.
+    """
+    tokens = sum(map(len, prompts))
+    done = 0.0
+
+    def on_layer(part: float) -> None:
+        nonlocal done
+        done += part
+        on_share(done)
+
+    try:
+        with output.open("wb") as file:
+            for group in _groups(prompts, group_tokens):
+                part = sum(map(len, group)) / tokens / reference.n_layer
+                for hidden in reference.rows_of(group, functools.partial(on_layer, part)):
+                    for start in range(0, len(hidden), rows):
+                        file.write(reference.project(hidden[start : start + rows]).numpy().data)
+    except OSError as error:
+        raise ConvertError(
+            f"{output}: {tokens * reference.vocab_size * 4 / 1e9:.2f} GB cannot be written: {error.strerror}: set "
+            "TMPDIR to a folder with more room"
+        ) from error
+
+
+def _groups(prompts: Sequence[Sequence[int]], limit: int) -> Iterator[list[Sequence[int]]]:
+    """Consecutive prompts of ``limit`` tokens at most, or a single one."""
+    group: list[Sequence[int]] = []
+    for prompt in prompts:
+        if group and sum(map(len, group)) + len(prompt) > limit:
+            yield group
+            group = []
+        group.append(prompt)
+    yield group

@@ -1,0 +1,68 @@
+"""Documents in text files and JSON lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from support.documents import Document, read_documents, read_text_file
+from support.errors import UserError
+
+
+def test_a_text_file_is_one_document(tmp_path: Path) -> None:
+    file = tmp_path / "text"
+    file.write_bytes(b"\xef\xbb\xbf" + "明月\r\n\r\n几时\r\n".encode())
+    (document,) = read_documents(file, UserError)
+    assert document == Document("明月\n\n几时\n")
+    assert not document.is_complete
+    assert document.place(file) == str(file)
+
+
+def test_a_text_file_is_read_no_further_than_asked(tmp_path: Path) -> None:
+    """Counted in characters, of which a file may have an incomplete one where the reading stops."""
+    file = tmp_path / "text"
+    file.write_bytes("明月\r\n几时几".encode() + b"\xff" * 20)
+    assert read_text_file(file, UserError, 4) == ("明月\n", True)
+    assert list(read_documents(file, UserError, 2)) == [Document("明月", is_cut=True)]
+
+
+def test_each_json_line_is_a_complete_document(tmp_path: Path) -> None:
+    file = tmp_path / "text.jsonl"
+    file.write_text("\ufeff" + "\n\n".join(map(json.dumps, ["明月", {"text": "春风", "title": "x"}])), "utf-8")
+    documents = list(read_documents(file, UserError))
+    assert documents == [Document("明月", 1), Document("春风", 3)]
+    assert all(document.is_complete for document in documents)
+    assert documents[1].place(file) == f"{file}: line 3"
+
+
+def test_json_lines_are_read_as_they_are_asked_for(tmp_path: Path) -> None:
+    """A file may be larger than memory: what follows is not UTF-8."""
+    file = tmp_path / "text.jsonl"
+    file.write_bytes(b'"a"\n{\xff\n')
+    documents = read_documents(file, UserError)
+    assert next(documents).text == "a"
+    with pytest.raises(UserError, match="another encoding at byte 5"):
+        next(documents)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("text.txt", None, "text.txt: cannot be read: No such file"),
+        ("text.txt", b"", "text.txt: expected a text, found none"),
+        ("text.txt", b"\xef\xbb\xbf \r\n", "text.txt: expected a text, found none"),
+        ("text.txt", "明月".encode("gb18030"), "text.txt: expected UTF-8 text, found another encoding at byte 0"),
+        ("text.txt", "明月\0".encode(), "text.txt: expected UTF-8 text, found a NUL at byte 6"),
+        ("text.jsonl", b"\n\n", "text.jsonl: expected a text, found none"),
+        ("text.jsonl", b'"a"\n{', "text.jsonl: line 2: not JSON: "),
+        ("text.ndjson", b'{"prompt": "a"}', "line 1: expected a string with a text, or an object with one as"),
+        ("text.jsonl", b'"a"\n" "', "line 2: expected a string with a text, or an object with one as"),
+    ],
+)
+def test_bad_file_is_refused(name: str, content: bytes | None, words: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        list(read_documents(tmp_path / name, UserError))
