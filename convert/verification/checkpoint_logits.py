@@ -68,7 +68,7 @@ def write_logits(
         arguments.update(files=[str(file) for file in checkpoint.info.files], n_head=checkpoint.config.n_head)
     elif spec:
         arguments.update(spec=spec.to_dict())
-    worker.call("write_logits", arguments, lambda stage, done, total: on_progress(done, total))
+    worker.call(write_logits_task, arguments, lambda stage, done, total: on_progress(done, total))
 
 
 def write_logits_task(arguments: Mapping[str, Any], progress: Progress) -> None:

@@ -112,7 +112,7 @@ def verify_apart(source: CheckpointSource, folder: Path, progress: Progress = no
         ConvertError: as ``verify``.
     """
     arguments = {"source": source.to_dict(), "converted": str(folder)}
-    return ParityReport.from_dict(worker.call("verify", arguments, progress))
+    return ParityReport.from_dict(worker.call(verify_task, arguments, progress))
 
 
 def verify_task(arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """The other process of ``verify``, and the one protocol between the two.
 
-A comparison needs two models, of which each may nearly fill the memory. So one of them runs in a process that ends, and
-gives back all its memory, before the other is loaded. The task is a JSON object on the worker's stdin. Its answers are
-JSON lines on its stdout: ``{"progress": [stage, done, total]}`` any number of times, then either ``{"result": ...}`` or
-``{"error": "one line"}``. Whatever libraries print in the worker is kept away from the terminal.
+A comparison needs two models, and each may nearly fill the memory. So one of them runs in a process that ends, and
+gives back all its memory, before the other is loaded.
+
+The task is JSON on the worker's stdin: ``[module, function, arguments]``. The answers are JSON lines on its stdout:
+``{"progress": [stage, done, total]}`` any number of times, then ``{"result": ...}`` or ``{"error": "one line"}``.
+Whatever libraries print in the worker is kept away from the terminal.
 
 A worker ends with the process that started it, however that one went. It runs in a session of its own, so Ctrl-C comes
 to the parent alone, which ends the worker and waits for it.
@@ -28,13 +30,8 @@ from support.progress import Progress, no_progress
 from support.tensorflow_runtime import set_mmap_threshold
 from tokenization import TokenizerError
 
-TASKS = {
-    "write_logits": ("convert.verification.checkpoint_logits", "write_logits_task"),
-    "verify": ("convert.verification.compare", "verify_task"),
-}
-"""What a worker can do: the module and the function ``(arguments, progress) -> result`` of each task."""
-
 Task = Callable[[Mapping[str, Any], Progress], Any]
+"""A function of a module, ``task(arguments, progress) -> result``; arguments and result are what JSON can hold."""
 
 MMAP_THRESHOLD = 1 << 20
 """Bytes from which on the C library maps memory, which goes back to the system as soon as it is freed."""
@@ -48,13 +45,16 @@ _START = "import sys; sys.path[:] = filter(None, sys.path); from convert.verific
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
-def call(task: str, arguments: Mapping[str, Any], progress: Progress = no_progress) -> Any:
+def call(
+    task: Task, arguments: Mapping[str, Any], progress: Progress = no_progress, *, patience: float = _SECONDS_TO_END
+) -> Any:
     """Run a task in a process of its own and return its result.
 
     Args:
-        task: one of ``TASKS``.
-        arguments: of the task, as JSON takes them.
+        task: what to run.
+        arguments: of the task.
         progress: called with what the worker reports.
+        patience: seconds that an interrupted worker may take to clean up before it is killed.
 
     Raises:
         ConvertError: the task failed, or its process ended early: it was killed, or had too little memory.
@@ -74,9 +74,9 @@ def call(task: str, arguments: Mapping[str, Any], progress: Progress = no_progre
         )
         with process:
             try:
-                answer = _converse(process, {"task": task, "arguments": arguments}, progress)
+                answer = _converse(process, [task.__module__, task.__qualname__, arguments], progress)
             except BaseException:
-                _end(process)
+                _end(process, patience)
                 raise
         if "error" in answer:
             raise ConvertError(answer["error"])
@@ -85,27 +85,27 @@ def call(task: str, arguments: Mapping[str, Any], progress: Progress = no_progre
         return answer["result"]
 
 
-def _converse(process: subprocess.Popen[str], task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+def _converse(process: subprocess.Popen[str], message: list[Any], progress: Progress) -> dict[str, Any]:
     """Send the task and read the answers; the last one is returned, an empty one where the worker gave none."""
     assert process.stdin
     assert process.stdout
     with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # it has ended: its exit code says how
-        json.dump(task, pipe)
+        json.dump(message, pipe)
     last: dict[str, Any] = {}
     for line in process.stdout:
-        message = json.loads(line)
-        if "progress" in message:
-            progress(*message["progress"])
+        answer = json.loads(line)
+        if "progress" in answer:
+            progress(*answer["progress"])
         else:
-            last = message
+            last = answer
     return last
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _end(process: subprocess.Popen[str], patience: float) -> None:
     """Ask the worker to clean up and end, and wait for it."""
     process.terminate()
     try:
-        process.wait(_SECONDS_TO_END)
+        process.wait(patience)
     except subprocess.TimeoutExpired:  # within one long operation of TensorFlow or PyTorch
         process.kill()
         process.wait()
@@ -134,18 +134,18 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print
     try:
-        message = json.load(sys.stdin)
+        module, function, arguments = json.load(sys.stdin)
     except ValueError:  # who started it is gone
         return
 
     def send(**values: Any) -> None:
-        print(json.dumps(values), file=answers, flush=True)
+        answers.write(json.dumps(values) + "\n")
+        answers.flush()
 
     set_mmap_threshold(MMAP_THRESHOLD)
-    module, function = TASKS[message["task"]]
-    run: Task = getattr(importlib.import_module(module), function)
+    task: Task = getattr(importlib.import_module(module), function)
     try:
-        result = run(message["arguments"], lambda stage, done, total: send(progress=[stage, done, total]))
+        result = task(arguments, lambda stage, done, total: send(progress=[stage, done, total]))
     except (UserError, TokenizerError) as error:
         send(error=str(error))
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from support.errors import ConvertError
 from tests.conftest import ROOT
 from tests.helpers.assertions import assert_one_line, assert_one_line_error
 from tests.helpers.checkpoints import random_state, write_megatron
+from tests.helpers.processes import children, is_running, wait_until
 from tests.helpers.verified import CONFIG, STATE, open_checkpoint, run_verify
 
 
@@ -90,6 +92,61 @@ def test_the_source_runs_in_another_process(roots: dict[int, Path], models: dict
     assert (result.returncode, result.stdout) == (2, "")
     assert_one_line(result.stderr, f"error: {shard}: storage ", "is damaged")
     assert [path.name for path in tmp_path.iterdir()] == ["damaged"]
+
+
+def start_command(*words: object, temporary: Path) -> subprocess.Popen[str]:
+    """Start a command as users do; a background job of a shell ignores Ctrl-C, this one does not."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "convert", *map(str, words)],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_run_leaves_no_process_behind(
+    number: signal.Signals, roots: dict[int, Path], models: dict[str, Path], tmp_path: Path
+) -> None:
+    """Stopped while the source runs in its worker; nothing but SIGKILL leaves temporary files."""
+    process = start_command("verify", roots[2], models["float32"], "--heads", "12", temporary=tmp_path)
+    wait_until(lambda: bool(children(process.pid)), 60)
+    (worker,) = children(process.pid)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    wait_until(lambda: not is_running(worker))
+    if number != signal.SIGKILL:
+        assert out == ""
+        assert_one_line(err, "nothing was left behind")
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_conversion_with_verify_leaves_nothing(
+    number: signal.Signals, roots: dict[int, Path], tmp_path: Path
+) -> None:
+    """Stopped while the source runs in the worker of a worker."""
+    arguments = ["--checkpoint", roots[2], "--heads", "12", "--output", tmp_path / "out" / "model", "--verify"]
+    process = start_command("pytorch-to-tf", *arguments, temporary=tmp_path)
+    grandchildren: list[int] = []
+
+    def found() -> bool:
+        grandchildren[:] = [pid for child in children(process.pid) for pid in children(child)]
+        return bool(grandchildren)
+
+    wait_until(found, 120)
+    started = [*children(process.pid), *grandchildren]
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert_one_line(err, "nothing was left behind")
+    wait_until(lambda: not any(map(is_running, started)))
+    assert list(tmp_path.rglob("*")) in ([], [tmp_path / "out"])
 
 
 def cut(folder: Path, pattern: str) -> None:
