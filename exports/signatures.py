@@ -106,7 +106,7 @@ class Signatures:
             lambda request, context, capacity: generate_from(
                 self._step, capacity, self._config.vocab_size, request, context, tokens.pad_token_id
             ),
-            input_signature=[request, Context(cache, row, row), number],
+            input_signature=[request, Context(cache, row, row, {}), number],
             autograph=False,
         )
         prompt = {"input_ids": IDS, "input_lengths": ROW}
@@ -295,7 +295,7 @@ class Signatures:
         fits = check((capacity >= 0) & (capacity <= limit), f"capacity: expected 0 to {limit}; found", capacity)
         capacity = tf.cast(checked(tf.where(capacity > 0, capacity, limit), fits), tf.int32)
         zeros = tf.zeros([batch], tf.int32)
-        context = Context(self._model.allocate(batch, capacity), zeros, zeros)
+        context = Context(self._model.allocate(batch, capacity), zeros, zeros, {})
         _, context, logits = self._resume(request, context, capacity)
         return {"logits": logits, **self._state(context, batch)}
 
@@ -357,7 +357,7 @@ class Signatures:
         start, cached_length = (
             tf.cast(checked(x, *checks), tf.int32) for x in (start, tf.minimum(cached_length, length - start - 1))
         )
-        return checked(capacity, *checks), Context(cache, start, cached_length)
+        return checked(capacity, *checks), Context(cache, start, cached_length, {})
 
 
 _NO_VNNI = (

@@ -1,28 +1,63 @@
-"""What changes the logits before a token is drawn from them, with regard to what was generated so far.
+"""Change the logits before a token is drawn from them, by what was generated so far.
 
-The definitions and their order are those of transformers' logits processors: repetition penalty, forbidden n-grams, the
+The definitions and their order are those of transformers' logits processors: repetition penalty, forbidden n-grams, no
 end of text before its time, suppressed tokens. A forbidden token has the logit -inf.
 
 A *history* is int32 ``[B, W]``, of which ``length`` ``[B]`` tokens are a row's own: prompt and continuation, all of it,
 whatever the model still sees.
+
+Constraints may remember something of each row: a *state*, tensors ``[B, ...]`` by name. The loop carries it from token
+to token, ``prefill`` and ``decode`` hand it on together with the cache, and beam search gives each beam the state of
+the beam that it continues. ``Constraints`` remember nothing: everything that they need is in the history.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 
+ConstraintState = Mapping[str, tf.Tensor]
+"""Tensors ``[B, ...]`` by name; a row's part depends on its own tokens and parameters only."""
+
+
+class LogitsProcessor(Protocol):
+    """Constraints with a state: a nested structure of tensors ``[B, ...]``, as a ``NamedTuple`` is, with these methods.
+
+    A row must be treated by itself. The methods are called while the graph is traced.
+    """
+
+    @property
+    def eos_token_id(self) -> tf.Tensor:
+        """int32 ``[B, E]``, the tokens that end a text; -1 for none."""
+
+    def initial_state(self, history: tf.Tensor, length: tf.Tensor) -> ConstraintState:
+        """Return the state after the prompts, int32 ``[B, W]`` and ``[B]``."""
+
+    def apply(
+        self, state: ConstraintState, logits: tf.Tensor, history: tf.Tensor, length: tf.Tensor, new: tf.Tensor
+    ) -> tf.Tensor:
+        """Return the logits float32 ``[B, V]`` after the constraints, as ``apply_constraints`` does; V must be static.
+
+        It is called in every turn of the loop, also before a prompt is read to its end. ``state`` has the tokens that
+        were generated so far; a caller of ``decode`` may have appended others, which only the history has.
+        """
+
+    def update(self, state: ConstraintState, token: tf.Tensor) -> ConstraintState:
+        """Return the state after ``token``, int32 ``[B]``; it is kept for the rows that drew it."""
+
 
 class Constraints(NamedTuple):
-    """Attributes, one value per row unless said:
+    """The constraints of the signatures, which have no state.
 
-    repetition_penalty: float32 ``[B]``; the logit of a token of the history is divided by it, or multiplied when it is
-        negative (Keskar et al. 2019 as transformers has it); 1 is off.
-    no_repeat_ngram_size: int32 ``[B]``; no sequence of so many tokens occurs twice; 0 is off.
-    min_new_tokens: int32 ``[B]``; no end of text before so many new tokens.
-    eos_token_id: int32 ``[B, E]``, the tokens that end a text; -1 for none.
-    suppress_tokens: int32 ``[B, K]``, tokens that are never drawn; -1 for none.
+    Attributes, one value per row unless said:
+        repetition_penalty: float32 ``[B]``; the logit of a token of the history is divided by it, or multiplied when
+            it is negative (Keskar et al. 2019 as transformers has it); 1 is off.
+        no_repeat_ngram_size: int32 ``[B]``; no sequence of so many tokens occurs twice; 0 is off.
+        min_new_tokens: int32 ``[B]``; no end of text before so many new tokens.
+        eos_token_id: int32 ``[B, E]``, the tokens that end a text; -1 for none.
+        suppress_tokens: int32 ``[B, K]``, tokens that are never drawn; -1 for none.
     """
 
     repetition_penalty: tf.Tensor
@@ -31,11 +66,32 @@ class Constraints(NamedTuple):
     eos_token_id: tf.Tensor
     suppress_tokens: tf.Tensor
 
+    def initial_state(self, history: tf.Tensor, length: tf.Tensor) -> ConstraintState:
+        """Return the empty state."""
+        return {}
+
+    def apply(
+        self, state: ConstraintState, logits: tf.Tensor, history: tf.Tensor, length: tf.Tensor, new: tf.Tensor
+    ) -> tf.Tensor:
+        """Call ``apply_constraints``."""
+        return apply_constraints(logits, self, history, length, new)
+
+    def update(self, state: ConstraintState, token: tf.Tensor) -> ConstraintState:
+        """Return the empty state."""
+        return state
+
+
+def where_rows(rows: tf.Tensor, new: Any, old: Any) -> Any:
+    """Return ``new`` in the rows, bool ``[B]``, and ``old`` in the others, of all tensors of a nested structure."""
+    return tf.nest.map_structure(
+        lambda a, b: tf.where(tf.reshape(rows, [-1] + [1] * (a.shape.rank - 1)), a, b), new, old
+    )
+
 
 def apply_constraints(
     logits: tf.Tensor, constraints: Constraints, history: tf.Tensor, length: tf.Tensor, new: tf.Tensor
 ) -> tf.Tensor:
-    """Logits float32 ``[B, V]`` after all constraints; ``new`` int32 ``[B]`` is how many tokens were generated."""
+    """Return the logits float32 ``[B, V]`` after all constraints; ``new`` int32 ``[B]`` counts generated tokens."""
     too_early = new < constraints.min_new_tokens
 
     def penalise(x: tf.Tensor) -> tf.Tensor:
