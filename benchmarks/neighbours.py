@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from inference import TextGenerator
+import inference
 
 _BATCHES = (2, 3, 5, 8)
 
 
-def compare(generator: TextGenerator, texts: int, new: int, longest: int) -> tuple[int, int]:
+def compare(generator: inference.TextGenerator, texts: int, new: int, longest: int) -> tuple[int, int]:
     """Of ``texts`` texts of up to ``new`` tokens after prompts of up to ``longest``, how many differ from the same text
     made alone: in a batch; as a stream."""
     rng = np.random.default_rng(0)
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--longest", type=int, default=200, metavar="N", help="prompt (default: %(default)s tokens)")
     args = parser.parse_args(argv)
     for model in args.models:
-        batched, streamed = compare(TextGenerator.load(model), args.texts, args.new, args.longest)
+        batched, streamed = compare(inference.load(model), args.texts, args.new, args.longest)
         print(f"{model}: of {args.texts} texts {batched} are others in a batch, {streamed} as a stream", flush=True)
 
 

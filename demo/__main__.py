@@ -20,15 +20,15 @@ HEADS = 4
 
 def verses(folder: Path, tunes: list[str], number: int, seed: int = -1) -> list[str]:
     """``number`` poems for each tune, sampled by the SavedModel in ``folder``."""
-    from inference import TextGenerator  # once the conversion has said what is not installed, if anything
+    import inference  # once the conversion has said what is not installed, if anything
+    from tokenization import chinese_punctuation
 
-    generator = TextGenerator.load(folder)
+    generator = inference.load(folder)
     prompts = [f"{tune}\n" for tune in tunes]
     poems = generator.generate(
         prompts, num_return_sequences=number, batch_size=16, max_new_tokens=150, temperature=0.9, top_p=0.7, seed=seed
     )
-    # CPM's tokenizer makes the comma an ASCII one; a poem looks right with the Chinese one.
-    return [poem.full_text.replace(",", "，").strip() for poem in poems]
+    return [chinese_punctuation(poem.full_text).strip() for poem in poems]
 
 
 def positive(text: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from exports.saved_model_folder import SIGNATURES, ModelError, SavedModelFolder,
 from support.tensorflow_runtime import limit_malloc_arenas, one_line_message, quiet_stderr, set_threads
 from tf_model.config import GPT2Config
 from tf_model.precision import INT8_CONV_OP, INT8_MATMUL_OP
-from tokenization import Tokenizer, load_tokenizer
 
 Array = np.ndarray[Any, Any]
 State = dict[str, Any]
@@ -51,11 +50,16 @@ class LoadedModel:
         output = self._run(name, tf.constant(ids), tf.constant(lengths, tf.int64), **options)
         return {key: value.numpy() for key, value in output.items() if not key.startswith("cache_")}
 
-    def logprobs(self, texts: Sequence[Sequence[int]], batch_size: int = 8) -> list[Array]:
+    def logprobs(
+        self,
+        texts: Sequence[Sequence[int]],
+        batch_size: int = 8,
+        on_progress: Callable[[int], object] = lambda tokens: None,
+    ) -> list[Array]:
         """Of every token of every text, float32, 0 for the first; the texts may be of any length.
 
         One longer than the model's positions is read in windows of all of them that overlap by half, and each token is
-        scored in the window where most is before it.
+        scored in the window where most is before it. ``on_progress`` is called with the number of tokens just scored.
         """
         limit = self.config.n_positions
         step = max(1, limit // 2)
@@ -68,6 +72,7 @@ class LoadedModel:
                 known = limit - step if at else 0
                 target = found[i][at + known : at + limit]
                 target[:] = logprobs[known : known + len(target)]
+                on_progress(len(target))
         return found
 
     def prefill(self, ids: Sequence[int], options: Mapping[str, Any]) -> State:
@@ -118,19 +123,14 @@ def _tensor(name: str, value: Any) -> Any:
     return tf.constant(value, tf.float32 if option.is_real else tf.int64)
 
 
-def load(folder: Path, max_batch_size: int) -> tuple[LoadedModel, Tokenizer]:
-    """The model and the tokenizer in ``folder``, to generate up to ``max_batch_size`` texts at once.
+def load(files: SavedModelFolder, max_batch_size: int) -> LoadedModel:
+    """Load the model in ``files``, to generate up to ``max_batch_size`` texts at once.
 
     Raises:
-        ModelError: there is no SavedModel of this project, or none with a tokenizer.
-        TokenizerError: its tokenizer cannot be used.
+        ModelError: there is no SavedModel of this project, or it cannot be loaded.
     """
-    files = SavedModelFolder(folder)
     files.check_exists()
-    config = files.config
-    if not any(path.suffix != ".json" for path in files.assets.iterdir()):
-        raise ModelError(f"{folder}: has no tokenizer: convert the checkpoint again, with --tokenizer")
-    tokenizer = load_tokenizer(files.assets)
+    folder, config = files.path, files.config
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with quiet_stderr(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tensorflow_hub 0.16.1 imports pkg_resources, which says that it is old
@@ -150,4 +150,4 @@ def load(folder: Path, max_batch_size: int) -> tuple[LoadedModel, Tokenizer]:
         ) from error
     if not any(hasattr(model, name) for name in SIGNATURES):
         raise ModelError(f"{folder}: has none of the signatures of this project: {', '.join(SIGNATURES)}")
-    return LoadedModel(config, model, folder), tokenizer
+    return LoadedModel(config, model, folder)

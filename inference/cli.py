@@ -17,6 +17,7 @@ GROUPS = (
         (
             Command("generate", "inference.commands.generate", "continue prompts"),
             Command("chat", "inference.commands.chat", "type a text, see it continued"),
+            Command("score", "inference.commands.score", "measure the perplexity of a text under a model"),
             Command("ask", "inference.commands.ask", "answer questions after a few examples"),
         ),
         exit_codes=EXIT_CODES,
@@ -27,7 +28,7 @@ PROGRAM = Program(
     prog="python -m inference",
     description="Generates text with the SavedModels that python -m convert makes.",
     groups=GROUPS,
-    example="{program} generate song-ci-savedmodel 浣溪沙 --number 3 --temperature 0.8",
+    example="{program} generate out/song-ci 浣溪沙 --number 3 --temperature 0.8",
     exit_codes=EXIT_CODES,
 )
 main = PROGRAM.run

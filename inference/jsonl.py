@@ -16,19 +16,29 @@ from pathlib import Path
 from typing import Any
 
 from support.errors import UserError
+from support.files import decode_utf8_lines
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 
-
 RESULT_FIELDS = ("number", "seed", "text", "tokens", "logprobs", "finish_reason", "score")
-"""What a result has beside its prompt and the further fields of the prompt's line."""
-
-Prompt = tuple[str, dict[str, Any]]
-"""A text to be continued, and what else its line had."""
+"""What a result has next to its prompt and the further fields of the prompt's line."""
 
 
 class RecordError(UserError, ValueError):
     """A file of prompts or results that cannot be used; the message is one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptLine:
+    """A line of a file of prompts.
+
+    Attributes:
+        prompt: the text to be continued.
+        fields: what else the line had.
+    """
+
+    prompt: str
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,64 +55,68 @@ class Job:
     number: int
     fields: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def key(self) -> tuple[str, int]:
+        """What tells the job from all others of a run."""
+        return self.prompt, self.number
 
-def read_prompts(file: str) -> list[Prompt]:
-    """The prompts in a file, and what else its lines have.
 
-    In a text a line is a prompt, and empty lines are left out. In JSON lines (``.jsonl``) each is a string or an object
-    with ``prompt``. ``-`` is the standard input, of either kind: JSON if its first line is an object.
+def read_prompts(file: str) -> list[PromptLine]:
+    """Read the prompts in a file, and what else its lines have.
+
+    In a text each line that is not empty is a prompt. In JSON lines (``.jsonl``) each is a string or an object with
+    ``prompt``. ``-`` is the standard input, of either kind: JSON if its first line is an object.
 
     Raises:
         RecordError: the file cannot be read, or a line is not so.
     """
     lines = read_lines(file)
     as_json = Path(file).suffix in JSON_SUFFIXES or (file == "-" and lines[:1] and lines[0][1].lstrip().startswith("{"))
-    prompts = [_parse(file, i, line) if as_json else (line, {}) for i, line in lines]
+    prompts = [_parse(file, i, line) if as_json else PromptLine(line) for i, line in lines]
     if not prompts:
         raise RecordError(f"{file}: has no prompts")
     return prompts
 
 
 def read_lines(file: str) -> list[tuple[int, str]]:
-    """The lines of a UTF-8 file that are not empty, and their numbers; ``-`` is the standard input.
+    """Read the lines of a UTF-8 file that are not empty, and their numbers; ``-`` is the standard input.
 
     Raises:
         RecordError: the file cannot be read, or is not UTF-8.
     """
+    lines = decode_utf8_lines(_read_bytes(file), file, RecordError)
+    return [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
+
+
+def _read_bytes(file: str) -> bytes:
     try:
         if file != "-":
-            content = Path(file).read_bytes()
-        elif sys.stdin is None:
+            return Path(file).read_bytes()
+        if sys.stdin is None:
             raise RecordError("stdin is closed: expected prompts")
-        else:
-            content = sys.stdin.buffer.read()
-        text = content.decode("utf-8-sig")
+        return sys.stdin.buffer.read()
     except OSError as error:
         raise RecordError(f"{file}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise RecordError(f"{file}: not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}") from error
-    # Only a line feed ends a line: str.splitlines would break a text at U+2028 too, and text files at a bare \\r.
-    return [(i, line.rstrip("\r")) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
-def _parse(file: str, number: int, line: str) -> tuple[str, dict[str, Any]]:
+def _parse(file: str, number: int, line: str) -> PromptLine:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{file}, line {number}: not JSON: {error}") from error
     if isinstance(value, str):
-        return value, {}
+        return PromptLine(value)
     if isinstance(value, dict) and isinstance(value.get("prompt"), str):
         if taken := [name for name in value if name in RESULT_FIELDS]:
             raise RecordError(
                 f"{file}, line {number}: a result has a {taken[0]!r} of its own: give the field another name"
             )
-        return value.pop("prompt"), value
+        return PromptLine(value.pop("prompt"), value)
     raise RecordError(f'{file}, line {number}: expected a string, or an object with the string "prompt"')
 
 
-def json_line(record: dict[str, Any], ascii_only: bool = False) -> str:
-    """A record as a line of its file. Half a surrogate pair, which JSON can have and UTF-8 cannot, stays escaped."""
+def json_line(record: dict[str, Any], *, ascii_only: bool = False) -> str:
+    """Return a record as a line of its file. Half a surrogate pair, which UTF-8 does not have, stays escaped."""
     line = json.dumps(record, ensure_ascii=ascii_only)
     try:
         line.encode()
@@ -111,24 +125,33 @@ def json_line(record: dict[str, Any], ascii_only: bool = False) -> str:
     return line + "\n"
 
 
-def jobs_of(prompts: Sequence[Prompt], number: int) -> list[Job]:
-    """``number`` jobs for each prompt; where a prompt occurs again, its numbers go on."""
+def expand_jobs(prompts: Sequence[PromptLine], number: int) -> list[Job]:
+    """Return ``number`` jobs for each prompt; where a prompt occurs again, its numbers go on."""
     seen: collections.Counter[str] = collections.Counter()
     jobs = []
-    for prompt, fields in prompts:
-        jobs += [Job(prompt, seen[prompt] + n, fields) for n in range(number)]
-        seen[prompt] += number
+    for line in prompts:
+        jobs += [Job(line.prompt, seen[line.prompt] + n, line.fields) for n in range(number)]
+        seen[line.prompt] += number
     return jobs
 
 
-class Records:
+class ResultFile:
     """A file of results that is being appended to, by one process at a time."""
 
     def __init__(self, path: Path, file: io.FileIO) -> None:
         self._path, self._file = path, file
 
+    def pending(self, jobs: Sequence[Job]) -> list[Job]:
+        """Return the jobs whose results are not there yet.
+
+        Raises:
+            RecordError: as ``done``.
+        """
+        done = self.done()
+        return [job for job in jobs if job.key not in done]
+
     def done(self) -> set[tuple[str, int]]:
-        """Prompt and number of the records that are there. What an interrupted run has left of a line is cut off.
+        """Return prompt and number of the records that are there; cut off what an interrupted run left of a line.
 
         Raises:
             RecordError: it has lines that are not records; nothing of it is changed.
@@ -154,7 +177,7 @@ class Records:
         raise RecordError(f"{self._path}, line {number}: not a result of this command: choose another --output")
 
     def append(self, records: Sequence[dict[str, Any]]) -> None:
-        """Adds a line for each record, on the disk when this returns.
+        """Add a line for each record, on the disk when this returns.
 
         Raises:
             RecordError: the disk is full, or the like; no part of a line is left.
@@ -175,7 +198,7 @@ class Records:
 
 
 def _is_begun(rest: bytes) -> bool:
-    """Whether a last line without its end is the beginning of a record, rather than a record or somebody's text."""
+    """Return whether a line without its end is the beginning of a record, not a record or somebody's text."""
     if not (rest.startswith(_HEAD) or _HEAD.startswith(rest)):
         return False
     try:
@@ -190,8 +213,8 @@ _HEAD = b'{"prompt": "'
 
 
 @contextlib.contextmanager
-def open_records(path: Path) -> Iterator[Records]:
-    """Opens or makes a file of results and locks it.
+def open_results(path: Path) -> Iterator[ResultFile]:
+    """Open or make a file of results and lock it.
 
     Raises:
         RecordError: it cannot be opened, or another process has it.
@@ -209,4 +232,4 @@ def open_records(path: Path) -> Iterator[Records]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RecordError(f"{path}: another run is writing it: wait for it, or choose another --output") from error
-        yield Records(path, file)
+        yield ResultFile(path, file)

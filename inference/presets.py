@@ -1,44 +1,72 @@
-"""The ways of generating of CPM-1-Text-Generation-Unlimit's two scripts, lyrics and novels without end.
+"""Presets and windows: options that belong together, how a prompt is read and how a text is shown.
 
-Both sample from the whole distribution, go on past the end of a document, and count prompt and continuation together.
+The two presets do what CPM-1-Text-Generation-Unlimit's two scripts do, lyrics and novels without end: both sample from
+the whole distribution, go on past the end of a document, and count prompt and continuation together.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, get_args
 
-from tokenization import Tokenizer
+from exports.generation_config import OptionError
+from inference.options import WindowName
+from tokenization import StreamDecoder, Tokenizer
+
+
+class TextStyle:
+    """How a prompt is read and a text is shown without a preset: as they are."""
+
+    def encode(self, tokenizer: Tokenizer, text: str, *, unfinished: bool = False) -> list[int]:
+        """Return the tokens of a prompt; an ``unfinished`` one was cut within a line.
+
+        Raises:
+            TokenizerError: the prompt has no tokens, and the model has none to start from.
+        """
+        return tokenizer.encode_prompt(text)
+
+    def echo(self, prompt: str) -> str:
+        """Return a prompt as it stands in front of its continuation."""
+        return prompt
+
+    def decoder(self, tokenizer: Tokenizer) -> StreamDecoder:
+        """Return a decoder whose text is what a reader wants."""
+        return tokenizer.stream_decoder()
+
+    def stop_strings(self, tokenizer: Tokenizer, strings: tuple[str, ...]) -> tuple[str, ...]:
+        """Return strings that end a text, as the decoder's text has them."""
+        return strings
 
 
 @dataclasses.dataclass(frozen=True)
-class Preset:
-    """Attributes:
+class Preset(TextStyle):
+    """Options that belong together.
 
-    max_length: tokens of prompt and continuation.
-    lines: a text is a row of lines, each followed by the end of a document (lyrics), and the window drops whole lines;
-        otherwise it is one piece (novels), and the window keeps the newest half.
+    Attributes:
+        max_length: tokens of prompt and continuation.
+        lines: a text is a row of lines, each followed by the end of a document (lyrics), and the window drops whole
+            lines; otherwise it is one piece (novels), and the window keeps the newest half.
     """
 
     max_length: int
     lines: bool
 
     def options(self, tokenizer: Tokenizer) -> dict[str, Any]:
-        """Options of ``TextGenerator``."""
+        """Return the options of ``TextGenerator`` that the preset stands for."""
         line = tokenizer.eos_token_id if self.lines else -1
         off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "eos_token_id": ()}
         return {**off, "max_length": self.max_length, "window_line_token_id": line}
 
-    def prompt(self, tokenizer: Tokenizer, text: str, *, unfinished: bool = False) -> list[int]:
-        """The tokens of a prompt, in which a line ends at ``<eod>`` (any end of a document) or, in lyrics, a line feed.
-
-        The last line ends, too, unless it is ``unfinished`` and no end stands behind it.
+    def encode(self, tokenizer: Tokenizer, text: str, *, unfinished: bool = False) -> list[int]:
+        """Return the tokens of a prompt in which ``<eod>`` (any end of a document) or, in lyrics, a line feed ends a
+        line. The last line ends, too, unless it is ``unfinished`` and no end follows it.
 
         Raises:
-            TokenizerError: there is nothing in it, and the model has no token to start from.
+            TokenizerError: the prompt has no tokens, and the model has none to start from.
         """
-        end = self._end(tokenizer)
+        end = _document_end(tokenizer)
         parts = re.split(f"{re.escape(end)}|\n" if self.lines else re.escape(end), text)
         ids = list(tokenizer.start_token_ids)
         for part in filter(None, map(str.strip, parts)):
@@ -47,12 +75,90 @@ class Preset:
             ids.pop()
         return ids or tokenizer.encode_prompt("")
 
-    def text(self, tokenizer: Tokenizer, text: str) -> str:
-        """Generated text as a reader wants it: in lyrics a line is a line."""
-        return text.replace(self._end(tokenizer), "\n") if self.lines else text
+    def echo(self, prompt: str) -> str:
+        """Return a prompt as it stands in front of its continuation; a lyric's last line ends."""
+        return f"{prompt.rstrip()}\n" if self.lines else prompt
 
-    def _end(self, tokenizer: Tokenizer) -> str:
-        return tokenizer.decode([tokenizer.eos_token_id])
+    def decoder(self, tokenizer: Tokenizer) -> StreamDecoder:
+        """Return a decoder that shows the end of a document as ``document_break``."""
+        return _DocumentBreaks(tokenizer, self.document_break)
+
+    def stop_strings(self, tokenizer: Tokenizer, strings: tuple[str, ...]) -> tuple[str, ...]:
+        """Return strings that end a text, in which the end of a document is ``document_break``, too."""
+        return tuple(string.replace(_document_end(tokenizer), self.document_break) for string in strings)
+
+    @property
+    def document_break(self) -> str:
+        """The end of a document as a reader wants it: the end of a line in lyrics, an empty line in novels."""
+        return "\n" if self.lines else "\n\n"
 
 
+PLAIN = TextStyle()
 PRESETS = {"lyric": Preset(max_length=1500, lines=True), "novel": Preset(max_length=2048, lines=False)}
+WINDOWS: tuple[str, ...] = get_args(WindowName)
+
+
+def find_style(preset: str | None) -> TextStyle:
+    """Return the preset of a name, and ``PLAIN`` for None.
+
+    Raises:
+        OptionError: there is no such preset.
+    """
+    if preset is None:
+        return PLAIN
+    if not isinstance(preset, str) or preset not in PRESETS:
+        raise OptionError(f"preset is {str(preset)[:40]!r}: expected {' or '.join(PRESETS)}")
+    return PRESETS[preset]
+
+
+def combine_options(
+    given: Mapping[str, Any], tokenizer: Tokenizer, style: TextStyle, window: str | None
+) -> dict[str, Any]:
+    """Return ``given`` options over those of the preset, with the window that was asked for.
+
+    Raises:
+        OptionError: an unknown window, or one of lines for a tokenizer that has no end of line.
+    """
+    base = style.options(tokenizer) if isinstance(style, Preset) else {}
+    if given.get("max_new_tokens") is not None:
+        base.pop("max_length", None)
+    if _is_beam_search(given.get("num_beams")):
+        base = {name: value for name, value in base.items() if name in ("max_length", "eos_token_id")}
+    if window == "tokens":
+        base["window_line_token_id"] = -1
+    elif window == "line":
+        base.setdefault("window_line_token_id", -1)
+        if base["window_line_token_id"] < 0 and given.get("window_line_token_id") is None:
+            base["window_line_token_id"] = _line_token(tokenizer)
+    elif window is not None:
+        raise OptionError(f"window is {str(window)[:40]!r}: expected {' or '.join(WINDOWS)}")
+    return {**base, **{name: value for name, value in given.items() if value is not None}}
+
+
+def _is_beam_search(num_beams: object) -> bool:
+    return isinstance(num_beams, int) and num_beams > 1
+
+
+def _line_token(tokenizer: Tokenizer) -> int:
+    if tokenizer.line_token_id is None:
+        raise OptionError("the model's tokenizer has no end of line: give window_line_token_id")
+    return tokenizer.line_token_id
+
+
+def _document_end(tokenizer: Tokenizer) -> str:
+    return tokenizer.decode([tokenizer.eos_token_id])
+
+
+class _DocumentBreaks:
+    """A ``StreamDecoder`` that shows the end of a document as line feeds."""
+
+    def __init__(self, tokenizer: Tokenizer, document_break: str) -> None:
+        self._decoder, self._break = tokenizer.stream_decoder(), document_break
+        self._end_id, self._end = tokenizer.eos_token_id, _document_end(tokenizer)
+
+    def push(self, token_id: int) -> str:
+        part = self._decoder.push(token_id)
+        return part.removesuffix(self._end) + self._break if token_id == self._end_id else part
+
+    def finish(self) -> str:
+        return self._decoder.finish()

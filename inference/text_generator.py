@@ -1,4 +1,4 @@
-"""Text in, text out: an exported model with its tokenizer.
+"""Text in, text out: a SavedModel with its tokenizer.
 
 >>> generator = TextGenerator.load("cpm-savedmodel")
 >>> generator.generate("今天天气不错", max_new_tokens=50, seed=1)[0].full_text
@@ -8,98 +8,94 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import operator
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exports.generation_config import GenerationConfig, OptionError, read_defaults, resolve
-from exports.loaded_model import Array, LoadedModel, load
-from exports.saved_model_folder import GENERATION_CONFIG
-from inference.scoring import Choice, Score, Scorer
-from tokenization import StreamDecoder, Tokenizer, TokenizerError
+from exports.generation_config import OptionError
+from exports.loaded_model import LoadedModel, load
+from exports.saved_model_folder import SavedModelFolder
+from inference.options import GenerationOptions, document_options
+from inference.request import EncodedPrompt, Prompt, RequestReader, TextConfig, as_prompts
+from inference.results import GeneratedText, ResultBuilder
+from inference.scoring import Choice, CorpusScore, Score, Scorer
+from tokenization import Tokenizer
 
-Prompt = str | Sequence[int]
-"""A text, or its tokens."""
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-EOS, LENGTH, TRUNCATE, CONSTRAINTS = "eos", "length", "truncate", "constraints"
-
-_FIRST, _MOST = 1, 8
+_FIRST_TOKENS, _MOST_TOKENS = 1, 8
 """Tokens per call while a text is streamed: few at first, so that the beginning comes at once."""
 
 
 @dataclasses.dataclass(frozen=True)
-class GeneratedText:
-    """Attributes:
+class _Row:
+    """A row of a batch: a prompt, and the seed that its continuation is drawn with."""
 
-    prompt: as it was given; of tokens, their text (whole characters: ``text`` has what they begin and it ends).
-    text: what was generated, without the end of text.
-    tokens: all tokens of it, the end of text included; with ``truncate``, those up to where the text was cut.
-    logprobs: the logarithm of the model's own probability of each of them, before any filter.
-    finish_reason: ``eos`` (an end of text), ``length`` (as many tokens as asked for), ``truncate``, or ``constraints``
-        (they left no token that could follow).
-    score: of beam search, the sum of ``logprobs`` over length ** ``length_penalty``.
-    """
-
-    prompt: str
-    text: str
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    finish_reason: str
-    score: float | None = None
-
-    @property
-    def full_text(self) -> str:
-        """Prompt and continuation."""
-        return self.prompt + self.text
+    prompt: EncodedPrompt
+    seed: int
 
 
 class TextGenerator:
     """A loaded SavedModel and its tokenizer; needs nothing but the SavedModel's folder.
 
-    Options are those of ``generation_config.json`` (``exports/generation_options.py`` lists them), by default the ones
-    that the SavedModel carries. Beside them there are ``max_length`` (tokens of prompt and continuation together),
-    ``do_sample`` (False is greedy) and ``truncate`` (the text ends before this string, or the first of several).
+    Attributes:
+        requests: checks options and encodes prompts.
     """
 
-    def __init__(self, model: LoadedModel, tokenizer: Tokenizer, defaults: dict[str, Any]) -> None:
-        self.config = model.config
-        self.tokenizer = tokenizer
-        self.defaults = defaults
+    def __init__(self, model: LoadedModel, tokenizer: Tokenizer, defaults: Mapping[str, Any]) -> None:
+        self.requests = RequestReader(model.config, tokenizer, defaults)
+        self.config, self.tokenizer, self.defaults = model.config, tokenizer, self.requests.defaults
         self._model = model
         self._scorer = Scorer(model, tokenizer)
         # Megatron pads the vocabulary: the model has rows that no text becomes and that have no text.
         self._no_text = tuple(range(tokenizer.vocab_size, model.config.vocab_size))
 
     @classmethod
-    def load(cls, folder: str | Path, *, max_batch_size: int = 8) -> TextGenerator:
-        """Loads a SavedModel of this project.
+    def load(
+        cls, folder: str | Path, *, max_batch_size: int = 8, requests: RequestReader | None = None
+    ) -> TextGenerator:
+        """Load a SavedModel of this project.
 
         Args:
             folder: the SavedModel.
-            max_batch_size: most texts that will be generated at once. With 1, TensorFlow is told to use one thread
-                per operation where the model is so small that this is faster.
+            max_batch_size: how many texts will be generated at once at most. With 1, TensorFlow is told to use one
+                thread per operation where the model is so small that this is faster.
+            requests: what was read from the folder already; None reads it.
 
         Raises:
             ModelError: the folder is not one, or has no tokenizer.
             TokenizerError: its tokenizer cannot be used.
             OptionError: its ``generation_config.json`` cannot be used.
         """
-        model, tokenizer = load(Path(folder), max_batch_size)
-        return cls(model, tokenizer, read_defaults(Path(folder) / "assets" / GENERATION_CONFIG))
+        files = SavedModelFolder(Path(folder))
+        requests = requests or RequestReader.read(files)
+        return cls(load(files, max_batch_size), requests.tokenizer, requests.defaults)
 
-    def resolve(self, **options: Any) -> GenerationConfig:
-        """The options, checked, with the model's defaults for those left out; ``OptionError`` for one that is wrong."""
-        return resolve(options, self.defaults, self.config)
+    def __repr__(self) -> str:
+        sizes = self.config
+        return (
+            f"TextGenerator(n_layer={sizes.n_layer}, n_embd={sizes.n_embd}, n_positions={sizes.n_positions}, "
+            f"vocab_size={sizes.vocab_size}, tokenizer={type(self.tokenizer).__name__})"
+        )
 
+    @document_options
+    def resolve(self, **options: Unpack[GenerationOptions]) -> TextConfig:
+        """Check options, and take the model's defaults for those left out.
+
+        Raises:
+            OptionError: an option that does not exist, a value that it cannot have, or options that contradict.
+        """
+        return self.requests.resolve(**options)
+
+    @document_options
     def generate(
-        self, prompts: Prompt | Iterable[Prompt], *, batch_size: int = 8, **options: Any
+        self, prompts: Prompt | Iterable[Prompt], *, batch_size: int = 8, **options: Unpack[GenerationOptions]
     ) -> list[GeneratedText]:
-        """Continues each prompt: ``num_return_sequences`` results for the first one, then those of the second, ...
+        """Continue each prompt: ``num_return_sequences`` results for the first one, then those of the second, ...
 
         A prompt is a text or a list of token ids. With a ``seed`` the n-th result of a prompt is drawn with seed + n,
         whatever the other prompts are; a list has one seed per prompt. Texts longer than the model's positions go on in
@@ -108,220 +104,192 @@ class TextGenerator:
         Args:
             prompts: one, or several.
             batch_size: rows that are generated at once.
-            options: see the class.
+            options: see below.
 
         Raises:
             OptionError: an option that does not exist or cannot be so.
             TokenizerError: a prompt without tokens, with ids outside the vocabulary, or that is no prompt.
             ModelError: TensorFlow cannot do it, for want of memory for example.
         """
-        config = self.resolve(**options)
-        _check_batch_size(batch_size)
-        encoded = [self._encode(prompt) for prompt in _as_list(prompts)]
+        config = self.requests.resolve(**options)
+        check_batch_size(batch_size)
+        encoded = [self.requests.encode(prompt, config) for prompt in as_prompts(prompts)]
+        return self.generate_encoded(encoded, config, batch_size=batch_size)
+
+    def generate_encoded(
+        self, prompts: Sequence[EncodedPrompt], config: TextConfig, *, batch_size: int = 8
+    ) -> list[GeneratedText]:
+        """Continue prompts that ``requests`` has encoded, as ``generate`` does.
+
+        Raises:
+            OptionError: a number of seeds that is not that of the prompts, or no room for beam search.
+            ModelError: TensorFlow cannot do it, for want of memory for example.
+        """
         each = 1 if config.beams else config.values["num_return_sequences"]
-        seeds = _seeds(config, len(encoded), each)
-        rows = [(*row, seed) for row, of_row in zip(encoded, seeds, strict=True) for seed in of_row]
+        seeds = _seeds(config, len(prompts), each)
+        rows = [_Row(prompt, seed) for prompt, its in zip(prompts, seeds, strict=True) for seed in its]
+        generate_batch = self._beam_search if config.beams else self._sample
         results: list[GeneratedText] = []
         for start in range(0, len(rows), batch_size):
-            results += self._batch(rows[start : start + batch_size], config)
+            results += generate_batch(rows[start : start + batch_size], config)
         return results
 
-    def stream(self, prompt: Prompt, **options: Any) -> Iterator[str]:
-        """The continuation of one prompt, in parts, as it comes: never half a character, and nothing that is taken
-        back. Joined they are ``generate``'s text with the same seed; but rounding can change that, in float16 often.
+    @document_options
+    def stream(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Iterator[str]:
+        """Yield the continuation of one prompt in parts, as it comes: never half a character, and nothing that is
+        taken back. Joined they are ``generate``'s text with the same seed; but rounding can change that, in float16
+        often.
 
         Raises:
             OptionError, TokenizerError: as ``generate``; at once, before the first part is asked for.
         """
-        config = self.resolve(**options)
-        if config.beams or config.values["num_return_sequences"] != 1:
-            raise OptionError("a stream is one text, and beam search knows none before its end: num_beams and "
-                              "num_return_sequences have to be 1")  # fmt: skip
-        _, ids = self._encode(prompt)
-        return self._stream(ids, config)
+        config = self.requests.resolve(**options)
+        check_stream(config)
+        return self.stream_encoded(self.requests.encode(prompt, config), config)
+
+    def stream_encoded(self, prompt: EncodedPrompt, config: TextConfig) -> Iterator[str]:
+        """Yield the continuation of a prompt that ``requests`` has encoded, as ``stream`` does."""
+        builder = ResultBuilder(self.tokenizer, config)
+        text = builder.stream(prompt)
+        ((seed,),) = _seeds(config, 1, 1)
+        for new in self._decode(list(prompt.ids), builder.new_tokens(prompt), config, seed):
+            ended = builder.has_ended(new)
+            for token in new[: len(new) - ended]:
+                if part := text.push(token):
+                    yield part
+            if ended or text.stopped:
+                break
+        if part := text.finish():
+            yield part
 
     def score(self, texts: str | Sequence[str], *, batch_size: int = 8) -> list[Score]:
-        """How probable the model finds texts, token by token; see ``Score``. Of any length: see ``Scorer``.
+        """Return how probable the model finds texts of any length, token by token.
 
         Raises:
             OptionError: ``batch_size`` is less than 1.
             TokenizerError: a text without tokens, or that is no text.
         """
-        _check_batch_size(batch_size)
-        return self._scorer.score([texts] if isinstance(texts, str) else list(texts), batch_size)
+        return list(self.score_each(texts, batch_size=batch_size))
+
+    def score_each(
+        self,
+        texts: str | Iterable[str],
+        *,
+        batch_size: int = 8,
+        on_progress: Callable[[int], object] | None = None,
+    ) -> Iterator[Score]:
+        """Yield the score of each text, as ``score`` does; ``batch_size`` texts at a time are in memory.
+
+        Args:
+            on_progress: called with the bytes of all texts so far, in UTF-8, that are scored.
+        """
+        check_batch_size(batch_size)
+        return self._scorer.score([texts] if isinstance(texts, str) else texts, batch_size, on_progress)
+
+    def perplexity(self, texts: str | Iterable[str], *, batch_size: int = 8) -> float:
+        """Return the perplexity of one text, or of several together; NaN where no token has a probability.
+
+        Raises:
+            OptionError, TokenizerError: as ``score``.
+        """
+        return CorpusScore.of(self.score_each(texts, batch_size=batch_size)).perplexity
 
     def choose(self, prompt: str, candidates: Sequence[str], *, text: str | None = None, batch_size: int = 8) -> Choice:
-        """The most probable of ``candidates``, by the mean log-probability of their tokens behind ``prompt``.
+        """Return the most probable of ``candidates``, by the mean log-probability of their tokens after ``prompt``.
 
-        With ``text``, ``prompt`` has a ``{}`` that each candidate is put into, and it is the text behind it that is
-        scored: CPM's zero-shot classification, as in ``choose("这是关于{}的文章：", ["体育", "财经"], text=article)``.
+        With ``text``, ``prompt`` has a ``{}`` that each candidate is put into, and the text after it is scored: CPM's
+        zero-shot classification, as in ``choose("这是关于{}的文章：", ["体育", "财经"], text=article)``.
 
         Raises:
             OptionError: no candidates, or no ``{}`` where one is needed.
             TokenizerError: a candidate or text without tokens, or a prompt that fills the model's positions.
         """
-        _check_batch_size(batch_size)
+        check_batch_size(batch_size)
         if isinstance(candidates, str):
             raise OptionError(f"candidates is the text {candidates[:20]!r}: expected a list of texts")
         return self._scorer.choose(prompt, list(candidates), text, batch_size)
 
-    def _encode(self, prompt: Prompt) -> tuple[str, list[int]]:
-        """The text of a prompt and its tokens."""
-        if isinstance(prompt, str):
-            return prompt, self.tokenizer.encode_prompt(prompt)
-        ids = _ids(prompt) or self.tokenizer.encode_prompt("")
-        return _begin(self.tokenizer, ids)[1], ids
-
-    def _inputs(self, config: GenerationConfig) -> dict[str, Any]:
+    def _inputs(self, config: TextConfig) -> dict[str, Any]:
         inputs = config.inputs()
         return {**inputs, "suppress_tokens": (*inputs["suppress_tokens"], *self._no_text)}
 
-    def _batch(self, rows: Sequence[tuple[str, list[int], int]], config: GenerationConfig) -> list[GeneratedText]:
-        texts, prompts, seeds = zip(*rows, strict=True)
-        options = {**self._inputs(config), "max_new_tokens": [_new_tokens(config, ids) for ids in prompts]}
-        if config.beams:
-            self._check_room(prompts, options["max_new_tokens"])
-            output = self._model.call("beam_search", prompts, **options)
-            results = []
-            for i, (text, ids) in enumerate(zip(texts, prompts, strict=True)):
-                for sequence, length, score in zip(*(output[key][i] for key in _BEAMS), strict=True):
-                    new = sequence[len(ids) : length].tolist()
-                    logprobs = self._model.logprobs([[*ids, *new]])[0][len(ids) :]
-                    results.append(self._result(text, ids, new, logprobs, config, float(score)))
-            return results
-        output = self._model.call("generate", prompts, **{**options, "seed": seeds})
+    def _sample(self, rows: Sequence[_Row], config: TextConfig) -> list[GeneratedText]:
+        builder = ResultBuilder(self.tokenizer, config)
+        prompts = [row.prompt for row in rows]
+        options = {
+            **self._inputs(config),
+            "max_new_tokens": [builder.new_tokens(prompt) for prompt in prompts],
+            "seed": [row.seed for row in rows],
+        }
+        output = self._model.call("generate", [prompt.ids for prompt in prompts], **options)
         results = []
-        for text, ids, sequence, length, logprobs in zip(texts, prompts, *(output[key] for key in _ROWS), strict=True):
-            new = sequence[len(ids) : length].tolist()
-            results.append(self._result(text, ids, new, logprobs[: len(new)], config))
+        for i, prompt in enumerate(prompts):
+            new = output["sequences"][i, len(prompt.ids) : output["lengths"][i]].tolist()
+            results.append(builder.build(prompt, new, output["logprobs"][i]))
         return results
 
-    def _check_room(self, prompts: Sequence[list[int]], new: Sequence[int]) -> None:
+    def _beam_search(self, rows: Sequence[_Row], config: TextConfig) -> list[GeneratedText]:
+        builder = ResultBuilder(self.tokenizer, config)
+        prompts = [row.prompt for row in rows]
+        most = [builder.new_tokens(prompt) for prompt in prompts]
+        self._check_room(prompts, most)
+        options = {**self._inputs(config), "max_new_tokens": most}
+        output = self._model.call("beam_search", [prompt.ids for prompt in prompts], **options)
+        results = []
+        for i, prompt in enumerate(prompts):
+            size = len(prompt.ids)
+            for beam, score in enumerate(output["scores"][i].tolist()):
+                new = output["sequences"][i, beam, size : output["lengths"][i, beam]].tolist()
+                (logprobs,) = self._model.logprobs([[*prompt.ids, *new]])
+                results.append(builder.build(prompt, new, logprobs[size:], score))
+        return results
+
+    def _check_room(self, prompts: Sequence[EncodedPrompt], new: Sequence[int]) -> None:
         limit = self.config.n_positions
-        for ids, number in zip(prompts, new, strict=True):
-            if len(ids) + number > limit:
+        for prompt, number in zip(prompts, new, strict=True):
+            if len(prompt.ids) + number > limit:
                 raise OptionError(
-                    f"a prompt of {len(ids)} tokens and {number} new ones exceed the model's {limit} positions, and "
-                    "beam search has no window that moves: give fewer max_new_tokens"
+                    f"a prompt of {len(prompt.ids)} tokens and {number} new ones exceed the model's {limit} positions, "
+                    "and beam search has no window that moves: give fewer max_new_tokens"
                 )
 
-    def _result(
-        self, prompt: str, ids: list[int], new: list[int], logprobs: Array, config: GenerationConfig,
-        score: float | None = None,
-    ) -> GeneratedText:  # fmt: skip
-        ended = bool(new) and new[-1] in config.values["eos_token_id"]
-        decoder = _begin(self.tokenizer, ids)[0]
-        parts = [decoder.push(token) for token in new[: len(new) - ended]]
-        text, reason = "".join(parts) + decoder.finish(), EOS if ended else LENGTH
-        if not ended and len(new) < _new_tokens(config, ids):
-            reason = CONSTRAINTS
-        if (cut := _cut(text, config.truncate)) is not None:
-            text, reason = text[:cut], TRUNCATE
-            ends = [0, *itertools.accumulate(map(len, parts))]
-            new = new[: next((n for n, end in enumerate(ends) if end >= cut), len(parts))]
-        return GeneratedText(prompt, text, tuple(new), tuple(map(float, logprobs[: len(new)])), reason, score)
-
-    def _stream(self, ids: list[int], config: GenerationConfig) -> Iterator[str]:
-        ends, minimum = config.values["eos_token_id"], config.values["min_new_tokens"]
-        ((seed,),) = _seeds(config, 1, 1)
-        limit = len(ids) + _new_tokens(config, ids)
-        text = _Text(_begin(self.tokenizer, ids)[0], config.truncate)
+    def _decode(self, ids: list[int], most: int, config: TextConfig, seed: int) -> Iterator[list[int]]:
+        """Yield up to ``most`` new tokens after ``ids``, a few at a time, until an end of text or none can follow."""
         inputs = self._inputs(config)
-        state = self._model.prefill(ids, inputs) if limit > len(ids) else {}
-        size = _FIRST
-        while len(ids) < limit and not text.cut:
-            options = {**inputs, "seed": seed, "max_new_tokens": min(size, limit - len(ids))}
-            options["min_new_tokens"] = minimum
+        minimum, limit, size = config.values["min_new_tokens"], len(ids) + most, _FIRST_TOKENS
+        state = self._model.prefill(ids, inputs) if most else {}
+        while len(ids) < limit:
+            number = min(size, limit - len(ids))
+            options = {**inputs, "seed": seed, "max_new_tokens": number, "min_new_tokens": minimum}
             new, state = self._model.decode(ids, state, options)
             if not new:  # the constraints leave no token
-                break
-            ids, minimum, size = [*ids, *new], max(0, minimum - len(new)), min(2 * size, _MOST)
-            ended = new[-1] in ends
-            for token in new[: len(new) - ended]:
-                if part := text.push(token):
-                    yield part
-            if ended:
-                break
-        if part := text.finish():
-            yield part
+                return
+            yield new
+            ids, minimum, size = [*ids, *new], max(0, minimum - len(new)), min(2 * size, _MOST_TOKENS)
 
 
-_ROWS = ("sequences", "lengths", "logprobs")
-_BEAMS = ("sequences", "lengths", "scores")
+def check_stream(config: TextConfig) -> None:
+    """Raise ``OptionError`` where the options ask for more than the one text of a stream."""
+    if config.beams or config.values["num_return_sequences"] != 1:
+        raise OptionError(
+            "a stream is one text, and beam search knows none before its end: num_beams and num_return_sequences have "
+            "to be 1"
+        )
 
 
-class _Text:
-    """A ``StreamDecoder`` that stops before any of some strings, and so holds back what one may begin with."""
-
-    def __init__(self, decoder: StreamDecoder, ends: tuple[str, ...]) -> None:
-        self._decoder, self._ends, self._held = decoder, ends, ""
-        self.cut = False
-
-    def push(self, token: int) -> str:
-        return "" if self.cut else self._give(self._decoder.push(token), final=False)
-
-    def finish(self) -> str:
-        return "" if self.cut else self._give(self._decoder.finish(), final=True)
-
-    def _give(self, part: str, final: bool) -> str:
-        text = self._held + part
-        keep = 0 if final else max((_overlap(text, end) for end in self._ends), default=0)
-        sure, cut = len(text) - keep, _cut(text, self._ends)
-        if cut is not None and cut <= sure:  # else another of the strings may begin before it
-            self.cut, sure = True, cut
-        self._held = text[sure:]
-        return text[:sure]
-
-
-def _overlap(text: str, end: str) -> int:
-    """The longest end of ``text`` that ``end`` begins with, without being it."""
-    return next((n for n in range(min(len(end) - 1, len(text)), 0, -1) if text.endswith(end[:n])), 0)
-
-
-def _cut(text: str, ends: tuple[str, ...]) -> int | None:
-    return min((place for end in ends if (place := text.find(end)) >= 0), default=None)
-
-
-def _begin(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[StreamDecoder, str]:
-    """A decoder that has the tokens of a prompt, and their text: what it gives from here on is the continuation."""
-    decoder = tokenizer.stream_decoder()
-    return decoder, "".join([decoder.push(token) for token in ids])
-
-
-def _as_list(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, (str, bytes)):
-        return [prompts]
-    try:
-        found: list[Any] = list(prompts)
-    except TypeError as error:
-        raise TokenizerError(f"prompts are of type {type(prompts).__name__}: expected texts or lists of ids") from error
-    return [found] if found and isinstance(found[0], (int, np.integer)) else found
-
-
-def _ids(prompt: Sequence[int]) -> list[int]:
-    try:
-        if isinstance(prompt, bytes):
-            raise TypeError("it is bytes")
-        return [operator.index(token) for token in prompt]
-    except TypeError as error:
-        raise TokenizerError(f"a prompt is neither a text nor a list of token ids: {error}") from error
-
-
-def _check_batch_size(value: Any) -> None:
+def check_batch_size(value: Any) -> None:
+    """Raise ``OptionError`` unless ``value`` is a whole number, 1 or more."""
     if not isinstance(value, (int, np.integer)) or value < 1:
         raise OptionError(f"batch_size is {value!r}: expected a whole number, 1 or more")
 
 
-def _new_tokens(config: GenerationConfig, ids: Sequence[int]) -> int:
-    if config.max_length is None:
-        return int(config.values["max_new_tokens"])
-    return max(0, config.max_length - len(ids))
-
-
-def _seeds(config: GenerationConfig, prompts: int, each: int) -> list[list[int]]:
-    """The seeds of each prompt's results."""
+def _seeds(config: TextConfig, prompts: int, each: int) -> list[list[int]]:
+    """Return the seeds of each prompt's results."""
     if config.seeds is not None and len(config.seeds) != prompts:
         raise OptionError(f"seed has {len(config.seeds)} values for {prompts} prompts: expected one for each, or one")
     first = config.seeds or [config.values["seed"]] * prompts
-    new: Callable[[], int] = lambda: secrets.randbits(63)  # noqa: E731
-    return [[new() if seed < 0 else (seed + n) % 2**63 for n in range(each)] for seed in first]
+    return [[_seed_of_result(seed, n) for n in range(each)] for seed in first]
+
+
+def _seed_of_result(seed: int, number: int) -> int:
+    return secrets.randbits(63) if seed < 0 else (seed + number) % 2**63

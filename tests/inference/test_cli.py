@@ -19,7 +19,7 @@ import pytest
 
 from inference.__main__ import main
 from inference.cli import PROGRAM
-from inference.jsonl import open_records
+from inference.jsonl import open_results
 from inference.text_generator import TextGenerator
 from tests.conftest import ROOT
 
@@ -38,7 +38,7 @@ def run(
     song_ci: Path, generator: TextGenerator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Run:
     """Runs a command in this process, with a model that is loaded already -> exit code, stdout, stderr."""
-    monkeypatch.setattr(TextGenerator, "load", lambda folder, rows: generator)
+    monkeypatch.setattr(TextGenerator, "load", lambda folder, **_: generator)
     before = signal.getsignal(signal.SIGTERM)
 
     def call(command: str, *arguments: str) -> tuple[int, str, str]:
@@ -72,7 +72,7 @@ def test_prints_texts(run: Run, generator: TextGenerator) -> None:
 def test_words_behind_options(run: Run) -> None:
     expected = run("generate", *PROMPTS, *FEW, "--truncate", "。", "--eos-token-id", "7")
     assert run("generate", "--truncate", "。", PROMPTS[0], *FEW, "--eos-token-id", "7", PROMPTS[1]) == expected
-    assert run("ask", "a", *FEW, "b") == run("ask", "a", "b", *FEW)
+    assert run("ask", "春", *FEW, "秋") == run("ask", "春", "秋", *FEW)
 
 
 def test_every_option(run: Run, generator: TextGenerator) -> None:
@@ -159,7 +159,7 @@ def test_resume(run: Run, tmp_path: Path, more: list[str]) -> None:
 
 def test_two_runs_and_somebodys_file(run: Run, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    with open_records(output):
+    with open_results(output):
         code, _, err = run("generate", PROMPTS[0], *FEW, "--output", str(output))
     assert (code, err.count("\n")) == (2, 1)
     assert "another run" in err
@@ -184,49 +184,49 @@ def test_preset(run: Run) -> None:
 def test_ask(run: Run, generator: TextGenerator, tmp_path: Path) -> None:
     examples = tmp_path / "examples.tsv"
     examples.write_bytes("\ufeff一？\t二\u2028三\r\n\n四？\t五\n".encode())
-    shots = "问题：一？\n答案：二\u2028三\n问题：四？\n答案：五\n问题：六？\n答案："
+    shots = "问题：一？\n答案：二\u2028三\n问题：四？\n答案：五\n问题：六\n答案："
     expected = generator.generate(shots, max_new_tokens=50, truncate="\n", seed=1)[0].text.strip()
-    assert run("ask", " 六？ ", "--examples", str(examples), "--seed", "1") == (0, expected + "\n", "")
-    code, out, _ = run("ask", "六？", "七？", "--seed", "1")
-    assert (code, [line.split("\t")[0] for line in out.splitlines()]) == (0, ["六？", "七？"])
+    assert run("ask", " 六 ", "--examples", str(examples), "--seed", "1") == (0, expected + "\n", "")
+    code, out, _ = run("ask", "六", "七", "--seed", "1")
+    assert (code, [line.split("\t")[0] for line in out.splitlines()]) == (0, ["六", "七"])
     for content, words in ((b"a\n", "line 1: expected a question"), (b"\n", "no examples"), (b"\xff", "not UTF-8")):
         examples.write_bytes(content)
-        code, _, err = run("ask", "六？", "--examples", str(examples))
+        code, _, err = run("ask", "六", "--examples", str(examples))
         assert (code, err.count("\n"), words in err) == (2, 1, True)
 
 
 BAD: list[tuple[list[str], str]] = [
     ([], "the prompt has no tokens"),
     ([""], "the prompt has no tokens"),
-    (["a", "\t"], "the prompt has no tokens"),
+    (["春", "\t"], "the prompt has no tokens"),
     (["\udcff"], "half a surrogate pair"),
-    (["a", "--temperature", "-1"], "temperature is -1.0: expected 0 or more"),
-    (["a", "--temperature", "nan"], "temperature is nan"),
-    (["a", "--temperature", "warm"], "invalid float value: 'warm'"),
-    (["a", "--temprature", "1"], "did you mean --temperature?"),
-    (["a", "--top-p", "0"], "more than 0, at most 1"),
-    (["a", "--top-p", "1.1"], "more than 0, at most 1"),
-    (["a", "--top-k", "1e3"], "invalid int value"),
-    (["a", "--num-beams", "0"], "num_beams is 0"),
-    (["a", "--num-beams", "2", "--seed", "1"], "leave out seed"),
-    (["a", "--num-beams", "2", "--number", "3"], "no more than that"),
-    (["a", "--num-beams", "2", "--max-new-tokens", "300"], "beam search has no window"),
-    (["a", "--max-new-tokens", "-5"], "max_new_tokens is -5"),
-    (["a", "--max-new-tokens", "5", "--max-length", "5"], "exclude each other"),
-    (["a", "--eos-token-id", "6000"], "outside the vocabulary"),
-    (["a", "--eos-token-id", "7,x"], "expected token ids with commas"),
-    (["a", "--number", "0"], "--number is 0"),
-    (["a", "--number", "1000000000000"], "--number is"),
-    (["a", "--batch-size", "0"], "--batch-size is 0"),
-    (["a", "--resume"], "--resume needs --output"),
-    (["a", "--stream", "--json"], "--stream prints one text"),
-    (["a", "--stream", "--num-beams", "2"], "a stream is one text"),
-    (["a", "--json", "--output", "x"], "choose one"),
+    (["春", "--temperature", "-1"], "temperature is -1.0: expected 0 or more"),
+    (["春", "--temperature", "nan"], "temperature is nan"),
+    (["春", "--temperature", "warm"], "invalid float value: 'warm'"),
+    (["春", "--temprature", "1"], "did you mean --temperature?"),
+    (["春", "--top-p", "0"], "more than 0, at most 1"),
+    (["春", "--top-p", "1.1"], "more than 0, at most 1"),
+    (["春", "--top-k", "1e3"], "invalid int value"),
+    (["春", "--num-beams", "0"], "num_beams is 0"),
+    (["春", "--num-beams", "2", "--seed", "1"], "leave out seed"),
+    (["春", "--num-beams", "2", "--number", "3"], "no more than that"),
+    (["春", "--num-beams", "2", "--max-new-tokens", "300"], "beam search has no window"),
+    (["春", "--max-new-tokens", "-5"], "max_new_tokens is -5"),
+    (["春", "--max-new-tokens", "5", "--max-length", "5"], "exclude each other"),
+    (["春", "--eos-token-id", "6000"], "outside the vocabulary"),
+    (["春", "--eos-token-id", "7,x"], "expected token ids with commas"),
+    (["春", "--number", "0"], "--number is 0"),
+    (["春", "--number", "1000000000000"], "--number is"),
+    (["春", "--batch-size", "0"], "--batch-size is 0"),
+    (["春", "--resume"], "--resume needs --output"),
+    (["春", "--stream", "--json"], "--stream prints one text"),
+    (["春", "--stream", "--num-beams", "2"], "a stream is one text"),
+    (["春", "--json", "--output", "x"], "choose one"),
     (["--prompts", "/absent"], "cannot be read"),
-    (["a", "--output", "/absent/x"], "cannot be written"),
-    (["a", "--output", "/dev/null"], "not a file"),
-    (["a", "--window", "page"], "invalid choice"),
-    (["a", "--truncate", ""], "expected a text"),
+    (["春", "--output", "/absent/x"], "cannot be written"),
+    (["春", "--output", "/dev/null"], "not a file"),
+    (["春", "--window", "page"], "invalid choice"),
+    (["春", "--truncate", ""], "expected a text"),
 ]
 
 

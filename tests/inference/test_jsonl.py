@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from inference.jsonl import Job, RecordError, jobs_of, json_line, open_records, read_prompts
+from inference.jsonl import Job, PromptLine, RecordError, expand_jobs, json_line, open_results, read_prompts
 
 
 def record(prompt: str, number: int = 0, **more: Any) -> dict[str, Any]:
@@ -35,14 +35,18 @@ def record(prompt: str, number: int = 0, **more: Any) -> dict[str, Any]:
 def test_text_files(content: str, prompts: list[str], tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes(content.encode())
-    assert read_prompts(str(path)) == [(prompt, {}) for prompt in prompts]
+    assert read_prompts(str(path)) == [PromptLine(prompt) for prompt in prompts]
 
 
 def test_json_lines(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     lines = ['\ufeff"a"', "", '{"id": 5, "prompt": "b\\nc", "more": {"x": [1]}}', '{"prompt": "d\u2028e"}\r']
     path.write_text("\n".join(lines), "utf-8", newline="")
-    assert read_prompts(str(path)) == [("a", {}), ("b\nc", {"id": 5, "more": {"x": [1]}}), ("d\u2028e", {})]
+    assert read_prompts(str(path)) == [
+        PromptLine("a"),
+        PromptLine("b\nc", {"id": 5, "more": {"x": [1]}}),
+        PromptLine("d\u2028e"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +56,7 @@ def test_json_lines(tmp_path: Path) -> None:
 def test_stdin(content: str, prompts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """UTF-8 whatever the locale is, and its line ends as they are."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode()), "ascii"))
-    assert [prompt for prompt, _ in read_prompts("-")] == prompts
+    assert [line.prompt for line in read_prompts("-")] == prompts
 
 
 @pytest.mark.parametrize(
@@ -87,18 +91,18 @@ def test_no_prompts_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_jobs() -> None:
     """Where a prompt comes again, its numbers go on: no two jobs are the same."""
-    jobs = jobs_of([("a", {"id": 1}), ("b", {}), ("a", {"id": 2})], 2)
+    jobs = expand_jobs([PromptLine("a", {"id": 1}), PromptLine("b"), PromptLine("a", {"id": 2})], 2)
     assert jobs == [Job("a", 0, {"id": 1}), Job("a", 1, {"id": 1}), Job("b", 0), Job("b", 1),
                     Job("a", 2, {"id": 2}), Job("a", 3, {"id": 2})]  # fmt: skip
 
 
 def test_appended_and_found_again(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
-    with open_records(path) as records:
+    with open_results(path) as records:
         assert records.done() == set()
         records.append([record("a", id="x"), record("b\n\u2028", 1)])
         records.append([record("\ud800", 2, note="\udfff")])  # JSON can say what UTF-8 cannot
-    with open_records(path) as records:
+    with open_results(path) as records:
         assert records.done() == {("a", 0), ("b\n\u2028", 1), ("\ud800", 2)}
     lines = path.read_text("utf-8").split("\n")
     assert len(lines) == 4
@@ -117,7 +121,7 @@ def test_half_a_line_is_cut_off(tmp_path: Path) -> None:
     for before in (b"", first):
         for size in range(len(second)):
             path.write_bytes(before + second[:size])
-            with open_records(path) as records:
+            with open_results(path) as records:
                 done = records.done()
                 complete = size == len(second) - 1
                 assert done == ({("a", 0)} if before else set()) | ({("b", 0)} if complete else set())
@@ -139,27 +143,27 @@ def test_somebodys_file_stays_as_it_is(ours: bytes, content: bytes, tmp_path: Pa
     path.write_bytes(ours + content)
     if content == b"{":  # a record begins so
         return
-    with open_records(path) as records, pytest.raises(RecordError, match=r"line \d: not a result of this command"):
+    with open_results(path) as records, pytest.raises(RecordError, match=r"line \d: not a result of this command"):
         records.done()
     assert path.read_bytes() == ours + content
 
 
 def test_two_runs(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
-    with open_records(path), pytest.raises(RecordError, match="another run is writing it"), open_records(path):
+    with open_results(path), pytest.raises(RecordError, match="another run is writing it"), open_results(path):
         pass
-    with open_records(path):
+    with open_results(path):
         pass
 
 
 @pytest.mark.parametrize("name", ["", "absent/out", "a" * 300])
 def test_files_that_cannot_be(name: str, tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match="cannot be written"), open_records(tmp_path / name):
+    with pytest.raises(RecordError, match="cannot be written"), open_results(tmp_path / name):
         pass
 
 
 def test_no_file() -> None:
-    with pytest.raises(RecordError, match=r"/dev/null: not a file: .*--json"), open_records(Path("/dev/null")):
+    with pytest.raises(RecordError, match=r"/dev/null: not a file: .*--json"), open_results(Path("/dev/null")):
         pass
 
 
@@ -178,7 +182,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     """Everything that was said to be written is there, and no part of what was not."""
     path = tmp_path / "out.jsonl"
     good = json_line(record("a")).encode()
-    with open_records(path) as records:
+    with open_results(path) as records:
         records.append([record("a")])
         with file_size_limit(len(good) + 10), pytest.raises(RecordError, match="cannot be written: File too large"):
             records.append([record("b")])
@@ -205,7 +209,7 @@ def test_any_interruption(before: list[Any], after: list[Any], keep: float, tmp_
         at += len(line)
         if at - 1 <= size:  # without its line feed it is complete
             kept.add((prompt, number))
-    with open_records(path) as records:
+    with open_results(path) as records:
         assert records.done() == kept
         records.append([record(prompt, number) for prompt, number, _ in after])
         assert records.done() == kept | {(prompt, number) for prompt, number, _ in after}

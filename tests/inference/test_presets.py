@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from inference.presets import PRESETS
+from exports.generation_config import OptionError
+from inference.presets import PRESETS, WINDOWS
 from tests.helpers.text_models import TextModel, scripted
 from tokenization import TokenizerError
 
@@ -14,37 +15,36 @@ LYRIC, NOVEL = PRESETS["lyric"], PRESETS["novel"]
 
 
 @pytest.mark.parametrize("prompt", ["一曲\n新词", "一曲<eod>新词<eod>", "\n一曲 \n\n 新词\n", "<eod>一曲<eod>\n新词"])
-def test_lyric_prompts(cpm: TextModel, prompt: str) -> None:
+def test_each_line_of_a_lyric_ends(cpm: TextModel, prompt: str) -> None:
     """Each line is encoded for itself, and each is followed by the end of a document."""
     encode, end = cpm.tokenizer.encode, cpm.tokenizer.eos_token_id
-    assert LYRIC.prompt(cpm.tokenizer, prompt) == [*encode("一曲"), end, *encode("新词"), end]
+    assert LYRIC.encode(cpm.tokenizer, prompt) == [*encode("一曲"), end, *encode("新词"), end]
 
 
-def test_novel_prompts(cpm: TextModel) -> None:
+def test_a_novel_is_one_piece(cpm: TextModel) -> None:
     """One piece, with its line feeds; what was typed as the end of a document is no text."""
     encode = cpm.tokenizer.encode
-    assert NOVEL.prompt(cpm.tokenizer, "一曲\n新词") == encode("一曲\n新词")
-    assert NOVEL.prompt(cpm.tokenizer, "一曲<eod>新词") == [*encode("一曲"), *encode("新词")]
+    assert NOVEL.encode(cpm.tokenizer, "一曲\n新词") == encode("一曲\n新词")
+    assert NOVEL.encode(cpm.tokenizer, "一曲<eod>新词") == [*encode("一曲"), *encode("新词")]
 
 
-def test_other_tokenizers(bert: TextModel, bpe: TextModel) -> None:
-    assert LYRIC.prompt(bert.tokenizer, "一曲\n新词") == [2, *bert.tokenizer.encode("一曲"), 3,
+def test_lines_end_with_the_end_of_text_of_any_tokenizer(bert: TextModel, bpe: TextModel) -> None:
+    assert LYRIC.encode(bert.tokenizer, "一曲\n新词") == [2, *bert.tokenizer.encode("一曲"), 3,
                                                       *bert.tokenizer.encode("新词"), 3]  # fmt: skip
     end = bpe.tokenizer.eos_token_id
-    assert LYRIC.prompt(bpe.tokenizer, "a\nb") == [*bpe.tokenizer.encode("a"), end, *bpe.tokenizer.encode("b"), end]
-    assert LYRIC.text(bpe.tokenizer, "a<|endoftext|>b") == "a\nb"
-    assert NOVEL.prompt(bpe.tokenizer, "") == [end]
-    assert LYRIC.prompt(bert.tokenizer, "") == [2]
+    assert LYRIC.encode(bpe.tokenizer, "a\nb") == [*bpe.tokenizer.encode("a"), end, *bpe.tokenizer.encode("b"), end]
+    assert NOVEL.encode(bpe.tokenizer, "") == [end]
+    assert LYRIC.encode(bert.tokenizer, "") == [2]
 
 
 @pytest.mark.parametrize("prompt", ["", "\n\n", "<eod>", " \t"])
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
-def test_nothing_to_start_from(cpm: TextModel, preset: Any, prompt: str) -> None:
+def test_a_prompt_without_tokens_is_refused(cpm: TextModel, preset: Any, prompt: str) -> None:
     with pytest.raises(TokenizerError, match="the prompt has no tokens"):
-        preset.prompt(cpm.tokenizer, prompt)
+        preset.encode(cpm.tokenizer, prompt)
 
 
-def test_options(cpm: TextModel) -> None:
+def test_presets_sample_from_the_whole_distribution(cpm: TextModel) -> None:
     """The whole distribution, on past every end of a document, prompt and continuation counted together."""
     lyric, novel = (cpm.generator.resolve(**preset.options(cpm.tokenizer)) for preset in (LYRIC, NOVEL))
     for config, length in ((lyric, 1500), (novel, 2048)):
@@ -56,20 +56,61 @@ def test_options(cpm: TextModel) -> None:
     assert novel.values["window_line_token_id"] == -1
 
 
-def test_text_as_it_is_shown(cpm: TextModel) -> None:
+@pytest.mark.parametrize(("preset", "expected"), [("lyric", "去年天气\n旧亭台\n"), ("novel", "去年天气\n\n旧亭台\n\n")])
+def test_the_end_of_a_document_is_shown_as_the_end_of_a_line(cpm: TextModel, preset: str, expected: str) -> None:
     end = cpm.tokenizer.eos_token_id
     tokens = [*cpm.tokenizer.encode("去年天气"), end, *cpm.tokenizer.encode("旧亭台"), end]
     generator = scripted(cpm.tokenizer, tokens)
-    (result,) = generator.generate([LYRIC.prompt(cpm.tokenizer, "一曲")], eos_token_id=())
-    assert result.text == "去年天气<eod>旧亭台<eod>"
-    assert LYRIC.text(cpm.tokenizer, result.text) == "去年天气\n旧亭台\n"
-    assert NOVEL.text(cpm.tokenizer, result.text) == result.text
+    options: dict[str, Any] = {"preset": preset, "max_new_tokens": len(tokens)}
+    (result,) = generator.generate("一曲", **options)
+    assert result.text == expected
+    assert "".join(generator.stream("一曲", **options)) == expected
+    assert result.tokens == tuple(tokens)
+    assert result.full_text == ("一曲\n" if preset == "lyric" else "一曲") + expected
+    for stop in ("<eod>", "\n"):
+        (cut,) = generator.generate("一曲", **options, truncate=stop)
+        assert cut.text == "".join(generator.stream("一曲", **options, truncate=stop)) == "去年天气"
+
+
+@pytest.mark.parametrize("preset", [None, *PRESETS])
+@pytest.mark.parametrize("window", [None, *WINDOWS])
+def test_presets_and_windows_are_options(cpm: TextModel, preset: str | None, window: str | None) -> None:
+    """As those of ``Preset.options`` and ``window_line_token_id`` by themselves."""
+    base = PRESETS[preset].options(cpm.tokenizer) if preset else {}
+    line = {"line": cpm.tokenizer.line_token_id, "tokens": -1}.get(window or "", base.get("window_line_token_id", -1))
+    if preset == "lyric" and window == "line":
+        line = cpm.tokenizer.eos_token_id
+    expected = cpm.generator.resolve(**{**base, "window_line_token_id": line})
+    found = cpm.generator.resolve(preset=preset, window=window)
+    assert (found.values, found.max_length) == (expected.values, expected.max_length)
+    assert cpm.generator.resolve(preset=preset, window=window, max_new_tokens=5).max_length is None
+    given = cpm.generator.resolve(preset=preset, window=window, top_k=3, window_line_token_id=9)
+    assert (given.values["top_k"], given.values["window_line_token_id"]) == (3, 9)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"preset": "poem"}, "preset is 'poem': expected lyric or novel"),
+        ({"preset": 5}, "preset is '5': expected lyric or novel"),
+        ({"window": "page"}, "window is 'page': expected line or tokens"),
+    ],
+)
+def test_unknown_presets_and_windows_are_refused(cpm: TextModel, options: Any, words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        cpm.generator.generate("一曲", **options)
+
+
+def test_a_window_of_lines_needs_a_tokenizer_with_lines(bert: TextModel) -> None:
+    with pytest.raises(OptionError, match="no end of line: give window_line_token_id"):
+        bert.generator.resolve(window="line")
+    assert bert.generator.resolve(window="line", window_line_token_id=9).values["window_line_token_id"] == 9
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_text_longer_than_the_positions(cpm: TextModel, name: str) -> None:
+def test_a_preset_streams_what_it_generates_beyond_the_positions(cpm: TextModel, name: str) -> None:
     preset = PRESETS[name]
-    ids = preset.prompt(cpm.tokenizer, "一曲新词\n酒一杯")
+    ids = preset.encode(cpm.tokenizer, "一曲新词\n酒一杯")
     options = {**preset.options(cpm.tokenizer), "max_length": 150, "seed": 2}
     (result,) = cpm.generator.generate([ids], **options)
     assert len(ids) + len(result.tokens) == 150

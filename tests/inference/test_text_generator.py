@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 
 from exports.generation_config import OptionError
 from exports.saved_model_folder import ModelError
-from inference.text_generator import GeneratedText, TextGenerator, _Text
+from inference import GeneratedText
+from inference.stop_strings import StopStringFilter
+from inference.text_generator import TextGenerator
 from tests.helpers.text_models import POSITIONS, TextModel, scripted
 from tf_model.config import GPT2Config
 from tokenization import TokenizerError
@@ -282,7 +284,7 @@ class Letters:
 @given(parts=st.lists(st.text("ab\n", max_size=4), min_size=1), ends=st.lists(st.text("ab\n", min_size=1), max_size=3))
 def test_holding_back(parts: list[str], ends: list[str]) -> None:
     """Joined it is the whole, cut; what is given is never more, and never less than what is certain."""
-    text, given_so_far = _Text(Letters(parts), tuple(ends)), ""
+    text, given_so_far = StopStringFilter(Letters(parts), tuple(ends)), ""
     whole = "".join(parts)
     place = min((whole.find(end) for end in ends if end in whole), default=len(whole))
     seen = ""

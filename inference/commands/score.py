@@ -1,0 +1,117 @@
+"""``score``: the perplexity of a text under one model."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import itertools
+import json
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exports.generation_config import OptionError
+from inference.commands.options import add_model, load_generator, read_requests
+
+if TYPE_CHECKING:
+    from inference.scoring import CorpusScore
+    from support.documents import Document
+
+DESCRIPTION = """\
+Prints how well the model predicts a text: tokens, characters, perplexity (of a token) and bits per character, for each
+document and for all together. Perplexities of models with different tokenizers cannot be compared, bits per character
+can. A document longer than the model is read in windows that overlap by half. The first token of a document counts only
+where the model has a token to start from (CPM's has none). The end of a document does not count.
+"""
+EXAMPLES = ("{command} out/song-ci --text README.zh-CN.md", "{command} out/song-ci --text poems.jsonl --json")
+
+_ROW = "{:<12} {:>10} {:>10} {:>12} {:>20}"
+_HEADER = ("document", "tokens", "characters", "perplexity", "bits per character")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument(
+        "--text",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help='UTF-8: one document, or JSON lines (.jsonl): strings, or objects with "text"',
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON lines: one for each document, then the total")
+    parser.add_argument(
+        "--batch-size", type=int, default=8, metavar="N", help="documents read at once (default: %(default)s)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read the documents, load the model, print a line for each and one for all."""
+    from inference.scoring import CorpusScore
+    from support.documents import read_documents
+    from support.errors import UserError
+    from support.progress import TerminalProgress
+
+    if args.batch_size < 1:
+        raise OptionError(f"--batch-size is {args.batch_size}: expected 1 or more")
+    requests = read_requests(args)
+    documents = read_documents(args.text, UserError)
+    first = next(documents)  # a file that cannot be used is reported before the model is loaded
+    generator = load_generator(args, requests, args.batch_size, quiet=args.quiet)
+    lines: collections.deque[int | None] = collections.deque()
+    size = max(1, args.text.stat().st_size)
+    table = _Table(as_json=args.json)
+    total = CorpusScore.of(())
+    with TerminalProgress(quiet=args.quiet) as progress:
+        for score in generator.score_each(
+            _texts(itertools.chain([first], documents), lines),
+            batch_size=args.batch_size,
+            on_progress=lambda done: progress("score", min(done, size), size),
+        ):
+            figures = CorpusScore.of([score])
+            table.print_document(lines.popleft(), figures)
+            total += figures
+    if not total.tokens:
+        raise UserError(f"{args.text}: expected a text of 2 tokens or more: the first one has no probability")
+    table.print_total(total)
+
+
+def _texts(documents: Iterable[Document], lines: collections.deque[int | None]) -> Iterator[str]:
+    """Yield the texts of documents, and append to ``lines`` where they are."""
+    for document in documents:
+        lines.append(document.line)
+        yield document.text
+
+
+class _Table:
+    """Prints figures as lines of a table, or of JSON."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._has_header = False
+
+    def print_document(self, line: int | None, figures: CorpusScore) -> None:
+        """Print the figures of a document; those of the only one are the total."""
+        if self._as_json:
+            self._print_json({"line": line}, figures)
+        elif line is not None:
+            self._print_row(f"line {line}", figures)
+
+    def print_total(self, figures: CorpusScore) -> None:
+        """Print the figures of all documents together."""
+        if self._as_json:
+            self._print_json({"total": True}, figures)
+        else:
+            self._print_row("total", figures)
+
+    def _print_json(self, head: dict[str, Any], figures: CorpusScore) -> None:
+        print(json.dumps({**head, **figures.to_dict()}), flush=True)
+
+    def _print_row(self, name: str, figures: CorpusScore) -> None:
+        if not self._has_header:
+            print(_ROW.format(*_HEADER))
+            self._has_header = True
+        values = (figures.perplexity, figures.bits_per_character)
+        texts = [f"{value:.3f}" if math.isfinite(value) else "-" for value in values]
+        print(_ROW.format(name, figures.tokens, figures.characters, *texts), flush=True)

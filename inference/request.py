@@ -1,0 +1,152 @@
+"""Options and prompts, checked and encoded once, before the model has to be there.
+
+A ``RequestReader`` needs the small files of a SavedModel only, so that a command can report a bad option or prompt
+without loading the graph.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from exports.generation_config import GenerationConfig, read_defaults, resolve
+from exports.saved_model_folder import ModelError, SavedModelFolder
+from inference.presets import PLAIN, TextStyle, combine_options, find_style
+from tf_model.config import GPT2Config
+from tokenization import Tokenizer, TokenizerError, load_tokenizer, unknown_characters
+
+Prompt = str | Sequence[int]
+"""A text to be continued, or its tokens."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig(GenerationConfig):
+    """How texts are generated, read and shown.
+
+    Attributes:
+        style: a preset, or ``PLAIN``.
+    """
+
+    style: TextStyle = PLAIN
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt and its tokens.
+
+    Attributes:
+        text: as it stands in front of its continuation; of tokens, their text.
+        ids: its tokens; of a text without tokens, those that the model starts from.
+        typed: the text as it was given; None where tokens were given.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    typed: str | None = None
+
+
+class RequestReader:
+    """Checks options and encodes prompts for one model.
+
+    Attributes:
+        config: the sizes of the model.
+        tokenizer: its tokenizer.
+        defaults: its ``generation_config.json``.
+    """
+
+    def __init__(self, config: GPT2Config, tokenizer: Tokenizer, defaults: Mapping[str, Any]) -> None:
+        self.config, self.tokenizer, self.defaults = config, tokenizer, dict(defaults)
+
+    @classmethod
+    def read(cls, files: SavedModelFolder) -> RequestReader:
+        """Read the sizes, the tokenizer and the defaults of a SavedModel; imports no TensorFlow.
+
+        Raises:
+            ModelError: there is no SavedModel of this project, or none with a tokenizer.
+            TokenizerError: its tokenizer cannot be used.
+            OptionError: its ``generation_config.json`` cannot be used.
+        """
+        files.check_exists()
+        config = files.config
+        if not files.tokenizer_files:
+            raise ModelError(f"{files.path}: has no tokenizer: convert the checkpoint again, with --tokenizer")
+        return cls(config, load_tokenizer(files.assets), read_defaults(files.generation_config_file))
+
+    def resolve(self, *, preset: str | None = None, window: str | None = None, **options: Any) -> TextConfig:
+        """Check options, and take the model's defaults for those left out.
+
+        Raises:
+            OptionError: an option that does not exist, a value that it cannot have, or options that contradict.
+        """
+        style = find_style(preset)
+        given = combine_options(options, self.tokenizer, style, window)
+        resolved = resolve(given, self.defaults, self.config)
+        values = {field.name: getattr(resolved, field.name) for field in dataclasses.fields(resolved)}
+        stop_strings = style.stop_strings(self.tokenizer, resolved.truncate)
+        return TextConfig(**{**values, "truncate": stop_strings}, style=style)
+
+    def encode(self, prompt: Prompt, config: TextConfig, *, unfinished: bool = False) -> EncodedPrompt:
+        """Encode a prompt; an ``unfinished`` one was cut within a line, which matters to a preset of lines.
+
+        Raises:
+            TokenizerError: a prompt without tokens, with ids outside the vocabulary, or that is no prompt.
+        """
+        if isinstance(prompt, str):
+            ids = config.style.encode(self.tokenizer, prompt, unfinished=unfinished)
+            return EncodedPrompt(config.style.echo(prompt), tuple(ids), prompt)
+        ids = _token_ids(prompt) or self.tokenizer.encode_prompt("")
+        decoder = self.tokenizer.stream_decoder()
+        return EncodedPrompt("".join([decoder.push(token) for token in ids]), tuple(ids))
+
+    def notes(self, prompt: EncodedPrompt, config: TextConfig) -> list[str]:
+        """Say what a user should know about a prompt: what the model cannot read of it."""
+        return [note for note in (self._unknown(prompt), self._too_long(prompt, config)) if note]
+
+    def _unknown(self, prompt: EncodedPrompt) -> str | None:
+        if prompt.typed is None or self.tokenizer.unknown_token_id not in prompt.ids:
+            return None
+        characters = unknown_characters(self.tokenizer, prompt.typed)
+        names = " ".join(characters[:10]) + (f" and {len(characters) - 10} more" if len(characters) > 10 else "")
+        return f"prompt {_beginning(prompt)}: the model's vocabulary does not have {names}" if characters else None
+
+    def _too_long(self, prompt: EncodedPrompt, config: TextConfig) -> str | None:
+        limit = self.config.n_positions
+        if len(prompt.ids) <= limit or config.beams:
+            return None
+        kept = config.values["window_tokens"] or limit // 2
+        return (
+            f"prompt {_beginning(prompt)} has {len(prompt.ids)} tokens, the model {limit} positions: of the prompt no "
+            f"more than the last {kept} tokens are read (--window-tokens)"
+        )
+
+
+def as_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
+    """Return one prompt or several as a list.
+
+    Raises:
+        TokenizerError: neither a prompt nor several.
+    """
+    if isinstance(prompts, (str, bytes)):
+        return [prompts]
+    try:
+        found: list[Any] = list(prompts)
+    except TypeError as error:
+        raise TokenizerError(f"prompts are of type {type(prompts).__name__}: expected texts or lists of ids") from error
+    return [found] if found and isinstance(found[0], (int, np.integer)) else found
+
+
+def _beginning(prompt: EncodedPrompt) -> str:
+    return repr(prompt.text[:20]) + ("..." if len(prompt.text) > 20 else "")
+
+
+def _token_ids(prompt: Sequence[int]) -> list[int]:
+    try:
+        if isinstance(prompt, bytes):
+            raise TypeError("it is bytes")
+        return [operator.index(token) for token in prompt]
+    except TypeError as error:
+        raise TokenizerError(f"a prompt is neither a text nor a list of token ids: {error}") from error
