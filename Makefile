@@ -6,11 +6,17 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q
 
-# What `make test-fast` runs: no TensorFlow graph is made, and collecting imports neither TensorFlow nor PyTorch.
-FAST := tests/support tests/gpt2_savedmodel tests/test_architecture.py
+# What `make test-fast` runs: no TensorFlow graph is made, and collecting imports neither TensorFlow, PyTorch nor
+# transformers, which tests/test_architecture.py checks.
+FAST := tests/attacks tests/gpt2_savedmodel tests/support tests/test_architecture.py \
+	$(filter-out %/test_tokenizer_json.py,$(wildcard tests/tokenization/test_*.py)) \
+	tests/convert/formats/test_sharding.py tests/convert/output/test_hashing.py tests/convert/test_tensors.py \
+	tests/convert/torch_format/test_pickle_machine.py tests/convert/verification/test_report.py \
+	tests/exports/test_direct_file.py
+FAST_OPTIONS := -m 'not slow and not tensorflow'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-slow lint format dist bench bench-convert clean
+.PHONY: help demo test test-fast fast-files test-slow lint format dist bench bench-convert clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,11 +42,14 @@ test: $(VENV)/test-ready ## run the tests
 	@$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(VENV)/test-ready ## run the tests that make no TensorFlow graph, in less than a minute
-	@$(PYTEST) $(FAST)
+	@$(PYTEST) -n 2 $(FAST_OPTIONS) $(FAST)
 
 test-slow: $(VENV)/test-ready ## run the tests that take minutes or gigabytes
 	@$(RUN) -m pytest -q -m slow
 	@GPT2_SAVEDMODEL_FUZZ=2000 $(RUN) -m pytest -q tests/convert/test_fuzz.py
+
+fast-files: # for the test that looks at what they import
+	@echo $(FAST)
 
 lint: $(VENV)/test-ready ## ruff and mypy
 	@$(RUN) -m ruff check .

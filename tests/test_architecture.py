@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from tests.helpers.imports import Import, cycles, imports, modules, tree
+from tests.helpers.imports import ROOT, Import, cycles, imports, modules, tree
 
 MAY_IMPORT = {
     "support": set(),
@@ -145,3 +145,14 @@ def test_importing_a_package_or_its_command_line_imports_no_tensorflow(names: st
     code = f"import sys, {names}; print({HEAVY!r} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_collecting_the_fast_lane_imports_no_tensorflow() -> None:
+    files = subprocess.run(["make", "-s", "fast-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    code = f"""
+import sys, pytest
+code = pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *{files.split()}])
+print(code.name, {HEAVY!r} & sys.modules.keys())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("\nOK set()\n")

@@ -33,6 +33,7 @@ def test_small_models_have_one_thread_for_one_text(size: int, rows: int, threads
     assert intra_op_threads(_folder(tmp_path / "model", size), rows) == threads
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize(
     ("before", "expected"), [("pass", 1), pytest.param("set_(3)", 3, marks=pytest.mark.slow), ("tf.constant(1)", 0)]
 )
