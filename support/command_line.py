@@ -223,17 +223,10 @@ def utf8_text(word: str) -> str:
         return word
 
 
-EXTRAS = {"torch": "verify"}
-"""Packages that an extra of this project installs, by their name."""
-
-
 def missing_package(name: str) -> str:
     """Say in one line which package is missing, and how to install it: in a clone with make, elsewhere with pip."""
     if (Path(__file__).resolve().parents[1] / "Makefile").is_file():
-        target = "test" if name in EXTRAS else "demo"
-        advice = f"run `make {target}` and use .venv/bin/python"
-    elif name in EXTRAS:
-        advice = f"{sys.executable} -m pip install 'gpt2-savedmodel[{EXTRAS[name]}]'"
+        advice = "run `make demo` and use .venv/bin/python"
     else:
         advice = f"{sys.executable} -m pip install {name.replace('_', '-')}"
     return f"{name} is not installed for {sys.executable}: {advice}"

@@ -41,7 +41,9 @@ def add_punctuation(parser: argparse.ArgumentParser) -> None:
 
 def add_options(parser: argparse.ArgumentParser, *left_out: str, presets: bool = True) -> None:
     """Add every option of generation but those ``left_out``."""
-    group = parser.add_argument_group("generation (the model's generation_config.json goes before the defaults below)")
+    group = parser.add_argument_group(
+        "generation options", "The model's generation_config.json goes before the defaults below."
+    )
     for name, option in ALL_OPTIONS.items():
         if name not in left_out:
             text = f"{option.help} (default: {_default(option)})".replace("%", "%%")

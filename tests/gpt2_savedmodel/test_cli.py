@@ -19,8 +19,9 @@ def test_every_command_of_both_packages_is_there() -> None:
     both = [*convert.cli.PROGRAM.commands, *inference.cli.PROGRAM.commands]
     assert [*PROGRAM.commands] == both
     assert len(set(both)) == len(both)
-    documented = {"pytorch-to-tf", "to-tf", "tf-to-tf", "to-huggingface", "tf-to-pytorch", "to-openai", "to-uer"}
-    assert documented | {"to-megatron", "reshard", "verify", "inspect", "check", "generate", "chat", "ask"} <= {*both}
+    listed = {"pytorch-to-tf", "to-tf", "tf-to-tf", "to-huggingface", "tf-to-pytorch", "to-openai", "to-uer"}
+    listed |= {"to-megatron", "reshard", "verify", "inspect", "check", "generate", "chat", "ask", "score"}
+    assert listed <= {*both}
 
 
 @pytest.mark.parametrize("name", PROGRAM.commands)
@@ -34,6 +35,23 @@ def test_every_command_has_help_with_an_example_and_its_exit_codes(
     assert shown.startswith(f"usage: gpt2-savedmodel {name} ")
     assert "  gpt2-savedmodel " in shown.partition("\nexample")[2]
     assert "exit codes:" in shown
+
+
+@pytest.mark.parametrize("name", ["", *PROGRAM.commands])
+def test_help_on_a_narrow_terminal_has_the_same_words(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = {}
+    for columns in (40, 100):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        with pytest.raises(SystemExit):
+            main([*name.split(), "--help"])
+        shown[columns] = capsys.readouterr().out
+    narrow, wide = (text.split() for text in (shown[40], shown[100]))
+    assert sorted(narrow) == sorted(wide)
+    for line in shown[40].splitlines():
+        is_one_unit = len(line.split()) == 1 or line.lstrip().startswith(("-", "["))  # an option and its values
+        assert len(line) <= 40 or is_one_unit or line.startswith("  gpt2-savedmodel "), line
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
