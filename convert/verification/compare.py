@@ -27,7 +27,7 @@ from convert.verification.report import ParityReport
 from convert.verification.text_windows import MAX_TOKENS, TextWindows, read_prompts, read_text
 from support.errors import ConvertError
 from support.progress import Progress, no_progress
-from support.tensorflow_runtime import quiet_stderr, set_mmap_threshold
+from support.tensorflow_runtime import set_mmap_threshold
 from tf_model.config import UER, GPT2Config
 
 SEED = 20201115
@@ -124,19 +124,18 @@ def verify_task(arguments: Mapping[str, Any], progress: Progress) -> dict[str, A
 
 
 def spare_memory() -> None:
-    """Set up TensorFlow, unless it is in use already, to run one operation at a time and without oneDNN.
+    """Have TensorFlow, which need not be imported yet, run one operation at a time, without oneDNN and on the CPU.
 
     oneDNN keeps copies of weights in other layouts, 0.6 GB for a vocabulary of 30,000 and h = 2560, and its results
     depend on the processor. The C library would keep 0.1 GB of what TensorFlow frees, but not what it has mapped.
+    TensorFlow looks at these variables when it is imported: where it is in use already, nothing is changed.
     """
     if "tensorflow" in sys.modules:
         return
     set_mmap_threshold(worker.MMAP_THRESHOLD)
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
-    with quiet_stderr():
-        import tensorflow as tf
-    tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
 def random_prompts(config: GPT2Config) -> list[list[int]]:
