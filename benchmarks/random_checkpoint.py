@@ -18,7 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from convert.formats.megatron.cpm import source_name
+from convert.formats.megatron.layout import cpm_name, shard_spec_of
 from convert.formats.megatron.rank_files import TRACKER
 from convert.formats.megatron.sharding import REPLICATED, shard_shape
 from convert.tensors import Array, DType
@@ -70,14 +70,14 @@ def write_checkpoint(root: Path, config: GPT2Config, p: int, dtype: DType, seed:
     block = (0.02 * np.random.default_rng(seed).standard_normal(_BLOCK, np.float32)).astype(dtype)
     blocks = {False: block, True: (1 + block.astype(np.float32)).astype(dtype)}
     shapes = config.tensor_shapes()
-    layout = {name: shard_shape(shape, source_name(name)[1], p) for name, shape in shapes.items()}
+    layout = {name: shard_shape(shape, shard_spec_of(name), p) for name, shape in shapes.items()}
 
     def state(rank: int) -> dict[str, Pending]:
         tensors = {}
         for number, (name, shape) in enumerate(layout.items()):
-            source, kind = source_name(name)
-            start = (number + len(layout) * (0 if kind is REPLICATED else rank)) * _STRIDE % _BLOCK
-            tensors[source] = _tensor(shape, blocks[_SCALE.search(name) is not None], start)
+            is_replica = shard_spec_of(name) is REPLICATED
+            start = (number + len(layout) * (0 if is_replica else rank)) * _STRIDE % _BLOCK
+            tensors[cpm_name(name)] = _tensor(shape, blocks[_SCALE.search(name) is not None], start)
         return tensors
 
     folder = root / str(ITERATION)

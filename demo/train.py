@@ -25,9 +25,10 @@ from sentencepiece import sentencepiece_model_pb2
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from convert.formats.megatron.cpm import open_megatron, source_name
+from convert.formats.megatron.layout import cpm_name, shard_spec_of
 from convert.formats.megatron.rank_files import TRACKER
 from convert.formats.megatron.sharding import split
+from convert.formats.registry import open_checkpoint
 from demo.corpus import SEED
 from demo.corpus import split as split_corpus
 from tokenization.cpm import CPMTokenizer, segment
@@ -257,7 +258,7 @@ def main() -> None:
 
 def read_shards(model: GPT2LMHeadModel, root: Path, heads: int, folder: Path) -> int:
     """The inverse of ``write_shards``; gives the number of steps. Pieces keep their embeddings, new ones begin anew."""
-    checkpoint = open_megatron(root, n_head=heads)
+    checkpoint = open_checkpoint(root, n_head=heads)
     vocabulary, before = (
         json.loads((folder / "vocab.json").read_text("utf-8")) for folder in (folder, root / "tokenizer")
     )
@@ -279,9 +280,9 @@ def write_shards(model: GPT2LMHeadModel, root: Path, step: int) -> None:
     for name, tensor in model.transformer.state_dict().items():
         # The linear layers of transformers' GPT-2 are [in, out], Megatron's [out, in].
         linear = tensor.ndim == 2 and not name.startswith("w")
-        source, kind = source_name(name)
-        for rank, part in zip(ranks, split((tensor.T if linear else tensor).half().numpy(), kind, 2), strict=True):
-            rank[source] = torch.from_numpy(part.copy())
+        whole = (tensor.T if linear else tensor).half().numpy()
+        for rank, shard in zip(ranks, split(whole, shard_spec_of(name), len(ranks)), strict=True):
+            rank[cpm_name(name)] = torch.from_numpy(shard.copy())
     for number, tensors in enumerate(ranks):
         content = {"module": tensors, "iteration": step, "mp_world_size": len(ranks)}
         torch.save(content, folder / f"mp_rank_{number:02d}_model_states.pt")

@@ -60,7 +60,7 @@ SPEAKER_EXCEPTIONS = {
     "support.command_line": {"argparse", "print"},
     "support.progress": {"print"},  # draws on a terminal, or prints a line now and then
     # Checkpoints of Megatron-LM hold an argparse.Namespace.
-    "convert.formats.megatron.megatron_lm_writer": {"argparse"},
+    "convert.formats.megatron.megatron_lm_args": {"argparse"},
     "convert.torch_format.writer": {"argparse"},
 }
 

@@ -21,14 +21,14 @@ INDEX = "weights.json"
 def write(folder: Path, config: GPT2Config) -> None:
     """Writes a random checkpoint of float16, one shard, and its index into ``folder``."""
     from benchmarks.random_checkpoint import DTYPES, write_checkpoint
-    from convert.formats.megatron.cpm import source_name
+    from convert.formats.megatron.layout import cpm_name
     from convert.torch_format.reader import load
 
     (file,) = write_checkpoint(folder / "checkpoint", config, 1, DTYPES["float16"])
     tensors = load(file)["module"]
     places = {}
     for name in config.tensor_shapes():
-        tensor = tensors[source_name(name)[0]]
+        tensor = tensors[cpm_name(name)]
         places[name] = tensor.storage.offset + tensor.offset * tensor.dtype.itemsize
     index = {"config": config.to_dict(), "file": str(file.relative_to(folder)), "places": places}
     (folder / INDEX).write_text(json.dumps(index), "utf-8")

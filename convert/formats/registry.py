@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from convert.checkpoint import Checkpoint
 from convert.formats import huggingface, openai_tf1, savedmodel, uer
-from convert.formats.megatron import cpm as megatron
-from convert.formats.megatron import megatron_lm
-from convert.formats.megatron import rank_files as megatron_files
+from convert.formats.candidate import Candidate
+from convert.formats.format import Format as FormatObject
+from convert.formats.format import OpenOptions
+from convert.formats.megatron import cpm, megatron_lm
 from support.errors import CheckpointError, ConvertError
 from support.messages import list_names
+from tf_model.config import ConfigError
 
 
 class Format(NamedTuple):
@@ -21,13 +23,25 @@ class Format(NamedTuple):
     name: as ``--from`` takes it.
     looks_for: what a path has where it is one, for the message that nothing was recognised.
     matches: whether a path looks like one; nothing large is read.
-    open: opens it; ``n_head``, ``iteration`` and ``allow_unknown_heads`` as ``megatron.open_megatron``.
+    open: opens it; ``n_head``, ``iteration`` and ``allow_unknown_heads`` as ``OpenOptions``.
     """
 
     name: str
     looks_for: str
     matches: Callable[[Path], bool]
     open: Callable[..., Checkpoint]
+
+
+def _of(format: FormatObject, looks_for: str) -> Format:
+    def open_path(path: Path, **options: Any) -> Checkpoint:
+        try:
+            return format.open(Candidate(path), OpenOptions(**options))
+        except ConfigError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        except OSError as error:
+            raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
+
+    return Format(format.name, looks_for, lambda path: format.recognise(Candidate(path)), open_path)
 
 
 FORMATS: tuple[Format, ...] = (
@@ -55,17 +69,10 @@ FORMATS: tuple[Format, ...] = (
         lambda path: uer.find(path) is not None,
         uer.open_uer,
     ),
-    Format(
-        megatron_lm.NAME,
-        "mp_rank_*/model_optim_rng.pt with a language_model in it",
-        lambda path: (file := megatron_files.find_first_rank_file(path)) is not None and megatron_lm.is_one(file),
-        megatron_lm.open_megatron_lm,
-    ),
-    Format(
-        "megatron",
-        f"{megatron_files.TRACKER}, mp_rank_* files, or a .pt file with 'module' or 'model' in it",
-        lambda path: (path / megatron_files.TRACKER).exists() or megatron_files.find_first_rank_file(path) is not None,
-        megatron.open_megatron,
+    _of(megatron_lm.FORMAT, "mp_rank_*/model_optim_rng.pt with a language_model in it"),
+    _of(
+        cpm.FORMAT,
+        "latest_checkpointed_iteration.txt, mp_rank_* files, or a .pt file with 'module' or 'model' in it",
     ),
 )
 """In the order in which they are tried."""
@@ -85,7 +92,7 @@ def open_checkpoint(
 
     Args:
         path: a file or a folder, as the format has it.
-        n_head, iteration, allow_unknown_heads: as ``megatron.open_megatron``.
+        n_head, iteration, allow_unknown_heads: as ``OpenOptions``.
         from_format: one of ``NAMES``, to be taken for that whatever it looks like.
 
     Raises:

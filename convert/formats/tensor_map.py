@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+import os
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -19,6 +21,8 @@ from support.errors import CheckpointError
 from support.messages import list_names, pluralize
 from tf_model.config import GPT2Config
 from tokenization.special_tokens import SpecialTokens
+
+_LAYER = re.compile(r"h\.(\d+)\.")
 
 
 class LazyTensor(Protocol):
@@ -132,7 +136,8 @@ class TensorMapCheckpoint:
         values = [tensor.numpy() for tensor in recipe.tensors]
         recipe.assemble(values, out)
         files = [tensor.file for tensor in recipe.tensors]
-        check_finite(recipe.tensors[0].name, out, files[0], list(zip(files, values, strict=True)))
+        where = Path(os.path.commonpath(files))
+        check_finite(recipe.tensors[0].name, out, where, list(zip(files, values, strict=True)))
         return out
 
 
@@ -150,20 +155,38 @@ class ExpectedTensors(NamedTuple):
     """Whether a name that is not expected is known to hold nothing that a model needs."""
 
 
+def name_problems(
+    tensors: Mapping[str, LazyTensor], expected: Collection[str], ignored: Callable[[str], bool] = lambda name: False
+) -> list[str]:
+    """List which of the expected names are missing and which other names are there, in one text each.
+
+    Args:
+        tensors: those that are there.
+        expected: the names of those that must be there.
+        ignored: whether a name may be there that is not expected.
+    """
+    missing = [name for name in expected if name not in tensors]
+    unexpected = [name for name in tensors if name not in expected and not ignored(name)]
+    named = (("missing", missing), ("unexpected", unexpected))
+    return [f"{pluralize(len(names), f'{what} tensor')}: {list_names(names)}" for what, names in named if names]
+
+
+def layer_template(name: str) -> tuple[str, str]:
+    """Return a canonical name with ``{}`` for the layer's number, as the tables of names have it, and that number.
+
+    The number is a text; it is empty where the tensor belongs to no layer.
+    """
+    layer = _LAYER.match(name)
+    return (f"h.{{}}.{name[layer.end() :]}", layer[1]) if layer else (name, "")
+
+
 def check_tensors(where: Path, tensors: Mapping[str, LazyTensor], expected: ExpectedTensors) -> None:
     """Check that every tensor of a format is there, with its shape, and no other.
 
     Raises:
         CheckpointError: with all that are missing, too many, or of another shape.
     """
-    problems = []
-    for what, wrong in (
-        ("missing", [name for name in expected.shapes if name not in tensors]),
-        ("unexpected", [name for name in tensors if name not in expected.shapes and not expected.ignored(name)]),
-    ):
-        if wrong:
-            problems.append(f"{pluralize(len(wrong), f'{what} tensor')}: {list_names(wrong)}")
-    if problems:
+    if problems := name_problems(tensors, expected.shapes, expected.ignored):
         raise CheckpointError(f"{where}: {'; '.join(problems)}")
     for name, shape in expected.shapes.items():
         if (found := tensors[name].shape) != shape:

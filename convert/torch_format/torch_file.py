@@ -68,7 +68,7 @@ class TorchFile:
     saved_name: str | None
     _checked: set[Storage] = dataclasses.field(default_factory=set, init=False, repr=False)
 
-    def tensors(self, state: Mapping[object, object]) -> dict[str, TorchTensor]:
+    def tensors(self, state: Mapping[Any, object]) -> dict[str, TorchTensor]:
         """Return the tensors of a state dict of the value, by name.
 
         Raises:

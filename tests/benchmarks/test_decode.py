@@ -21,7 +21,7 @@ from benchmarks.decode.process import EngineError, Process, Standstills, version
 from benchmarks.decode.results import Model, Sample, Spread
 from benchmarks.decode.worker import prompts
 from benchmarks.random_checkpoint import SHAPES, parse_shape
-from convert.formats.megatron.cpm import open_megatron
+from convert.formats.registry import open_checkpoint
 
 PYTHONS = {False: sys.executable, True: sys.executable}
 TINY = "2x32x2x100x1024"
@@ -135,7 +135,7 @@ def test_weights_are_those_of_the_checkpoint(tmp_path: Path) -> None:
     config = parse_shape("2x32x2x100x64")
     weights.write(tmp_path, config)
     found = weights.Weights(tmp_path)
-    checkpoint = open_megatron(found.checkpoint, n_head=2)
+    checkpoint = open_checkpoint(found.checkpoint, n_head=2)
     assert list(found) == list(config.tensor_shapes())
     for name in found:
         np.testing.assert_array_equal(found.read(name), checkpoint.read(name, np.dtype(np.float16)))

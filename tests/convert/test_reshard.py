@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from convert.__main__ import main
-from convert.formats.megatron.cpm_writer import possible_ranks
+from convert.formats.megatron.writing import possible_ranks
 from convert.output.manifest import check
 from tests.conftest import ROOT
 from tests.helpers.checkpoints import State, random_state, write_megatron

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from convert.checkpoint import Checkpoint
-from convert.formats.megatron.cpm import open_megatron
+from convert.formats import registry
 from exports.assets import write_assets
 from exports.saved_model import write_saved_model
 from tests.helpers.checkpoints import random_state
@@ -21,7 +21,7 @@ STATE = random_state(CONFIG, np.random.default_rng(0))
 
 def open_checkpoint(root: Path) -> Checkpoint:
     """Open CPM's shards in ``root``."""
-    return open_megatron(root, n_head=CONFIG.n_head)
+    return registry.open_checkpoint(root, n_head=CONFIG.n_head)
 
 
 def convert(root: Path, folder: Path, dtype: str = "float32") -> Path:

@@ -6,218 +6,227 @@ Sources: ``utils.py``, ``change_mp.py``, ``mpu/`` of CPM-1-Generate; ``utils.py`
     <root>/80000/mp_rank_00_model_states.pt              DeepSpeed, and CPM's releases
     <root>/iter_0080000/mp_rank_00/model_optim_rng.pt    plain Megatron
 
-A file is a pickled dict with the rank's tensors under ``module`` or ``model`` and with what training needs to go on,
-which is ignored. It holds no sizes: they are read off the shapes, except the number of heads, which shapes do not tell.
+A file is a pickled dict with the rank's tensors under ``module`` or ``model`` and with what training needs to continue,
+which is ignored. It holds no sizes: they are derived from the shapes, except the number of heads.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from convert.checkpoint import Checkpoint, CheckpointInfo
-from convert.formats.heads import head_count_from_manifest, resolve_head_count
-from convert.formats.megatron.rank_files import RankFile, check_saved_ranks, resolve_rank_files
-from convert.formats.megatron.sharding import (
-    COLUMN,
-    QKV,
-    REPLICATED,
-    ROW,
-    ShardingError,
-    ShardSpec,
-    check_shards,
-    merge,
-    shard_shape,
+from convert.formats.candidate import Candidate
+from convert.formats.format import Format, OpenOptions
+from convert.formats.heads import head_count_from_manifest
+from convert.formats.megatron.cpm_writer import BOOKKEEPING, WRITER
+from convert.formats.megatron.layout import CPM, CPM_NAMES, cpm_name, shard_spec_of
+from convert.formats.megatron.rank_files import (
+    RankFile,
+    check_saved_ranks,
+    find_first_rank_file,
+    has_tracker,
+    resolve_rank_files,
 )
-from convert.tensors import FLOATS, Array, DType, check_finite, empty, widest
-from convert.torch_format.reader import TensorRef, read_torch_file
+from convert.formats.megatron.sharding import ShardingError, check_shard_shapes, shard_recipe
+from convert.formats.tensor_map import LazyTensor, TensorMapCheckpoint, matrix_shape, name_problems
+from convert.torch_format.reader import TorchFile
 from support.errors import CheckpointError
 from support.messages import list_names, pluralize, short_repr
-from tf_model.config import ConfigError, GPT2Config
-from tokenization.special_tokens import CPM_TOKENS, SpecialTokens
-
-TENSORS: dict[str, tuple[str, ShardSpec]] = {
-    "wte.weight": ("word_embeddings.weight", COLUMN),
-    "wpe.weight": ("position_embeddings.weight", REPLICATED),
-    "h.{}.ln_1.weight": ("transformer.layers.{}.input_layernorm.weight", REPLICATED),
-    "h.{}.ln_1.bias": ("transformer.layers.{}.input_layernorm.bias", REPLICATED),
-    "h.{}.attn.c_attn.weight": ("transformer.layers.{}.attention.query_key_value.weight", QKV),
-    "h.{}.attn.c_attn.bias": ("transformer.layers.{}.attention.query_key_value.bias", QKV),
-    "h.{}.attn.c_proj.weight": ("transformer.layers.{}.attention.dense.weight", ROW),
-    "h.{}.attn.c_proj.bias": ("transformer.layers.{}.attention.dense.bias", REPLICATED),
-    "h.{}.ln_2.weight": ("transformer.layers.{}.post_attention_layernorm.weight", REPLICATED),
-    "h.{}.ln_2.bias": ("transformer.layers.{}.post_attention_layernorm.bias", REPLICATED),
-    "h.{}.mlp.c_fc.weight": ("transformer.layers.{}.mlp.dense_h_to_4h.weight", COLUMN),
-    "h.{}.mlp.c_fc.bias": ("transformer.layers.{}.mlp.dense_h_to_4h.bias", COLUMN),
-    "h.{}.mlp.c_proj.weight": ("transformer.layers.{}.mlp.dense_4h_to_h.weight", ROW),
-    "h.{}.mlp.c_proj.bias": ("transformer.layers.{}.mlp.dense_4h_to_h.bias", REPLICATED),
-    "ln_f.weight": ("transformer.final_layernorm.weight", REPLICATED),
-    "ln_f.bias": ("transformer.final_layernorm.bias", REPLICATED),
-}
-"""Canonical name -> (Megatron's name, split); ``{}`` is the layer."""
-
-BOOKKEEPING: Mapping[str, int | list[str] | None] = {
-    "optimizer": None,
-    "lr_scheduler": None,
-    "csr_tensor_module_names": [],
-    "skipped_steps": 0,
-    "global_steps": 0,
-    "global_samples": 0,
-    "dp_world_size": 1,
-}
-"""What DeepSpeed's loader asks for beside ``module`` and ``mp_world_size``, as it is before a training has begun.
-
-Source: ``_load_checkpoint`` in ``deepspeed/runtime/engine.py`` of DeepSpeed 0.3. The names are a set there, of which
-only ``in`` is asked.
-"""
+from tf_model.config import GPT2Config
+from tokenization.special_tokens import CPM_TOKENS
 
 _COUNTS = frozenset(key for key, neutral in BOOKKEEPING.items() if neutral is not None)
+"""Bookkeeping that is no loss to leave out: numbers of steps, samples and ranks."""
 
 _LAYER = re.compile(r"transformer\.layers\.(0|[1-9]\d{0,3})\.")
-
-
-def source_name(name: str) -> tuple[str, ShardSpec]:
-    """Megatron's name and the split of the canonical tensor ``name``."""
-    layer = re.match(r"h\.(\d+)\.", name)
-    template, kind = TENSORS[f"h.{{}}.{name[layer.end() :]}" if layer else name]
-    return template.format(layer[1] if layer else ""), kind
+_MODULE_PREFIX = re.compile(r"(?:module\.)*")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Shard:
-    """One rank's file: its tensors under Megatron's names, two numbers that it may hold, and what else is in it."""
+    """One rank's file.
+
+    Attributes:
+        file: the file.
+        saved_name: the name, without its ending, that the file was saved under; None where nobody knows it.
+        tensors: the rank's tensors under Megatron's names.
+        iteration, world_size: what the file says about the training, if it does.
+        left_out: names of what else the file holds.
+    """
 
     file: Path
-    tensors: Mapping[str, TensorRef]
+    saved_name: str | None
+    tensors: Mapping[str, LazyTensor]
     iteration: int | None
     world_size: int | None
     left_out: list[str]
-    saved_name: str | None
 
 
-def _load_shard(file: Path) -> _Shard:
-    torch_file = read_torch_file(file)
-    top = torch_file.value
-    if not isinstance(top, dict):
+def _recognise(candidate: Candidate) -> bool:
+    return has_tracker(candidate) or find_first_rank_file(candidate) is not None
+
+
+def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
+    """Open the checkpoint; weights are touched only when they are read.
+
+    The candidate is the folder with the tracker file, the folder of an iteration, or a file that is the whole model.
+
+    Raises:
+        CheckpointError: anything that keeps the files from being one whole model.
+    """
+    files = resolve_rank_files(candidate, options.iteration)
+    if files[-1].stage:
+        raise CheckpointError(f"{files[-1].path}: of a pipeline stage, and CPM's Megatron has none")
+    shards = [_load_shard(candidate.torch_file(file.path)) for file in files]
+    n_layer = _check_names(shards)
+    _check_rank_count(files, shards[0], alone=candidate.is_file)
+    check_saved_ranks(zip(files, (shard.saved_name for shard in shards), strict=True))
+    try:
+        config = _sizes(shards, n_layer)
+    except ShardingError as error:
+        raise CheckpointError(f"{candidate.path}: {error}") from error
+    iteration = _check_numbers(shards)
+    if options.n_head is None:
+        options = dataclasses.replace(options, n_head=head_count_from_manifest(candidate.path, config.n_embd))
+    n_head = options.heads(shards[0].file, config.n_embd, len(shards))
+    return _checkpoint(dataclasses.replace(config, n_head=n_head), shards, iteration)
+
+
+def _checkpoint(config: GPT2Config, shards: Sequence[_Shard], iteration: int | None) -> Checkpoint:
+    recipes = {name: shard_recipe(_tensors(name, shards), shard_spec_of(name)) for name in config.tensor_shapes()}
+    details: dict[str, str | int] = {"tensor_parallel": len(shards)}
+    if iteration is not None:
+        details["iteration"] = iteration
+    left_out = dict.fromkeys(name for shard in shards for name in shard.left_out)
+    return TensorMapCheckpoint(
+        config,
+        recipes,
+        CheckpointInfo(CPM, details=details, left_out=tuple(left_out)),
+        tokens=CPM_TOKENS if config.vocab_size > 7 else None,  # its ids are 5 and 7
+    )
+
+
+def _tensors(name: str, shards: Sequence[_Shard]) -> list[LazyTensor]:
+    """Return the shards of the canonical tensor ``name``, rank 0 first."""
+    return [shard.tensors[cpm_name(name)] for shard in shards]
+
+
+def _load_shard(file: TorchFile) -> _Shard:
+    """Take what is known of a rank's file out of its pickle.
+
+    Raises:
+        CheckpointError: the file is not a rank's, or holds something else than tensors where the weights are.
+    """
+    content = file.value
+    if not isinstance(content, dict):
         raise CheckpointError(
-            f"{file}: expected a dict with the weights under 'module' or 'model', found {short_repr(top)}"
+            f"{file.path}: expected a dict with the weights under 'module' or 'model', found {short_repr(content)}"
         )
-    key = next((key for key in ("module", "model") if isinstance(top.get(key), dict)), None)
-    if key is None:
-        raise CheckpointError(f"{file}: expected a dict under 'module' or 'model', found the keys {list_names(top, 9)}")
-    if top.get("checkpoint_version"):  # Q, K and V are in another order since 1.0
+    weights = next((key for key in ("module", "model") if isinstance(content.get(key), dict)), None)
+    if weights is None:
+        found = list_names(content, 9)
+        raise CheckpointError(f"{file.path}: expected a dict under 'module' or 'model', found the keys {found}")
+    if version := content.get("checkpoint_version"):  # Q, K and V are in another order since 1.0
         raise CheckpointError(
-            f"{file}: checkpoint_version is {short_repr(top['checkpoint_version'])}, which CPM's Megatron "
-            "has not: expected "
-            "none, or a language_model under 'model', as newer Megatron-LM has it"
+            f"{file.path}: checkpoint_version is {short_repr(version)}, which CPM's Megatron has not: expected none, "
+            "or a language_model under 'model', as newer Megatron-LM has it"
         )
-    state = top[key]
-    prefixes = (re.match(r"(?:module\.)*", name) if isinstance(name, str) else None for name in state)
-    if shared := min((prefix.end() if prefix else 0 for prefix in prefixes), default=0):
-        state = {name[shared:]: value for name, value in state.items()}
-    for name, value in state.items():
-        if not isinstance(value, TensorRef):
-            raise CheckpointError(f"{file}: {list_names([name])}: expected a tensor, found {short_repr(value)}")
-        if value.nbytes > value.storage.nbytes:  # a view that repeats values: small in the file, huge in memory
-            raise CheckpointError(f"{file}: {list_names([name])}: {value.nbytes} bytes, of which the file has fewer")
-        if value.dtype not in FLOATS:
-            raise CheckpointError(
-                f"{file}: {list_names([name])}: expected {list_names(FLOATS, 4)}, found {value.dtype.name}"
-            )
-    numbers = {key: top[key] for key in ("iteration", "mp_world_size") if type(top.get(key)) is int}
-    names = {name if isinstance(name, str) else short_repr(name): value for name, value in top.items()}
-    # Upstream's change_mp.py leaves None where something was. Counts of steps, samples and ranks are no loss.
-    known = {key, *numbers, *_COUNTS}
-    left_out = [name for name, value in names.items() if value is not None and name not in known]
-    return _Shard(file, state, numbers.get("iteration"), numbers.get("mp_world_size"), left_out, torch_file.saved_name)
+    numbers = {key: content[key] for key in ("iteration", "mp_world_size") if type(content.get(key)) is int}
+    # Upstream's change_mp.py leaves None where something was.
+    known = {weights, *numbers, *_COUNTS}
+    left_out = [name for name, value in _by_text(content).items() if value is not None and name not in known]
+    tensors = file.tensors(_without_prefix(_by_text(content[weights])))
+    return _Shard(file.path, file.saved_name, tensors, numbers.get("iteration"), numbers.get("mp_world_size"), left_out)
 
 
-def _check_names(shards: list[_Shard]) -> int:
-    """The number of layers. Every shard has the tensors of each of them, and no others.
+def _by_text(values: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return a dict with texts for keys, whatever the file has."""
+    return {key if isinstance(key, str) else short_repr(key): value for key, value in values.items()}
+
+
+def _without_prefix(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Drop the ``module.`` that wrappers of PyTorch put before every name, as many of them as all names have."""
+    prefixes = [_MODULE_PREFIX.match(name) for name in state]
+    shared = min((prefix.end() for prefix in prefixes if prefix), default=0)
+    return {name[shared:]: value for name, value in state.items()}
+
+
+def _check_names(shards: Sequence[_Shard]) -> int:
+    """Check that every shard has the tensors of each layer, and no others; return the number of layers.
 
     Raises:
         CheckpointError: with all that are missing and all that are too many, in all files.
     """
-    layers = (_LAYER.match(str(name)) for shard in shards for name in shard.tensors)
-    n_layer = 1 + max((int(match[1]) for match in layers if match), default=0)
-    templates = [template for template, _ in TENSORS.values()]
-    expected = {name.format(i): None for name in templates for i in range(n_layer if "{}" in name else 1)}
+    layers = [_LAYER.match(name) for shard in shards for name in shard.tensors]
+    n_layer = 1 + max((int(layer[1]) for layer in layers if layer), default=0)
+    expected: list[str] = []
+    for template in CPM_NAMES.values():
+        expected += [template.format(layer) for layer in range(n_layer)] if "{}" in template else [template]
     problems = []
     for shard in shards:
-        for what, names in (
-            ("missing", [name for name in expected if name not in shard.tensors]),
-            ("unexpected", [name for name in shard.tensors if name not in expected]),
-        ):
-            if names:
-                problems.append(f"{shard.file}: {pluralize(len(names), f'{what} tensor')}: {list_names(names)}")
+        problems += [f"{shard.file}: {problem}" for problem in name_problems(shard.tensors, dict.fromkeys(expected))]
     if problems:
         raise CheckpointError("; ".join(problems))
     return n_layer
 
 
-def _shape(shard: _Shard, canonical: str) -> tuple[int, ...]:
-    name, _ = source_name(canonical)
-    shape = shard.tensors[name].shape
-    if len(shape) != 2 or 0 in shape:
-        raise CheckpointError(f"{shard.file}: {name}: expected a matrix, found the shape {list(shape)}")
-    return shape
+def _matrix_shape(shard: _Shard, canonical: str) -> tuple[int, int]:
+    return matrix_shape(shard.file, shard.tensors, cpm_name(canonical))
 
 
-def _check_ranks(files: list[RankFile], first: _Shard, alone: bool) -> None:
-    """Checks that there are as many files as the fused projection and the one behind it say that there are ranks.
+def _check_rank_count(files: Sequence[RankFile], first: _Shard, *, alone: bool) -> None:
+    """Check that there are as many files as the shapes of rank 0 say that there are ranks.
 
-    Where the two disagree the number of ranks is not what is wrong: ``_sizes`` names the shape that is.
+    The fused projection and the one after it both say it. Where they disagree, the number of ranks is not what is
+    wrong: ``_sizes`` names the shape that is.
     """
-    hidden = _shape(first, "wpe.weight")[1]
-    by_qkv, rest = divmod(3 * hidden, _shape(first, "h.0.attn.c_attn.weight")[0])
-    ranks = hidden / _shape(first, "h.0.attn.c_proj.weight")[1]
+    hidden = _matrix_shape(first, "wpe.weight")[1]
+    by_qkv, rest = divmod(3 * hidden, _matrix_shape(first, "h.0.attn.c_attn.weight")[0])
+    ranks = hidden / _matrix_shape(first, "h.0.attn.c_proj.weight")[1]
     if rest or by_qkv != ranks or ranks == len(files):
         return
-    this = f"{first.file}: from a model split over {pluralize(by_qkv, 'rank')}"
-    found = f"{pluralize(len(files), 'file')} found"
     if alone:
         who = f"rank {files[0].rank}" if files[0].name_pattern else "one"
         raise CheckpointError(f"{first.file}: {who} of a model split over {by_qkv} ranks: give the folder of them all")
+    problem = f"{first.file}: from a model split over {pluralize(by_qkv, 'rank')}, but {_files_found(files)}"
     if len(files) > ranks:
-        raise CheckpointError(f"{this}, but {found}: those beside it are not of this model, or it was split wrongly")
-    missing = files[-1].name_of(len(files))
-    raise CheckpointError(f"{this}, but {found}: {missing} is missing")
+        raise CheckpointError(f"{problem}: those beside it are not of this model, or it was split wrongly")
+    raise CheckpointError(f"{problem}: {files[-1].name_of(len(files))} is missing")
 
 
-def _sizes(shards: list[_Shard], n_layer: int) -> GPT2Config:
-    """The sizes, from the shapes of rank 0 and with one head; every shape of every rank fits them.
+def _files_found(files: Sequence[object]) -> str:
+    return f"{pluralize(len(files), 'file')} found"
+
+
+def _sizes(shards: Sequence[_Shard], n_layer: int) -> GPT2Config:
+    """Return the sizes, from the shapes of rank 0 and with one head, after checking every shape of every rank.
 
     Raises:
-        CheckpointError: one does not.
+        CheckpointError: a shape does not fit the sizes.
+        ShardingError: the sizes cannot be split over this number of ranks.
     """
     p, first = len(shards), shards[0]
-    n_positions, hidden = _shape(first, "wpe.weight")
-    vocab_size, n_inner = (p * _shape(first, name)[0] for name in ("wte.weight", "h.0.mlp.c_fc.weight"))
+    n_positions, hidden = _matrix_shape(first, "wpe.weight")
+    vocab_size, n_inner = (p * _matrix_shape(first, name)[0] for name in ("wte.weight", "h.0.mlp.c_fc.weight"))
     config = GPT2Config(vocab_size, n_positions, hidden, n_layer, n_head=1, n_inner=n_inner)
-    for canonical, whole in config.tensor_shapes().items():
-        name, kind = source_name(canonical)
-        expected = shard_shape(whole, kind, p)
-        for shard in shards:
-            if (found := shard.tensors[name].shape) != expected:
-                raise CheckpointError(
-                    f"{shard.file}: {name}: expected the shape {list(expected)} on each of {pluralize(p, 'rank')}, "
-                    f"found {list(found)}"
-                )
+    for name, shape in config.tensor_shapes().items():
+        check_shard_shapes(_tensors(name, shards), shape, shard_spec_of(name))
     return config
 
 
-def _check_numbers(shards: list[_Shard]) -> int | None:
-    """The iteration that the files name, if any. All files agree on it and on the number of ranks.
+def _check_numbers(shards: Sequence[_Shard]) -> int | None:
+    """Return the iteration that the files name, if any, after checking what they say about ranks and iterations.
 
     Raises:
-        CheckpointError: they do not.
+        CheckpointError: the files disagree with one another, or with the number of files.
     """
     for shard in shards:
         if shard.world_size not in (None, len(shards)):
-            found = pluralize(len(shards), "file")
-            raise CheckpointError(f"{shard.file}: mp_world_size is {shard.world_size}, but {found} found")
+            raise CheckpointError(f"{shard.file}: mp_world_size is {shard.world_size}, but {_files_found(shards)}")
     named = [shard for shard in shards if shard.iteration is not None]
     for shard in named:
         if shard.iteration != named[0].iteration:
@@ -226,86 +235,4 @@ def _check_numbers(shards: list[_Shard]) -> int | None:
     return named[0].iteration if named else None
 
 
-class MegatronCheckpoint:
-    """A ``Checkpoint`` of p shards, opened by ``open_megatron``; nothing but headers has been read so far."""
-
-    tokenizer: Path | None = None
-
-    def __init__(self, config: GPT2Config, shards: list[_Shard], iteration: int | None) -> None:
-        self.config = config
-        self.tokens: SpecialTokens | None = CPM_TOKENS if config.vocab_size > 7 else None  # its ids are 5 and 7
-        details: dict[str, str | int] = {"tensor_parallel": len(shards)}
-        if iteration is not None:
-            details["iteration"] = iteration
-        self._refs = {
-            name: [shard.tensors[source_name(name)[0]] for shard in shards] for name in config.tensor_shapes()
-        }
-        self.dtypes: Mapping[str, DType] = {
-            name: widest(ref.dtype for ref in refs) for name, refs in self._refs.items()
-        }
-        storages = [ref.storage for refs in self._refs.values() for ref in refs]
-        self.info = CheckpointInfo(
-            "megatron",
-            tuple(shard.file for shard in shards),
-            sum(ref.nbytes for refs in self._refs.values() for ref in refs),
-            details,
-            left_out=tuple(dict.fromkeys(name for shard in shards for name in shard.left_out)),
-            without_checksums=tuple(sorted({storage.file for storage in storages if storage.crc is None})),
-        )
-        self._shapes = config.tensor_shapes()
-        self._checked: set[tuple[Path, str]] = set()
-
-    def read(self, name: str, dtype: DType, buffer: Array | None = None) -> Array:
-        """As ``Checkpoint.read``; also checks the CRC-32 of the storages and that replicated tensors are replicas.
-
-        Beside the result only blocks of a few MB are allocated: the shards are mapped files.
-        """
-        source, kind = source_name(name)
-        refs = self._refs[name]
-        for ref in refs:
-            storage = ref.storage
-            if (key := (storage.file, storage.key)) not in self._checked:
-                storage.check()
-                self._checked.add(key)
-        shards = [ref.numpy() for ref in refs]
-        whole = empty(self._shapes[name], dtype, buffer)
-        merge(shards, kind, whole)
-        sources = list(zip(self.info.files, shards, strict=True))
-        check_shards(source, kind, sources)
-        if kind is REPLICATED:
-            del sources[1:]
-        check_finite(source, whole, self.info.files[0].parent, sources)
-        return whole
-
-
-def open_megatron(
-    path: Path, *, n_head: int | None = None, iteration: str | None = None, allow_unknown_heads: bool = False
-) -> Checkpoint:
-    """The checkpoint at ``path``; weights are touched only when they are read.
-
-    Args:
-        path: the folder with the tracker file, the folder of an iteration, or a file that is the whole model.
-        n_head: attention heads, for a hidden size that is not in ``HEADS``.
-        iteration: the iteration to take instead of the tracker's, a number or ``release``.
-        allow_unknown_heads: where nobody knows ``n_head``, it is p, for those who do not compute with it.
-
-    Raises:
-        CheckpointError: anything that keeps the files from being one whole model.
-    """
-    try:
-        files = resolve_rank_files(path, iteration)
-        if files[-1].stage:
-            raise CheckpointError(f"{files[-1].path}: of a pipeline stage, and CPM's Megatron has none")
-        shards = [_load_shard(file.path) for file in files]
-        n_layer = _check_names(shards)
-        _check_ranks(files, shards[0], alone=path.is_file())
-        check_saved_ranks(zip(files, (shard.saved_name for shard in shards), strict=True))
-        config = _sizes(shards, n_layer)
-        number = _check_numbers(shards)
-        given = head_count_from_manifest(path, config.n_embd) if n_head is None else n_head
-        heads = resolve_head_count(shards[0].file, config.n_embd, len(shards), given, allow_unknown_heads)
-        return MegatronCheckpoint(dataclasses.replace(config, n_head=heads), shards, number)
-    except (ConfigError, ShardingError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    except OSError as error:
-        raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
+FORMAT = Format(CPM, _recognise, _open, writer=WRITER)

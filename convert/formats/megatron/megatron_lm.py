@@ -1,189 +1,257 @@
-"""Newer Megatron-LM's GPT: ``model`` holds ``language_model``; tensor x pipeline parallel, with ``args``.
+"""Checkpoints of newer Megatron-LM: ``model`` holds ``language_model``; tensor x pipeline parallel, with ``args``.
 
     <root>/latest_checkpointed_iteration.txt
     <root>/iter_0000500/mp_rank_00/model_optim_rng.pt            tensor parallel
     <root>/iter_0000500/mp_rank_00_000/model_optim_rng.pt        tensor parallel, pipeline stage
 
-Sources: ``megatron/checkpointing.py`` (paths, ``fix_query_key_value_ordering``), ``megatron/model/language_model.py``
-(names) and ``megatron/arguments.py`` of Megatron-LM. The rows of a rank's fused projection are, by
-``checkpoint_version``: 0 ``[3, heads, head_dim]``, 1.0 ``[heads, head_dim, 3]``, 2.0 and 3.0 ``[heads, 3, head_dim]``.
-Layers are counted from 0 on every stage; the last has the final layer norm and a copy of the tied embedding.
+Sources: ``megatron/checkpointing.py`` (paths) and ``megatron/model/language_model.py`` (names) of Megatron-LM. Every
+stage counts its layers from 0. The last stage has the final layer norm and a copy of the tied embedding.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from convert.checkpoint import Checkpoint, CheckpointInfo
-from convert.formats.heads import resolve_head_count
-from convert.formats.megatron.rank_files import RankFile, resolve_rank_files
-from convert.formats.megatron.sharding import (
-    COLUMN,
-    QKV,
-    REPLICATED,
-    ROW,
-    ShardSpec,
-    check_shards,
-    merge,
-    shard_shape,
+from convert.formats.candidate import Candidate
+from convert.formats.format import Format, OpenOptions
+from convert.formats.megatron.layout import (
+    MEGATRON_LM,
+    MEGATRON_LM_NAMES,
+    VERSIONS,
+    megatron_lm_name,
+    qkv_view,
+    shard_spec_of,
 )
-from convert.formats.tensor_map import LazyTensor, TensorMapCheckpoint, TensorRecipe, matrix_shape, torch_tensors
+from convert.formats.megatron.megatron_lm_args import SavedArgs
+from convert.formats.megatron.megatron_lm_writer import WRITER
+from convert.formats.megatron.rank_files import find_first_rank_file, resolve_rank_files
+from convert.formats.megatron.sharding import QKV, check_shard_shapes, shard_recipe
+from convert.formats.tensor_map import (
+    LazyTensor,
+    TensorMapCheckpoint,
+    TensorRecipe,
+    layer_template,
+    matrix_shape,
+    name_problems,
+)
 from convert.tensors import Array, assign, same_values
-from convert.torch_format.pickle_values import Placeholder
-from convert.torch_format.reader import load
+from convert.torch_format.reader import TorchFile
 from support.errors import CheckpointError
-from support.messages import list_names, pluralize, short_repr
-from tf_model.config import ConfigError, GPT2Config
+from support.messages import list_names, short_repr
+from tf_model.config import GPT2Config
 
-NAME = "megatron-lm"
-VERSIONS = ("0", "1.0", "2.0", "3.0")
-TENSORS: Mapping[str, tuple[str, ShardSpec]] = {
-    "wte.weight": ("embedding.word_embeddings.weight", COLUMN),
-    "wpe.weight": ("embedding.position_embeddings.weight", REPLICATED),
-    **{
-        f"h.{{}}.{ours}.{kind}": (f"layers.{{}}.{theirs}.{kind}", split)
-        for ours, theirs, weight, bias in (
-            ("ln_1", "input_layernorm", REPLICATED, REPLICATED),
-            ("attn.c_attn", "attention.query_key_value", QKV, QKV),
-            ("attn.c_proj", "attention.dense", ROW, REPLICATED),
-            ("ln_2", "post_attention_layernorm", REPLICATED, REPLICATED),
-            ("mlp.c_fc", "mlp.dense_h_to_4h", COLUMN, COLUMN),
-            ("mlp.c_proj", "mlp.dense_4h_to_h", ROW, REPLICATED),
-        )
-        for kind, split in (("weight", weight), ("bias", bias))
-    },
-    "ln_f.weight": ("final_layernorm.weight", REPLICATED),
-    "ln_f.bias": ("final_layernorm.bias", REPLICATED),
-    "lm_head.weight": ("output_layer.weight", COLUMN),
-}
-"""Canonical name -> Megatron-LM's below ``language_model`` and ``encoder``, and the split; ``{}`` is the layer."""
+_EMBEDDING, _POSITIONS = megatron_lm_name("wte.weight"), megatron_lm_name("wpe.weight")
+_HEAD = megatron_lm_name("lm_head.weight")
+_FINAL_NORM = (megatron_lm_name("ln_f.weight"), megatron_lm_name("ln_f.bias"))
+_TIED_COPY = "word_embeddings_for_head.weight"
+"""The embedding again, on the last of several stages."""
+_LAYER_TEMPLATES = tuple(template for template in MEGATRON_LM_NAMES.values() if "{}" in template)
+_FIRST_STAGE = ("wte.weight", "wpe.weight")
+_PADDED = ("wte.weight", "lm_head.weight")
+"""Canonical tensors that may have more rows in the files than there are tokens."""
 
-_ORDERS: Mapping[str, tuple[tuple[Any, ...], int]] = {
-    "0": ((3, "heads", -1), 0),
-    "1.0": (("heads", -1, 3), 2),
-    "2.0": (("heads", 3, -1), 1),
-    "3.0": (("heads", 3, -1), 1),
-}
-"""What the rows of a rank's fused projection are, from the outermost on, and which of it is Q, K or V."""
-
-_TIED = "word_embeddings_for_head.weight"
 _LAYER = re.compile(r"layers\.(\d{1,4})\.")
-_ONLY = {
-    "position_embedding_type": "learned_absolute",
-    "swiglu": False,
-    "normalization": "LayerNorm",
-    "group_query_attention": False,
-    "apply_residual_connection_post_layernorm": False,
-    "apply_layernorm_1p": False,
-    "num_experts": None,
-    "multi_query_attention": False,
-    "squared_relu": False,
-    "add_bias_linear": True,
-}
-"""``args`` that make another model than a GPT-2, and what they have to be."""
+_WRAPPER = re.compile(r"^(transformer|encoder)\.")
+_MAX_DEPTH = 20
+"""Of nested dicts of tensors."""
 
 
-class _Shard(NamedTuple):
-    """One file: its tensors by normalised name, its args, and what of ``top`` is left out."""
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+    """The file of one rank of one stage.
+
+    Attributes:
+        file: the file.
+        tensors: the rank's tensors, under their names as older versions spell them.
+        args: what the file says about the training.
+        version: one of ``VERSIONS``.
+        iteration: the number of the iteration, if the file has one.
+        left_out: names of what else the file holds.
+    """
 
     file: Path
-    tensors: dict[str, LazyTensor]
-    args: Mapping[str, Any]
+    tensors: Mapping[str, LazyTensor]
+    args: SavedArgs
     version: str
     iteration: int | None
     left_out: list[str]
 
 
-def source_name(name: str) -> tuple[str, ShardSpec]:
-    """Megatron-LM's name, in the older spelling, and the split of the canonical tensor ``name``."""
-    layer = re.match(r"h\.(\d+)\.", name)
-    template, kind = TENSORS[f"h.{{}}.{name[layer.end() :]}" if layer else name]
-    return template.format(layer[1] if layer else ""), kind
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of a pipeline.
+
+    Attributes:
+        ranks: the files of its tensor-parallel ranks, rank 0 first.
+        first_layer: the number of its first layer in the whole model.
+        is_first, is_last: its place in the pipeline; the only stage is both.
+    """
+
+    ranks: Sequence[_Shard]
+    first_layer: int
+    is_first: bool
+    is_last: bool
+
+    @functools.cached_property
+    def layers(self) -> range:
+        """The numbers of its layers in the whole model."""
+        found = [_LAYER.match(name) for rank in self.ranks for name in rank.tensors]
+        count = 1 + max((int(layer[1]) for layer in found if layer), default=-1)
+        return range(self.first_layer, self.first_layer + count)
+
+    def expected_names(self, *, untied: bool) -> list[str]:
+        """Return the names of the tensors that each of its files has.
+
+        Args:
+            untied: whether the model has an output matrix of its own.
+        """
+        names = [template.format(layer) for layer in range(len(self.layers)) for template in _LAYER_TEMPLATES]
+        if self.is_first:
+            names += [_EMBEDDING, _POSITIONS]
+        if self.is_last:
+            names += [*_FINAL_NORM, _HEAD] if untied else _FINAL_NORM
+        return names
+
+    def may_have(self, name: str) -> bool:
+        """Whether its files may have a tensor that ``expected_names`` does not name."""
+        return self.is_last and name == _TIED_COPY
+
+    def tensors(self, name: str) -> list[LazyTensor]:
+        """Return the tensors of a canonical name, rank 0 first; the stage has it."""
+        template, layer = layer_template(name)
+        own_name = MEGATRON_LM_NAMES[template].format(int(layer) - self.first_layer if layer else "")
+        return [rank.tensors[own_name] for rank in self.ranks]
 
 
-def thirds(part: Array, version: str, heads: int) -> Array:
-    """A rank's fused projection as a view ``[3, heads, head_dim, ...]``, whatever the order of its rows."""
-    sizes, axis = _ORDERS[version]
-    taken_apart = part.reshape(*(heads if size == "heads" else size for size in sizes), *part.shape[1:])
-    return np.moveaxis(taken_apart, axis, 0)
+@dataclasses.dataclass(frozen=True)
+class _Model:
+    """All files of a model.
+
+    Attributes:
+        stages: the stages of its pipeline, in order.
+    """
+
+    stages: Sequence[Stage]
+
+    @property
+    def shards(self) -> Iterator[_Shard]:
+        """Every file: stage by stage, rank by rank."""
+        return itertools.chain.from_iterable(stage.ranks for stage in self.stages)
+
+    @property
+    def first(self) -> _Shard:
+        """The file of rank 0 of the first stage."""
+        return self.stages[0].ranks[0]
+
+    @property
+    def tensor_parallel(self) -> int:
+        return len(self.stages[0].ranks)
+
+    @property
+    def n_layer(self) -> int:
+        return self.stages[-1].layers.stop
+
+    @property
+    def untied(self) -> bool:
+        """Whether there is an output matrix of its own."""
+        return any(_HEAD in rank.tensors for rank in self.stages[-1].ranks)
+
+    def tensors(self, name: str) -> list[LazyTensor]:
+        """Return the shards of a canonical tensor, rank 0 first."""
+        _, layer = layer_template(name)
+        if layer:
+            stage = next(stage for stage in self.stages if int(layer) in stage.layers)
+        else:
+            stage = self.stages[0 if name in _FIRST_STAGE else -1]
+        return stage.tensors(name)
 
 
-def is_one(file: Path) -> bool:
-    """Whether the file is a rank of this format: its ``model`` has a ``language_model``."""
-    try:
-        top = load(file)
-    except CheckpointError:
-        return False
-    model = top.get("model") if isinstance(top, dict) else None
+def _recognise(candidate: Candidate) -> bool:
+    """Whether a file of a rank has a ``language_model`` in its ``model``."""
+    file = find_first_rank_file(candidate)
+    model = candidate.torch_dict(file).get("model") if file else None
     return isinstance(model, dict) and "language_model" in model
 
 
-def open_megatron_lm(
-    path: Path, *, n_head: int | None = None, iteration: str | None = None, allow_unknown_heads: bool = False
-) -> Checkpoint:
-    """The checkpoint at ``path``; see ``open_megatron``.
+def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
+    """Open the checkpoint; weights are touched only when they are read.
+
+    The candidate is the folder with the tracker file, the folder of an iteration, or a file that is the whole model.
 
     Raises:
         CheckpointError: anything that keeps the files from being one whole model.
+        ConfigError: no GPT-2 has such sizes.
     """
-    try:
-        stages = _by_stage(resolve_rank_files(path, iteration))
-        return _open(path, stages, n_head, allow_unknown_heads)
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    except OSError as error:
-        raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
+    files = resolve_rank_files(candidate, options.iteration)
+    by_stage = itertools.groupby(files, lambda file: file.stage)
+    model = _assemble([[_load_shard(candidate.torch_file(file.path)) for file in ranks] for _, ranks in by_stage])
+    _check_same_training(model)
+    _check_names(model)
+    rows = model.tensor_parallel * matrix_shape(model.first.file, model.first.tensors, _EMBEDDING)[0]
+    config = _config(model, rows, options)
+    return TensorMapCheckpoint(
+        config,
+        {name: _recipe(name, model, config, rows) for name in config.tensor_shapes()},
+        _info(model, config, rows),
+        check=functools.partial(_check_tied, model),
+    )
 
 
-def _by_stage(files: Sequence[RankFile]) -> list[list[_Shard]]:
-    """Load the files of all ranks, those of one pipeline stage together."""
-    stages = itertools.groupby(files, lambda file: file.stage)
-    return [[_load_shard(file.path) for file in ranks] for _, ranks in stages]
+def _load_shard(file: TorchFile) -> _Shard:
+    """Take what is known of a rank's file out of its pickle.
 
-
-def _load_shard(file: Path) -> _Shard:
-    top = load(file)
-    model = top.get("model") if isinstance(top, dict) else None
+    Raises:
+        CheckpointError: the file is not a rank's, or holds something else than tensors where the weights are.
+    """
+    content = file.value
+    model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict) or not isinstance(model.get("language_model"), dict):
-        found = list_names(top, 9) if isinstance(top, dict) else short_repr(top)
-        raise CheckpointError(f"{file}: expected a dict with 'language_model' under 'model', found {found}")
-    flat: dict[str, Any] = {}
-    _flatten({**model["language_model"], **{k: v for k, v in model.items() if k != "language_model"}}, "", flat, file)
-    args = top.get("args")
-    values = args.state if isinstance(args, Placeholder) and isinstance(args.state, dict) else args
-    version = _version(file, top.get("checkpoint_version", 0))
-    number = top.get("iteration")
+        found = list_names(content, 9) if isinstance(content, dict) else short_repr(content)
+        raise CheckpointError(f"{file.path}: expected a dict with 'language_model' under 'model', found {found}")
+    beside = {key: value for key, value in model.items() if key != "language_model"}
+    state: dict[str, Any] = {}
+    _flatten({**model["language_model"], **beside}, "", state, file.path)
+    weights = {name: value for name, value in state.items() if not name.endswith("_extra_state")}
+    iteration = content.get("iteration")
     known = {"model", "args", "checkpoint_version", "iteration"}
-    left_out = [str(key) for key, value in top.items() if key not in known and value is not None]
-    tensors = torch_tensors(file, {name: value for name, value in flat.items() if not name.endswith("_extra_state")})
-    values = values if isinstance(values, dict) else {}
-    return _Shard(file, tensors, values, version, number if type(number) is int else None, left_out)
+    return _Shard(
+        file.path,
+        file.tensors(weights),
+        SavedArgs.of(file.path, content.get("args")),
+        _version(file.path, content.get("checkpoint_version", 0)),
+        iteration if type(iteration) is int else None,
+        [str(key) for key, value in content.items() if key not in known and value is not None],
+    )
 
 
-def _flatten(values: Mapping[Any, Any], before: str, flat: dict[str, Any], file: Path, depth: int = 0) -> None:
-    """Names of nested dicts, joined by points and spelt as older checkpoints spell them."""
+def _flatten(values: Mapping[Any, Any], prefix: str, state: dict[str, Any], file: Path, depth: int = 0) -> None:
+    """Put the tensors of nested dicts into ``state``, by their names joined with dots and in the older spelling."""
     for key, value in values.items():
-        if not isinstance(key, str) or depth > 20:
+        if not isinstance(key, str) or depth > _MAX_DEPTH:
             raise CheckpointError(f"{file}: {short_repr(key)}: expected the name of a tensor: damaged")
-        name = f"{before}{key}"
         if isinstance(value, dict):
-            _flatten(value, f"{name}.", flat, file, depth + 1)
+            _flatten(value, f"{prefix}{key}.", state, file, depth + 1)
             continue
-        name = re.sub(r"^(transformer|encoder)\.", "", name).replace(".self_attention.", ".attention.")
-        name = name.replace("final_norm.", "final_layernorm.").replace("_norm.", "_layernorm.")
-        if name in flat:
+        name = _older_spelling(f"{prefix}{key}")
+        if name in state:
             raise CheckpointError(f"{file}: two tensors are {list_names([name])}")
-        flat[name] = value
+        state[name] = value
+
+
+def _older_spelling(name: str) -> str:
+    name = _WRAPPER.sub("", name).replace(".self_attention.", ".attention.")
+    return name.replace("final_norm.", "final_layernorm.").replace("_norm.", "_layernorm.")
 
 
 def _version(file: Path, value: Any) -> str:
-    known = {0: "0", 1: "1.0", 2: "2.0", 3: "3.0"}
+    known = {float(version): version for version in VERSIONS}
     if type(value) not in (int, float) or value not in known:
         raise CheckpointError(
             f"{file}: checkpoint_version is {short_repr(value)}: expected one of {', '.join(VERSIONS)}"
@@ -191,182 +259,163 @@ def _version(file: Path, value: Any) -> str:
     return known[value]
 
 
-def _open(path: Path, stages: list[list[_Shard]], n_head: int | None, allow_unknown_heads: bool) -> Checkpoint:
-    first, p = stages[0][0], len(stages[0])
-    for shard in (shard for ranks in stages for shard in ranks):
-        for what, ours, theirs in (
-            ("checkpoint_version", shard.version, first.version), ("iteration", shard.iteration, first.iteration)
-        ):  # fmt: skip
-            if ours != theirs:
-                raise CheckpointError(f"{shard.file}: {what} is {ours}, that of {first.file} {theirs}: mixed-up files")
-    offsets = _check_names(stages)
-    config, rows = _config(path, stages, offsets[-1], n_head, allow_unknown_heads)
-    recipes = {}
-    for name in config.tensor_shapes():
-        ranks, local = _place(name, stages, offsets)
-        source, kind = source_name(local)
-        sources = [rank.tensors[source] for rank in ranks]
-        whole = (rows, *config.tensor_shapes()[name][1:]) if kind is COLUMN and "h." not in name else None
-        expected = shard_shape(whole or config.tensor_shapes()[name], kind, p)
-        for tensor in sources:
-            if tensor.shape != expected:
+def _assemble(shards: Sequence[Sequence[_Shard]]) -> _Model:
+    """Make a model of its files, given stage by stage."""
+    stages: list[Stage] = []
+    for number, ranks in enumerate(shards):
+        first_layer = stages[-1].layers.stop if stages else 0
+        stages.append(Stage(ranks, first_layer, is_first=number == 0, is_last=number == len(shards) - 1))
+    return _Model(stages)
+
+
+def _check_same_training(model: _Model) -> None:
+    """Check that all files are of one version and one iteration.
+
+    Raises:
+        CheckpointError: they are not.
+    """
+    first = model.first
+    for shard in model.shards:
+        for what, found, expected in (
+            ("checkpoint_version", shard.version, first.version),
+            ("iteration", shard.iteration, first.iteration),
+        ):
+            if found != expected:
                 raise CheckpointError(
-                    f"{tensor.file}: {source}: expected the shape {list(expected)} on each of {pluralize(p, 'rank')}, "
-                    f"found {list(tensor.shape)}"
+                    f"{shard.file}: {what} is {found}, that of {first.file} {expected}: mixed-up files"
                 )
-        recipes[name] = TensorRecipe(sources, _put(sources, kind, first.version, config.n_head // p))
-    details: dict[str, str | int] = {"checkpoint_version": first.version, "tensor_parallel": p}
-    if len(stages) > 1:
-        details["pipeline_parallel"] = len(stages)
+
+
+def _check_names(model: _Model) -> None:
+    """Check that every file has the tensors of its stage, and no others.
+
+    Raises:
+        CheckpointError: with all that are missing or unexpected, in all files.
+    """
+    problems = []
+    for stage in model.stages:
+        expected = dict.fromkeys(stage.expected_names(untied=model.untied))
+        for rank in stage.ranks:
+            found = name_problems(rank.tensors, expected, stage.may_have)
+            problems += [f"{rank.file}: {problem}" for problem in found]
+    if not model.n_layer:
+        problems.append(f"{model.first.file}: no tensors named layers.0...")
+    if problems:
+        raise CheckpointError("; ".join(problems))
+
+
+def _config(model: _Model, rows: int, options: OpenOptions) -> GPT2Config:
+    """Return the sizes by the shapes, and everything else by ``args``, which must not say other sizes.
+
+    Args:
+        model: the files.
+        rows: rows of the embedding of all ranks, padding included.
+        options: what the user knows.
+
+    Raises:
+        CheckpointError: ``args`` and the files contradict each other, or this is no GPT-2.
+        ConfigError: no GPT-2 has such sizes.
+    """
+    first, args, p = model.first, model.first.args, model.tensor_parallel
+    args.check_is_gpt2()
+    n_positions, hidden = matrix_shape(first.file, first.tensors, _POSITIONS)
+    width = model.tensors("h.0.mlp.c_fc.weight")[0]
+    n_inner = p * matrix_shape(width.file, {width.name: width}, width.name)[0]
+    args.check_sizes(
+        {
+            "num_layers": model.n_layer,
+            "hidden_size": hidden,
+            "max_position_embeddings": n_positions,
+            "padded_vocab_size": rows,
+            "ffn_hidden_size": n_inner,
+            "tensor_model_parallel_size": p,
+            "pipeline_model_parallel_size": len(model.stages),
+        }
+    )
+    vocab_size, stored_heads, epsilon = args.vocab_size(rows), args.n_head(), args.layer_norm_epsilon()
+    args.check_head(untied=model.untied)
+    return GPT2Config(
+        vocab_size=vocab_size,
+        n_positions=n_positions,
+        n_embd=hidden,
+        n_layer=model.n_layer,
+        n_head=options.heads(first.file, hidden, p, stored_heads),
+        n_inner=n_inner,
+        activation_function=args.activation_function(),
+        layer_norm_epsilon=epsilon,
+        tie_word_embeddings=not model.untied,
+    )
+
+
+def _recipe(name: str, model: _Model, config: GPT2Config, rows: int) -> TensorRecipe:
+    """Return how the canonical tensor ``name`` is made of the shards of all ranks.
+
+    Raises:
+        CheckpointError: a shard has another shape than the sizes say.
+    """
+    shards, shard_spec, shape = model.tensors(name), shard_spec_of(name), config.tensor_shapes()[name]
+    is_padded = name in _PADDED
+    check_shard_shapes(shards, (rows, *shape[1:]) if is_padded else shape, shard_spec)
+    if is_padded:
+        return shard_recipe(shards, shard_spec, _merge_rows)
+    if shard_spec is QKV:
+        return shard_recipe(shards, shard_spec, _merge_qkv(model.first.version, config.n_head // len(shards)))
+    return shard_recipe(shards, shard_spec)
+
+
+def _merge_rows(values: Sequence[Array], out: Array) -> None:
+    """Write the rows of all ranks into ``out``, which ends before the padding."""
+    start = 0
+    for value in values:
+        count = max(0, min(len(value), len(out) - start))
+        assign(out[start : start + count], value[:count])
+        start += count
+
+
+def _merge_qkv(version: str, heads: int) -> Callable[[Sequence[Array], Array], None]:
+    """Return what merges the fused projections of all ranks, with rows in the order of ``version``.
+
+    Args:
+        version: one of ``VERSIONS``.
+        heads: the number of heads of each rank.
+    """
+
+    def merge_values(values: Sequence[Array], out: Array) -> None:
+        whole = out.reshape(3, len(values), heads, -1, *out.shape[1:])
+        for rank, value in enumerate(values):
+            assign(whole[:, rank], qkv_view(value, version, heads))
+
+    return merge_values
+
+
+def _info(model: _Model, config: GPT2Config, rows: int) -> CheckpointInfo:
+    first = model.first
+    details: dict[str, str | int] = {"checkpoint_version": first.version, "tensor_parallel": model.tensor_parallel}
+    if len(model.stages) > 1:
+        details["pipeline_parallel"] = len(model.stages)
     if first.iteration:  # 0 is a release
         details["iteration"] = first.iteration
     if rows != config.vocab_size:
         details["padded_vocab_size"] = rows
-    left_out = list(dict.fromkeys(name for ranks in stages for shard in ranks for name in shard.left_out))
-    tied = [(a.tensors["embedding.word_embeddings.weight"], b.tensors[_TIED])
-            for a, b in zip(stages[0], stages[-1], strict=True) if _TIED in b.tensors]  # fmt: skip
-    return TensorMapCheckpoint(
-        config,
-        recipes,
-        CheckpointInfo(NAME, details=details, left_out=tuple(left_out)),
-        check=(lambda: _check_tied(tied)) if tied else None,
-    )
+    left_out = dict.fromkeys(name for shard in model.shards for name in shard.left_out)
+    return CheckpointInfo(MEGATRON_LM, details=details, left_out=tuple(left_out))
 
 
-def _place(name: str, stages: list[list[_Shard]], offsets: Sequence[int]) -> tuple[list[_Shard], str]:
-    """The ranks that hold a canonical tensor, and its name with the layer counted as they count it."""
-    layer = re.match(r"h\.(\d+)\.", name)
-    if layer is None:
-        return stages[0 if name.startswith("w") else -1], name
-    number = int(layer[1])
-    stage = next(i for i in range(len(stages)) if number < offsets[i + 1])
-    return stages[stage], f"h.{number - offsets[stage]}.{name[layer.end() :]}"
-
-
-def _check_names(stages: list[list[_Shard]]) -> list[int]:
-    """The number of the first layer of every stage, and behind them of all layers.
+def _check_tied(model: _Model) -> None:
+    """Check that the output matrix, which the last of several stages has, is a copy of the embedding.
 
     Raises:
-        CheckpointError: a tensor is missing or unexpected, in any file.
+        CheckpointError: it is not.
     """
-    offsets, problems = [0], []
-    untied = any("output_layer.weight" in shard.tensors for shard in stages[-1])
-    templates = [source_name(name)[0] for name in TENSORS if not name.startswith(("h.", "lm_head"))]
-    for number, ranks in enumerate(stages):
-        is_last = number == len(stages) - 1
-        count = 1 + max((int(m[1]) for shard in ranks for n in shard.tensors if (m := _LAYER.match(n))), default=-1)
-        expected = [
-            source_name(f"h.{layer}.{name[5:]}")[0]
-            for layer in range(count)
-            for name in TENSORS
-            if name.startswith("h.")
-        ]
-        expected += [name for name in templates if (is_last if name.startswith("final") else not number)]
-        expected += ["output_layer.weight"] * (untied and is_last)
-        optional = {_TIED} if is_last else set()
-        for shard in ranks:
-            for what, names in (
-                ("missing", [name for name in expected if name not in shard.tensors]),
-                ("unexpected", [name for name in shard.tensors if name not in {*expected, *optional}]),
-            ):
-                if names:
-                    problems.append(f"{shard.file}: {pluralize(len(names), f'{what} tensor')}: {list_names(names)}")
-        offsets.append(offsets[-1] + count)
-    if not offsets[-1]:
-        problems.append(f"{stages[0][0].file}: no tensors named layers.0...")
-    if problems:
-        raise CheckpointError("; ".join(problems))
-    return offsets
-
-
-def _config(
-    path: Path, stages: list[list[_Shard]], n_layer: int, n_head: int | None, allow_unknown_heads: bool
-) -> tuple[GPT2Config, int]:
-    """The sizes, from the shapes and checked with ``args``; and the rows of the embedding, padding and all.
-
-    Raises:
-        CheckpointError: they contradict each other, or this is no GPT-2.
-    """
-    first, p = stages[0][0], len(stages[0])
-    args, where = first.args, first.file
-    for key, value in _ONLY.items():
-        if args.get(key, value) != value:
-            raise CheckpointError(f"{where}: args.{key} is {short_repr(args[key])}: no GPT-2, where it is {value!r}")
-    n_positions, hidden = matrix_shape(where, first.tensors, "embedding.position_embeddings.weight")
-    rows = p * matrix_shape(where, first.tensors, "embedding.word_embeddings.weight")[0]
-    stage = next(ranks for ranks in stages if "layers.0.mlp.dense_h_to_4h.weight" in ranks[0].tensors)
-    inner = p * matrix_shape(where, stage[0].tensors, "layers.0.mlp.dense_h_to_4h.weight")[0]
-    for key, size in (
-        ("num_layers", n_layer), ("hidden_size", hidden), ("max_position_embeddings", n_positions),
-        ("padded_vocab_size", rows), ("ffn_hidden_size", inner), ("tensor_model_parallel_size", p),
-        ("pipeline_model_parallel_size", len(stages)),
-    ):  # fmt: skip
-        if args.get(key) not in (None, size):
-            raise CheckpointError(f"{where}: args.{key} is {short_repr(args[key])}, but the files have {size}")
-    vocab_size = next((v for k in ("true_vocab_size", "vocab_size") if type(v := args.get(k)) is int), rows)
-    if not 0 < vocab_size <= rows:
-        raise CheckpointError(f"{where}: args say a vocabulary of {vocab_size}, but the files have {rows} rows")
-    heads = _number(where, args, int, "num_attention_heads")
-    epsilon = _number(where, args, float, "layernorm_epsilon", "norm_epsilon")
-    untied = "output_layer.weight" in stages[-1][0].tensors
-    if args.get("untie_embeddings_and_output_weights") not in (None, untied):
-        there = "there is one" if untied else "there is none"
-        raise CheckpointError(
-            f"{where}: args.untie_embeddings_and_output_weights is {short_repr(not untied)}: whether there is an "
-            f"output_layer.weight, but {there}"
-        )
-    is_erf = args.get("bias_gelu_fusion") is False and not args.get("openai_gelu")
-    config = GPT2Config(
-        vocab_size, n_positions, hidden, n_layer,
-        resolve_head_count(where, hidden, p, n_head, allow_unknown_heads, heads),
-        inner, "gelu" if is_erf else "gelu_new", 1e-5 if epsilon is None else epsilon,
-        tie_word_embeddings=not untied,
-    )  # fmt: skip
-    return config, rows
-
-
-def _number(where: Path, args: Mapping[str, Any], kind: type, *names: str) -> Any:
-    """What ``args`` say under the first of ``names`` that is there; None where they say nothing.
-
-    Raises:
-        CheckpointError: it is no number of that kind.
-    """
-    found = [(name, args[name]) for name in names if args.get(name) is not None]
-    for name, value in found:
-        if type(value) is not kind:
-            raise CheckpointError(f"{where}: args.{name} is {short_repr(value)}: expected a plain {kind.__name__}")
-        if value != found[0][1]:
-            raise CheckpointError(f"{where}: args.{name} is {value}, but args.{found[0][0]} {found[0][1]}")
-    return found[0][1] if found else None
-
-
-def _put(
-    sources: Sequence[LazyTensor], kind: ShardSpec, version: str, heads: int
-) -> Callable[[Sequence[Array], Array], None]:
-    """How the parts of all ranks become the whole tensor; ``heads`` are those of one rank."""
-
-    def put(parts: Sequence[Array], out: Array) -> None:
-        check_shards(sources[0].name, kind, [(source.file, part) for source, part in zip(sources, parts, strict=True)])
-        if kind is QKV:
-            whole = out.reshape(3, len(parts), heads, -1, *out.shape[1:])
-            for rank, part in enumerate(parts):
-                assign(whole[:, rank], thirds(part, version, heads))
-        elif kind is COLUMN:  # an embedding may have more rows than there are tokens
-            start = 0
-            for part in parts:
-                rows = max(0, min(len(part), len(out) - start))
-                assign(out[start : start + rows], part[:rows])
-                start += rows
-        else:
-            merge(parts, kind, out)
-
-    return put
-
-
-def _check_tied(pairs: Sequence[tuple[LazyTensor, LazyTensor]]) -> None:
-    """The last pipeline stage has the embedding again, as the output matrix."""
-    for embedding, copy in pairs:
+    for first, last in zip(model.stages[0].ranks, model.stages[-1].ranks, strict=True):
+        if _TIED_COPY not in last.tensors:
+            continue
+        embedding, copy = first.tensors[_EMBEDDING], last.tensors[_TIED_COPY]
         if embedding.shape != copy.shape or not same_values(embedding.numpy(), copy.numpy()):
             raise CheckpointError(
-                f"{copy.file}: {_TIED} differs from the embedding in {embedding.file}: of another model or iteration"
+                f"{copy.file}: {_TIED_COPY} differs from the embedding in {embedding.file}: of another model or "
+                "iteration"
             )
+
+
+FORMAT = Format(MEGATRON_LM, _recognise, _open, writer=WRITER)

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from convert.formats.candidate import Candidate
 from support.errors import CheckpointError
 from support.messages import list_names
 
@@ -63,32 +64,32 @@ def _rank_file(path: Path) -> RankFile | None:
     return None
 
 
-def _has_rank_file(folder: Path) -> bool:
-    return any(map(_rank_file, folder.iterdir()))
+def _has_rank_file(candidate: Candidate, folder: Path) -> bool:
+    return any(map(_rank_file, candidate.entries(folder)))
 
 
-def _iteration_folders(root: Path) -> list[Path]:
-    """Return the folders in ``root`` that are named after an iteration and hold files of ranks."""
-    named = [path for path in sorted(root.iterdir()) if _ITERATION_FOLDER.fullmatch(path.name) and path.is_dir()]
-    return [folder for folder in named if _has_rank_file(folder)]
+def _iteration_folders(candidate: Candidate) -> list[Path]:
+    """Return the folders in the candidate that are named after an iteration and hold files of ranks."""
+    named = [path for path in candidate.entries() if _ITERATION_FOLDER.fullmatch(path.name)]
+    return [folder for folder in named if _has_rank_file(candidate, folder)]
 
 
-def find_first_rank_file(path: Path) -> Path | None:
-    """Find one file that shows what ``path`` holds: the file itself, or a rank's file in it or in an iteration of it.
+def find_first_rank_file(candidate: Candidate) -> Path | None:
+    """Find one file that shows what a candidate holds: itself, or a rank's file in it or in the folder of an iteration.
 
     Returns:
         None when there is no such file.
     """
-    if path.is_file():
-        return path
-    for folder in (path, *_iteration_folders(path)):
-        for child in sorted(folder.iterdir()):
-            if file := _rank_file(child):
+    if candidate.is_file:
+        return candidate.path
+    for folder in (candidate.path, *_iteration_folders(candidate)):
+        for path in candidate.entries(folder):
+            if file := _rank_file(path):
                 return file.path
     return None
 
 
-def find_rank_files(folder: Path) -> list[RankFile] | None:
+def find_rank_files(candidate: Candidate, folder: Path) -> list[RankFile] | None:
     """Find the files of all ranks in ``folder``; other files do not count.
 
     Returns:
@@ -98,7 +99,7 @@ def find_rank_files(folder: Path) -> list[RankFile] | None:
         CheckpointError: two files are of one rank, or the file of a rank is missing.
     """
     by_place: dict[tuple[int, int], RankFile] = {}
-    for path in sorted(folder.iterdir()):
+    for path in candidate.entries(folder):
         file = _rank_file(path)
         if file is None:
             continue
@@ -126,11 +127,11 @@ def _check_complete(folder: Path, files: Sequence[RankFile]) -> None:
             raise CheckpointError(f"{folder}: {missing} is missing: the ranks found are {labels}")
 
 
-def resolve_rank_files(path: Path, iteration: str | None) -> list[RankFile]:
-    """Return the files of all ranks of the model at ``path``, ordered by stage, then by rank.
+def resolve_rank_files(candidate: Candidate, iteration: str | None) -> list[RankFile]:
+    """Return the files of all ranks of a model, ordered by stage, then by rank.
 
     Args:
-        path: the folder with the tracker file, the folder of an iteration, or a file.
+        candidate: the folder with the tracker file, the folder of an iteration, or a file.
         iteration: the iteration to take instead of the tracker's, a number or ``release``.
 
     Raises:
@@ -139,38 +140,39 @@ def resolve_rank_files(path: Path, iteration: str | None) -> list[RankFile]:
     wanted = None if iteration is None else parse_iteration(iteration.strip())
     if iteration is not None and wanted is None:
         raise CheckpointError(f"iteration {iteration!a}: expected a number above 0 or {RELEASE}")
-    if path.is_file():
+    path = candidate.path
+    if candidate.is_file:
         if wanted is not None:
             raise CheckpointError(f"{path}: a file has no iterations to choose from: leave out iteration {wanted}")
         named = _rank_file(path.parent) if path.name == MEGATRON_FILE else _rank_file(path)
         return [named or RankFile(path)]
-    if not path.is_dir():
+    if not candidate.is_dir:
         raise CheckpointError(f"{path}: no such file or folder")
     if wanted is not None:
-        return _files_of_iteration(path, wanted)
-    return find_rank_files(path) or _files_of_iteration(path, read_tracker(path))
+        return _files_of_iteration(candidate, wanted)
+    return find_rank_files(candidate, path) or _files_of_iteration(candidate, read_tracker(candidate))
 
 
-def _files_of_iteration(root: Path, iteration: int | str) -> list[RankFile]:
-    """Return the files of the ranks of ``iteration`` below ``root``, whatever its folder is called."""
+def _files_of_iteration(candidate: Candidate, iteration: int | str) -> list[RankFile]:
+    """Return the files of the ranks of ``iteration``, whatever its folder is called."""
     names = [RELEASE] if iteration == RELEASE else [f"{iteration}", f"iter_{iteration:07d}"]
     found = {}
     for name in names:
-        if (root / name).is_dir() and (files := find_rank_files(root / name)):
+        if files := find_rank_files(candidate, candidate.path / name):
             found[name] = files
-    problem = f"{root}: mp_rank_* files of iteration {iteration} are"
+    problem = f"{candidate.path}: mp_rank_* files of iteration {iteration} are"
     if not found:
-        raise CheckpointError(f"{problem} not there, in {' or '.join(names)}: {_what_is_there(root)}")
+        raise CheckpointError(f"{problem} not there, in {' or '.join(names)}: {_what_is_there(candidate)}")
     if len(found) > 1:
         raise CheckpointError(f"{problem} there twice, in {' and '.join(found)}: give one as the path")
     return next(iter(found.values()))
 
 
-def _what_is_there(root: Path) -> str:
+def _what_is_there(candidate: Candidate) -> str:
     """Return the end of a message about an iteration that was not found: which iterations there are."""
-    if _has_rank_file(root):
+    if _has_rank_file(candidate, candidate.path):
         return "it is the folder of an iteration itself"
-    if folders := _iteration_folders(root):
+    if folders := _iteration_folders(candidate):
         return f"it has the iterations {list_names((folder.name for folder in folders), 9)}"
     return "it has no iteration folder with mp_rank_* files"
 
@@ -183,20 +185,25 @@ def parse_iteration(text: str) -> int | str | None:
     return number or None
 
 
-def read_tracker(root: Path) -> int | str:
-    """Read the iteration that the tracker file of ``root`` names.
+def has_tracker(candidate: Candidate) -> bool:
+    """Whether there is a tracker file, readable or not."""
+    return (candidate.path / TRACKER).exists()
+
+
+def read_tracker(candidate: Candidate) -> int | str:
+    """Read the iteration that the tracker file names.
 
     Megatron continues with random weights when the file is missing; here a missing file is an error.
 
     Raises:
         CheckpointError: the tracker file is missing, unreadable, or does not name an iteration.
     """
-    tracker = root / TRACKER
-    advice = f"give one as iteration (--iteration), or its folder as the path; {_what_is_there(root)}"
+    tracker = candidate.path / TRACKER
+    advice = f"give one as iteration (--iteration), or its folder as the path; {_what_is_there(candidate)}"
     if tracker.exists() and not tracker.is_file():
         raise CheckpointError(f"{tracker}: expected a text file, found something else: {advice}")
     if not tracker.exists():
-        raise CheckpointError(f"{root}: neither mp_rank_* files nor {TRACKER} here: {advice}")
+        raise CheckpointError(f"{candidate.path}: neither mp_rank_* files nor {TRACKER} here: {advice}")
     try:
         with tracker.open("rb") as file:
             text = file.read(200).decode("utf-8-sig").strip()

@@ -9,13 +9,15 @@ One function, ``_of_rank``, selects the part of the whole tensor that belongs to
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from convert.formats.tensor_map import LazyTensor, TensorRecipe
 from convert.tensors import Array, assign, same_values
 from support.errors import CheckpointError, ConvertError
+from support.messages import pluralize
 
 
 class ShardingError(ConvertError):
@@ -152,3 +154,43 @@ def _check_distinct(name: str, shards: Sequence[tuple[Path, Array]]) -> None:
             raise CheckpointError(
                 f"{file}: {name}: the same as in {other_file}, but each rank has a part of its own: a copy of that file"
             )
+
+
+def check_shard_shapes(shards: Sequence[LazyTensor], shape: Sequence[int], shard_spec: ShardSpec) -> None:
+    """Check that ``shards``, rank 0 first, have the shapes of the shards of a tensor of ``shape``.
+
+    Raises:
+        CheckpointError: a shard has another shape.
+        ShardingError: as ``shard_shape``.
+    """
+    expected = shard_shape(shape, shard_spec, len(shards))
+    for shard in shards:
+        if shard.shape != expected:
+            raise CheckpointError(
+                f"{shard.file}: {shard.name}: expected the shape {list(expected)} on each of "
+                f"{pluralize(len(shards), 'rank')}, found {list(shard.shape)}"
+            )
+
+
+def shard_recipe(
+    shards: Sequence[LazyTensor],
+    shard_spec: ShardSpec,
+    merge_values: Callable[[Sequence[Array], Array], None] | None = None,
+) -> TensorRecipe:
+    """Return the recipe that checks the values of ``shards``, rank 0 first, and merges them.
+
+    Args:
+        shards: the tensors in the files.
+        shard_spec: how the tensor is split.
+        merge_values: writes the whole tensor, given the values of the shards; by default that is ``merge``.
+    """
+
+    def assemble(values: Sequence[Array], out: Array) -> None:
+        files = [shard.file for shard in shards]
+        check_shards(shards[0].name, shard_spec, list(zip(files, values, strict=True)))
+        if merge_values is None:
+            merge(values, shard_spec, out)
+        else:
+            merge_values(values, out)
+
+    return TensorRecipe(shards, assemble)

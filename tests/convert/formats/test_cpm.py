@@ -1,4 +1,4 @@
-"""convert/formats/megatron.py: what it reads is what was split, bit for bit; what it cannot read it names."""
+"""convert/formats/megatron/cpm.py: what it reads is what was split, bit for bit; what it cannot read it names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from convert.formats.megatron.cpm import open_megatron
+from convert.checkpoint import Checkpoint
+from convert.formats.registry import open_checkpoint
 from convert.tensors import check_finite, same_values
 from support.errors import CheckpointError
 from tests.helpers.checkpoints import Edit, State, fill_transformers, random_state, shards, write_megatron
@@ -60,9 +61,13 @@ def numpy_of(tensor: torch.Tensor) -> np.ndarray:
     return tensor.numpy()
 
 
+def open_cpm(path: Path, **options: Any) -> Checkpoint:
+    return open_checkpoint(path, from_format="megatron", **options)
+
+
 def assert_reads(path: Path, state: State, **options: Any) -> None:
     """Every canonical tensor, read in its own type, is the one of ``state``."""
-    checkpoint = open_megatron(path, n_head=24, **options)
+    checkpoint = open_cpm(path, n_head=24, **options)
     assert checkpoint.config == CONFIG
     assert list(checkpoint.dtypes) == list(CONFIG.tensor_shapes())
     for name, shape in CONFIG.tensor_shapes().items():
@@ -79,7 +84,7 @@ def assert_reads(path: Path, state: State, **options: Any) -> None:
 def test_every_tensor_is_whole_again(tmp_path: Path, state: State, p: int, dtype: torch.dtype) -> None:
     files = write_megatron(tmp_path, state, p, dtype=dtype)
     assert_reads(tmp_path, {name: tensor.to(dtype) for name, tensor in state.items()})
-    checkpoint = open_megatron(tmp_path, n_head=24)
+    checkpoint = open_cpm(tmp_path, n_head=24)
     assert checkpoint.info.format == "megatron"
     assert checkpoint.info.details == {"tensor_parallel": p, "iteration": 80000}
     assert checkpoint.info.files == tuple(files)
@@ -103,7 +108,7 @@ def test_layouts_and_paths(tmp_path: Path, state: State, layout: Any, key: Any, 
     assert_reads(shutil.copy(one[0], tmp_path / "mine.pt"), state)
     for file in files:
         rank = files.index(file)
-        message = error_of(lambda file=file: open_megatron(file, n_head=24))
+        message = error_of(lambda file=file: open_cpm(file, n_head=24))
         assert message.startswith(f"{file}: rank {rank} of a model split over 2 ranks: give the folder")
     (tmp_path / "two" / TRACKER).write_text("1")
     assert_reads(tmp_path / "two", state, iteration=str(iteration))
@@ -132,7 +137,7 @@ def test_types_may_differ_among_tensors_and_ranks(tmp_path: Path, state: State) 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, ml_dtypes.bfloat16])
 def test_read_casts(tmp_path: Path, state: State, dtype: Any) -> None:
     write_megatron(tmp_path, state, 3)
-    checkpoint = open_megatron(tmp_path, n_head=24)
+    checkpoint = open_cpm(tmp_path, n_head=24)
     for name in ("wte.weight", "h.1.attn.c_attn.weight", "h.0.mlp.c_proj.weight", "ln_f.bias"):
         found = checkpoint.read(name, np.dtype(dtype))
         assert found.dtype == dtype
@@ -176,7 +181,7 @@ def test_opening_reads_no_weights(tmp_path: Path, state: State) -> None:
     data = bytearray(file.read_bytes())
     data[data.index(numpy_of(state[QKV.format(1, "weight")][24]).tobytes())] ^= 1  # the first row of rank 1
     file.write_bytes(data)
-    checkpoint = open_megatron(tmp_path, n_head=24)
+    checkpoint = open_cpm(tmp_path, n_head=24)
     checkpoint.read("wte.weight", FLOAT32)
     message = error_of(lambda: checkpoint.read("h.1.attn.c_attn.weight", FLOAT32))
     assert message.startswith(f"{file}: storage")
@@ -185,7 +190,7 @@ def test_opening_reads_no_weights(tmp_path: Path, state: State) -> None:
 def test_plain_concatenation_of_qkv_is_something_else(tmp_path: Path, state: State) -> None:
     """What the first versions of change_mp.py did; for the bias others still do it."""
     write_megatron(tmp_path, state, 2)
-    checkpoint = open_megatron(tmp_path, n_head=24)
+    checkpoint = open_cpm(tmp_path, n_head=24)
     for kind in ("weight", "bias"):
         plain = np.concatenate([numpy_of(shard[QKV.format(0, kind)]) for shard in shards(state, 2)])
         found = checkpoint.read(f"h.0.attn.c_attn.{kind}", FLOAT32)
@@ -200,8 +205,8 @@ def test_heads_of_published_models(tmp_path: Path, hidden: int, heads: int) -> N
     config = GPT2Config(vocab_size=8, n_positions=4, n_embd=hidden, n_layer=1, n_head=heads, n_inner=8)
     zeros = {megatron_name(name): torch.zeros(shape).half() for name, shape in config.tensor_shapes().items()}
     write_megatron(tmp_path, zeros, 2)
-    assert open_megatron(tmp_path).config == config
-    assert open_megatron(tmp_path, n_head=heads // 2).config.n_head == heads // 2
+    assert open_cpm(tmp_path).config == config
+    assert open_cpm(tmp_path, n_head=heads // 2).config.n_head == heads // 2
 
 
 def error_of(action: Callable[[], object]) -> str:
@@ -214,7 +219,7 @@ def error_of(action: Callable[[], object]) -> str:
 
 
 def read_all(path: Path, *, n_head: int | None = 24, iteration: str | None = None, dtype: Any = np.float32) -> None:
-    checkpoint = open_megatron(path, n_head=n_head, iteration=iteration)
+    checkpoint = open_cpm(path, n_head=n_head, iteration=iteration)
     for name in checkpoint.dtypes:
         checkpoint.read(name, np.dtype(dtype))
 
@@ -397,7 +402,7 @@ def test_values_that_a_type_cannot_hold(tmp_path: Path, state: State) -> None:
 )  # fmt: skip
 def test_bad_options(tmp_path: Path, state: State, path: str, options: dict[str, Any], words: list[str]) -> None:
     files = write_megatron(tmp_path, state, 2)
-    message = error_of(lambda: open_megatron(tmp_path / path, **{"n_head": 24, **options}))
+    message = error_of(lambda: open_cpm(tmp_path / path, **{"n_head": 24, **options}))
     for word in words:
         assert word.format(root=tmp_path, rank0=files[0]) in message
 
@@ -405,13 +410,13 @@ def test_bad_options(tmp_path: Path, state: State, path: str, options: dict[str,
 def test_likely_heads_are_named_first(tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=8, n_positions=4, n_embd=256, n_layer=1, n_head=4, n_inner=8)
     write_megatron(tmp_path, random_state(config, np.random.default_rng(0)), 1)
-    message = error_of(lambda: open_megatron(tmp_path))
+    message = error_of(lambda: open_cpm(tmp_path))
     assert message.endswith("likely 2, 4, 8 (32 to 128 wide), possible 1, 2, 4, 8, 16, 32, 64, 128, 256")
 
 
 def test_a_name_that_no_model_has(tmp_path: Path, state: State) -> None:
     write_megatron(tmp_path, state, 1)
-    checkpoint = open_megatron(tmp_path, n_head=24)
+    checkpoint = open_cpm(tmp_path, n_head=24)
     for name in ("h.2.ln_1.bias", "lm_head.weight", "h.0.wte.weight"):
         with pytest.raises(KeyError):
             checkpoint.read(name, FLOAT32)
@@ -420,7 +425,7 @@ def test_a_name_that_no_model_has(tmp_path: Path, state: State) -> None:
 def test_reading_needs_little_memory_beside_the_result(tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=60000, n_positions=20000, n_embd=128, n_layer=1, n_head=4, n_inner=8)
     write_megatron(tmp_path, random_state(config, np.random.default_rng(0)), 2, dtype=torch.bfloat16, extras=False)
-    checkpoint = open_megatron(tmp_path, n_head=4)
+    checkpoint = open_cpm(tmp_path, n_head=4)
     for name in ("wte.weight", "wpe.weight"):
         tracemalloc.start()
         try:

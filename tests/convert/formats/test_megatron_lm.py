@@ -14,8 +14,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from convert.checkpoint import Checkpoint
 from convert.formats.huggingface import open_huggingface
-from convert.formats.megatron.megatron_lm import open_megatron_lm
+from convert.formats.registry import open_checkpoint
 from tests.convert.formats.test_cpm import megatron_name
 from tests.convert.formats.test_huggingface import logits_of, random_model
 from tests.helpers.checkpoints import State, fill_transformers, random_state, shards, write_megatron
@@ -99,6 +100,10 @@ def write(
             files.append(file)
     (root / "latest_checkpointed_iteration.txt").write_text("500")
     return files
+
+
+def open_megatron_lm(path: Path, **options: Any) -> Checkpoint:
+    return open_checkpoint(path, from_format="megatron-lm", **options)
 
 
 def assert_reads(path: Path, **options: Any) -> None:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from convert.formats.megatron import cpm as megatron
-from convert.formats.megatron.cpm import MegatronCheckpoint
+from convert.formats.megatron import sharding
 from convert.formats.megatron.sharding import COLUMN, QKV, ShardSpec, merge
+from convert.formats.tensor_map import TensorMapCheckpoint
 from convert.verification.checkpoint_logits import write_reference_logits
 from convert.verification.compare import check_token_ids, random_prompts, verify
 from convert.verification.megatron_forward import MegatronReference
@@ -124,31 +124,31 @@ def test_half_precision_checkpoint_passes(tmp_path: Path) -> None:
     assert verify(open_checkpoint(tmp_path / "c"), convert(tmp_path / "c", tmp_path / "m")).passed
 
 
-Read = Callable[[MegatronCheckpoint, str, Any], np.ndarray]
-right_read = MegatronCheckpoint.read
+Read = Callable[[TensorMapCheckpoint, str, Any], np.ndarray]
+right_read = TensorMapCheckpoint.read
 
 
-def thirds_in_another_order(self: MegatronCheckpoint, name: str, dtype: Any) -> np.ndarray:
+def thirds_in_another_order(self: TensorMapCheckpoint, name: str, dtype: Any) -> np.ndarray:
     value = right_read(self, name, dtype)
     return np.concatenate(np.split(value, 3)[::-1]) if "c_attn" in name else value
 
 
-def layers_swapped(self: MegatronCheckpoint, name: str, dtype: Any) -> np.ndarray:
+def layers_swapped(self: TensorMapCheckpoint, name: str, dtype: Any) -> np.ndarray:
     other = {"h.0.": "h.1.", "h.1.": "h.0."}.get(name[:4], name[:4])
     return right_read(self, other + name[4:], dtype)
 
 
-def positions_shifted(self: MegatronCheckpoint, name: str, dtype: Any) -> np.ndarray:
+def positions_shifted(self: TensorMapCheckpoint, name: str, dtype: Any) -> np.ndarray:
     value = right_read(self, name, dtype)
     return np.roll(value, 1, axis=0) if name == "wpe.weight" else value
 
 
-def bias_added_by_each_rank(self: MegatronCheckpoint, name: str, dtype: Any) -> np.ndarray:
+def bias_added_by_each_rank(self: TensorMapCheckpoint, name: str, dtype: Any) -> np.ndarray:
     value = right_read(self, name, dtype)
     return value * dtype.type(2) if name.endswith("c_proj.bias") else value
 
 
-def projection_transposed(self: MegatronCheckpoint, name: str, dtype: Any) -> np.ndarray:
+def projection_transposed(self: TensorMapCheckpoint, name: str, dtype: Any) -> np.ndarray:
     value = right_read(self, name, dtype)
     return value.T.copy() if name.endswith("attn.c_proj.weight") else value
 
@@ -161,9 +161,9 @@ READS: list[Read] = [
 def plainly(tensors: str) -> Callable[[list[np.ndarray], ShardSpec, np.ndarray], None]:
     """A merge that puts the ranks' fused projections one behind the other: of one dimension (bias), or of two."""
 
-    def merge_plainly(shards: list[np.ndarray], kind: ShardSpec, out: np.ndarray) -> None:
-        wrong = kind is QKV and (out.ndim == 1 or tensors == "all")
-        merge(shards, COLUMN if wrong else kind, out)
+    def merge_plainly(shards: list[np.ndarray], shard_spec: ShardSpec, out: np.ndarray) -> None:
+        wrong = shard_spec is QKV and (out.ndim == 1 or tensors == "all")
+        merge(shards, COLUMN if wrong else shard_spec, out)
 
     return merge_plainly
 
@@ -189,7 +189,7 @@ def test_broken_readers_are_caught(
     read: Read, dtype: str, roots: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(MegatronCheckpoint, "read", read)
+        patch.setattr(TensorMapCheckpoint, "read", read)
         convert(roots[2], tmp_path / "model", dtype)
     assert_caught(roots[2], tmp_path / "model")
 
@@ -199,7 +199,7 @@ def test_broken_readers_are_caught(
 def test_broken_merges_are_caught(
     tensors: str, dtype: str, roots: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(megatron, "merge", plainly(tensors))  # still broken when it is verified: that does not matter
+    monkeypatch.setattr(sharding, "merge", plainly(tensors))  # still broken when it is verified: that does not matter
     convert(roots[2], tmp_path / "model", dtype)
     assert_caught(roots[2], tmp_path / "model")
 
