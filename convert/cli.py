@@ -55,7 +55,10 @@ PROGRAM = Program(
     description="Converts GPT-2 checkpoints: to a TensorFlow SavedModel that samples inside its own graph, to a folder "
     "for transformers, to the formats of UER-py and OpenAI, or to Megatron's shards for any number of ranks.",
     groups=GROUPS,
-    example="{program} pytorch-to-tf --checkpoint CPM-Generate --tokenizer bpe_3w_new --output cpm-savedmodel",
+    examples=(
+        "{program} pytorch-to-tf --checkpoint demo/song-ci --tokenizer demo/song-ci/tokenizer --heads 4 "
+        "--output out/song-ci",
+    ),
     exit_codes=EXIT_CODES,
     version=f"gpt2-savedmodel {__version__}",
 )

@@ -23,7 +23,11 @@ PROGRAM = Program(
     prog="gpt2-savedmodel",
     description="Converts GPT-2 checkpoints to and from TensorFlow SavedModels, compares models, and generates text.",
     groups=(*CONVERT, *INFERENCE),
-    example="{program} generate song-ci-savedmodel 浣溪沙 --number 3 --temperature 0.8",
+    examples=(
+        "{program} pytorch-to-tf --checkpoint demo/song-ci --tokenizer demo/song-ci/tokenizer --heads 4 "
+        "--output out/song-ci",
+        "{program} generate out/song-ci 浣溪沙 --number 3 --temperature 0.8",
+    ),
     exit_codes=EXIT_CODES,
     version=f"gpt2-savedmodel {__version__}",
     has_completion=True,

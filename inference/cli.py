@@ -28,7 +28,7 @@ PROGRAM = Program(
     prog="python -m inference",
     description="Generates text with the SavedModels that python -m convert makes.",
     groups=GROUPS,
-    example="{program} generate out/song-ci 浣溪沙 --number 3 --temperature 0.8",
+    examples=("{program} generate out/song-ci 浣溪沙 --number 3 --temperature 0.8",),
     exit_codes=EXIT_CODES,
 )
 main = PROGRAM.run

@@ -70,7 +70,7 @@ class Program:
 
     Attributes:
         prog, description: for its help.
-        example: a whole command that the list of commands ends with; ``{program}`` stands for the program.
+        examples: whole commands, with ``{program}`` for the program, that the list of commands ends with.
         exit_codes: the last lines of that list.
         version: what ``--version`` prints, if there is such an option.
         has_completion: ``--print-completion`` prints a script for the shell. A shell completes the name of one program,
@@ -80,7 +80,7 @@ class Program:
     prog: str
     description: str
     groups: Sequence[Group]
-    example: str
+    examples: Sequence[str]
     exit_codes: str
     version: str = ""
     has_completion: bool = False
@@ -153,12 +153,15 @@ class Program:
         return parser, module
 
     def _top_parser(self) -> _TopParser:
+        program = _as_typed(self.prog)
         parser = _TopParser(
             self.groups,
             prog=self.prog,
             usage="%(prog)s COMMAND ...",
             description=self.description,
-            epilog=_epilog([self.example.replace("{program}", _as_typed(self.prog))], self.exit_codes),
+            epilog=_epilog(
+                [line.replace("{program}", _as_typed(self.prog)) for line in self.examples], self.exit_codes
+            ),
         )
         if self.version:
             parser.add_argument("--version", action="version", version=self.version, help="print the version")

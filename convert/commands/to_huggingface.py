@@ -20,7 +20,7 @@ too. Weights keep their bits, or become another type (--dtype). The end of text 
 tokenizer's, so that generation stops where it should. The SHA-256 of all files is kept in manifest.json; the command
 check compares them with it.
 """
-EXAMPLES = ("{command} --checkpoint CPM-Generate --tokenizer bpe_3w_new --output CPM-Generate-hf",)
+EXAMPLES = ("{command} --checkpoint demo/song-ci --tokenizer demo/song-ci/tokenizer --heads 4 --output out/song-ci-hf",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

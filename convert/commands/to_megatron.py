@@ -19,7 +19,7 @@ Writes a checkpoint again, split over another number of model-parallel ranks, as
 taken: optimizer and random states are left out. The SHA-256 of all files is kept in manifest.json; the command check
 compares them with it.
 """
-EXAMPLES = ("{command} --checkpoint CPM-Generate --tensor-parallel 4 --output CPM-Generate-4",)
+EXAMPLES = ("{command} --checkpoint demo/song-ci --heads 4 --tensor-parallel 4 --output out/song-ci-4",)
 
 
 CPM = "cpm"

@@ -23,7 +23,7 @@ float32: float16 and bfloat16 weights are widened, which loses nothing; another 
 files themselves. The format has one form of the maths: a model with another activation, epsilon, or a head of its own
 is refused. The SHA-256 of all files is kept in manifest.json; the command check compares them with it.
 """
-EXAMPLES = ("{command} --checkpoint gpt2-hf --output models/124M",)
+EXAMPLES = ("{command} --checkpoint demo/song-ci --heads 4 --output out/song-ci-openai",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -30,7 +30,7 @@ DESCRIPTION = """\
 Merges the model-parallel shards of a Chinese GPT-2 (CPM-Generate, CPM-distill, their fine-tuned models) and writes
 one TensorFlow SavedModel. Sizes are read from the shards; nothing inside them is run.
 """
-EXAMPLES = ("{command} --checkpoint CPM-Generate --tokenizer bpe_3w_new --output cpm-savedmodel",)
+EXAMPLES = ("{command} --checkpoint demo/song-ci --tokenizer demo/song-ci/tokenizer --heads 4 --output out/song-ci",)
 
 _GRAPH_BYTES = 1 << 24
 """Room for the graph, the index and the tokenizer, beside the weights."""

@@ -20,7 +20,7 @@ another type (--dtype), but for layer norms: UER-py's divide by another deviatio
 that the model computes the same. With --uer-layer-norm standard they keep their bits, too, as UER-py's own scripts do
 it. The SHA-256 of all files is kept in manifest.json; the command check compares them with it.
 """
-EXAMPLES = ("{command} --checkpoint gpt2-chinese-hf --output gpt2-chinese-uer",)
+EXAMPLES = ("{command} --checkpoint demo/song-ci --heads 4 --output out/song-ci-uer",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

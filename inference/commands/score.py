@@ -24,7 +24,7 @@ document and for all together. Perplexities of models with different tokenizers 
 can. A document longer than the model is read in windows that overlap by half. The first token of a document counts only
 where the model has a token to start from (CPM's has none). The end of a document does not count.
 """
-EXAMPLES = ("{command} out/song-ci --text README.zh-CN.md", "{command} out/song-ci --text poems.jsonl --json")
+EXAMPLES = ("{command} out/song-ci --text README.md", "{command} out/song-ci --text README.md --json")
 
 _ROW = "{:<12} {:>10} {:>10} {:>12} {:>20}"
 _HEADER = ("document", "tokens", "characters", "perplexity", "bits per character")

@@ -47,7 +47,7 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Callable[[Run], Program]:
             Command("stop", "a_module_that_does_not_exist", "stops"),
         )
         group = Group("coming and going", commands, "exit codes:\n  0    done\n", "nothing was left behind")
-        return Program("prog", "d", (group,), "{program} go", "exit codes:\n  0    done\n", "prog 1.2.3")
+        return Program("prog", "d", (group,), ("{program} go",), "exit codes:\n  0    done\n", "prog 1.2.3")
 
     return make
 
