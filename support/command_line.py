@@ -159,9 +159,7 @@ class Program:
             prog=self.prog,
             usage="%(prog)s COMMAND ...",
             description=self.description,
-            epilog=_epilog(
-                [line.replace("{program}", _as_typed(self.prog)) for line in self.examples], self.exit_codes
-            ),
+            epilog=_epilog([line.replace("{program}", program) for line in self.examples], self.exit_codes),
         )
         if self.version:
             parser.add_argument("--version", action="version", version=self.version, help="print the version")
