@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -81,3 +82,9 @@ def test_the_loss_is_on_record() -> None:
     figures = json.loads((CHECKPOINT / "training.json").read_text())
     assert 2_000_000 < figures["parameters"] < 4_500_000
     assert figures["held_out_loss_nats_per_character"] < 4.3
+
+
+def test_a_reader_that_has_seen_enough_ends_the_demo_quietly() -> None:
+    script = f"'{sys.executable}' -m demo --number 3 | head -3; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (128 + signal.SIGPIPE, "")
