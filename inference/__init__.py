@@ -1,8 +1,8 @@
-"""Text in, text out: generating with a SavedModel of this project.
+r"""Text in, text out: generating with a SavedModel of this project.
 
 >>> import inference
 >>> generator = inference.load("out/song-ci")
->>> print(generator.generate("浣溪沙\\n", max_new_tokens=100, seed=1)[0])
+>>> print(generator.generate("浣溪沙\n", max_new_tokens=100, seed=1)[0])
 
 Importing this package imports no TensorFlow; ``load`` does.
 """

@@ -60,8 +60,10 @@ class Preset(TextStyle):
         return {**off, "max_length": self.max_length, "window_line_token_id": line}
 
     def encode(self, tokenizer: Tokenizer, text: str, *, unfinished: bool = False) -> list[int]:
-        """Return the tokens of a prompt in which ``<eod>`` (any end of a document) or, in lyrics, a line feed ends a
-        line. The last line ends, too, unless it is ``unfinished`` and no end follows it.
+        """Return the tokens of a prompt.
+
+        In it ``<eod>`` (any end of a document) or, in lyrics, a line feed ends a line. The last line ends, too, unless
+        it is ``unfinished`` and no end follows it.
 
         Raises:
             TokenizerError: the prompt has no tokens, and the model has none to start from.

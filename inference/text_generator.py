@@ -136,9 +136,10 @@ class TextGenerator:
 
     @document_options
     def stream(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Iterator[str]:
-        """Yield the continuation of one prompt in parts, as it comes: never half a character, and nothing that is
-        taken back. Joined they are ``generate``'s text with the same seed; but rounding can change that, in float16
-        often.
+        """Yield the continuation of one prompt in parts, as it comes.
+
+        A part is never half a character, and nothing is taken back. Joined they are ``generate``'s text with the same
+        seed; but rounding can change that, in float16 often.
 
         Raises:
             OptionError, TokenizerError: as ``generate``; at once, before the first part is asked for.

@@ -85,8 +85,9 @@ _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # of <malloc.h>
 
 
 def limit_malloc_arenas() -> None:
-    """Has all threads allocate from one arena, unless the environment says how many there may be. Threads that have
-    allocated already keep their arena.
+    """Make all threads allocate from one arena, unless the environment says how many there may be.
+
+    Threads that have allocated already keep their arena.
 
     Each thread of TensorFlow has an arena of its own otherwise, and what one frees another cannot use: when the kernels
     of int8 pack their matrices, holes stay behind: 0.6 of 6.8 GB with CPM-Generate.

@@ -11,16 +11,17 @@ from tf_model.config import GPT2Config
 
 
 class Precision(NamedTuple):
-    """Attributes:
+    """What the parts of a model are stored as.
 
-    matrices: what is multiplied with, and the token embedding.
-    others: biases and the position embedding; layer norms are float32 always.
-    compute: the products, and the cache of keys and values.
-    packed: whether int8 kernels keep a copy of their matrix in the order that is fastest to read. Without it a model
-        takes half the memory; 8 rows take twice as long.
-    levels: the largest int8 of a weight.
-    transposed: whether int8 matrices are stored as ``[in, out]``, and multiplied with by a convolution, which needs no
-        VNNI instructions.
+    Attributes:
+        matrices: what is multiplied with, and the token embedding.
+        others: biases and the position embedding; layer norms are float32 always.
+        compute: the products, and the cache of keys and values.
+        packed: whether int8 kernels keep a copy of their matrix in the order that is fastest to read. Without
+            it a model takes half the memory; 8 rows take twice as long.
+        levels: the largest int8 of a weight.
+        transposed: whether int8 matrices are stored as ``[in, out]``, and multiplied with by a convolution,
+            which needs no VNNI instructions.
     """
 
     matrices: str

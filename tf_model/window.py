@@ -13,11 +13,13 @@ import tensorflow as tf
 
 
 class Window(NamedTuple):
-    """Attributes, one value per row:
+    """What stays of a row whose positions are all used; one value per row.
 
-    tokens: int32 ``[B]``, how many tokens are kept at most, 1 to n_positions.
-    line_token_id: int32 ``[B]``, the token that ends a line: the window then starts at the beginning of the first whole
-        line among the kept tokens; -1 keeps exactly ``tokens`` tokens. So does a text with no end of line among them.
+    Attributes:
+        tokens: int32 ``[B]``, how many tokens are kept at most, 1 to n_positions.
+        line_token_id: int32 ``[B]``, the token that ends a line: the window then starts at the beginning of the
+            first whole line among the kept tokens; -1 keeps exactly ``tokens`` tokens. So does a text with no
+            end of line among them.
     """
 
     tokens: tf.Tensor

@@ -151,8 +151,10 @@ class CPMTokenizer:
         return text.translate(_TO_TEXT)
 
     def stream_decoder(self) -> StreamDecoder:
-        """Each token for itself: without the spaces that SentencePiece puts in, and that are not text, nothing is left
-        that depends on the neighbours. A vocabulary with pieces for single bytes would need ``GrowingText``."""
+        """Decode each token for itself, unless the vocabulary has pieces for single bytes.
+
+        Without the spaces that SentencePiece puts in, and that are not text, nothing depends on the neighbours.
+        """
         return GrowingText(self.decode) if self._has_bytes else PieceByPiece(self.decode)
 
     def save(self, folder: str | Path) -> list[Path]:

@@ -287,4 +287,5 @@ def write_huggingface(
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -18,12 +18,13 @@ from tf_model.config import ConfigError
 
 
 class Format(NamedTuple):
-    """Attributes:
+    """A format.
 
-    name: as ``--from`` takes it.
-    looks_for: what a path has where it is one, for the message that nothing was recognised.
-    matches: whether a path looks like one; nothing large is read.
-    open: opens it; ``n_head``, ``iteration`` and ``allow_unknown_heads`` as ``OpenOptions``.
+    Attributes:
+        name: as ``--from`` takes it.
+        looks_for: what a path has where it is one, for the message that nothing was recognised.
+        matches: whether a path looks like one; nothing large is read.
+        open: opens it; ``n_head``, ``iteration`` and ``allow_unknown_heads`` as ``OpenOptions``.
     """
 
     name: str

@@ -38,6 +38,7 @@ _CONFIGS: tuple[tuple[type, dict[str, str]], ...] = (
 
 
 def add_tokenizer_option(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add the option that names a tokenizer's folder."""
     parser.add_argument(
         "--tokenizer",
         type=Path,

@@ -103,6 +103,7 @@ def _set(args: tuple[Any, ...]) -> set[Any]:
 
 
 def frozen_set(args: tuple[Any, ...]) -> frozenset[Any]:
+    """Make the frozenset of the elements in ``args``."""
     return frozenset(checked_key(item) for item in _elements("frozenset", args))
 
 
