@@ -19,6 +19,7 @@ import torch
 
 from convert.cli import PROGRAM
 from tests.conftest import ROOT
+from tests.helpers.assertions import assert_one_line, assert_one_line_error
 from tests.helpers.checkpoints import random_state, write_megatron
 from tests.helpers.light import main
 from tf_model.config import GPT2Config
@@ -88,18 +89,17 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_bad_checkpoints(root: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_checkpoint_is_one_line_and_leaves_nothing(
+    root: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     spoil, words = BAD[kind]
     spoil(root)
     assert_refused(convert(root), root, words, capsys)
 
 
 def assert_refused(code: int, root: Path, words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    out, err = capsys.readouterr()
-    assert (code, out) == (2, "")
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert words in err
+    assert code == 2
+    assert_one_line_error(capsys, words)
     assert not (root.parents[1] / "out").exists()
 
 
@@ -117,7 +117,7 @@ def assert_refused(code: int, root: Path, words: str, capsys: pytest.CaptureFixt
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_options(
+def test_a_bad_option_is_one_line_and_leaves_nothing(
     root: Path, options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -130,16 +130,18 @@ def test_heads_are_asked_for(root: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert_refused(code, root, "--heads", capsys)
 
 
-def test_a_tokenizer_of_another_model(root: Path, demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tokenizer_of_another_model_is_refused(root: Path, demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert_refused(convert(root, "--tokenizer", str(demo / "tokenizer")), root, "not its tokenizer", capsys)
 
 
-def test_output_exists(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_force_replaces_an_older_result_of_this_program_only(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "out" / "model"
     assert convert(root) == 0
     (folder / "saved_model.pb").write_text("an older one")
     assert convert(root) == 2
-    assert "--force" in capsys.readouterr().err
+    assert_one_line_error(capsys, "--force")
     assert (folder / "saved_model.pb").read_text() == "an older one"
     assert convert(root, "--force") == 0
     assert (folder / "saved_model.pb").read_bytes() != b"an older one"
@@ -150,7 +152,7 @@ def test_output_exists(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     (folder / "finetuned" / "notes.txt").write_text("mine")
     capsys.readouterr()
     assert convert(root, "--force") == 2
-    assert "has files in it that this program did not write" in capsys.readouterr().err
+    assert_one_line_error(capsys, "has files in it that this program did not write")
     assert (folder / "finetuned" / "notes.txt").read_text() == "mine"
 
 
@@ -177,11 +179,11 @@ def test_force_replaces_nothing_but_a_saved_model(
     ):
         arguments = ["--checkpoint", str(root), "--output", str(output), "--heads", "6", "--quiet", "--force"]
         assert main(["pytorch-to-tf", *arguments]) == 2, output
-        assert capsys.readouterr().err.count("\n") == 1
+        assert_one_line_error(capsys)
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_somebody_elses_folder_under_the_working_name(root: Path, tmp_path: Path) -> None:
+def test_a_folder_of_somebody_under_the_working_name_survives(root: Path, tmp_path: Path) -> None:
     """The name that a run works under may be taken: by files of somebody, or by a link to them."""
     victim = tmp_path / "victim"
     victim.mkdir()
@@ -197,18 +199,18 @@ def test_somebody_elses_folder_under_the_working_name(root: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["CPM[1]", "what?", "a*b"])
-def test_names_that_tensorflow_takes_for_patterns(root: Path, tmp_path: Path, name: str) -> None:
+def test_names_that_tensorflow_takes_for_patterns_are_refused(root: Path, tmp_path: Path, name: str) -> None:
     arguments = ["--checkpoint", str(root), "--output", str(tmp_path / name), "--heads", "6", "--quiet"]
     assert main(["pytorch-to-tf", *arguments]) == 2
 
 
-def test_names_that_are_no_text(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_that_are_not_utf8_are_refused(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = os.fsdecode(os.fsencode(tmp_path) + b"/a\xff")
     assert main(["pytorch-to-tf", "--checkpoint", str(root), "--output", output, "--heads", "6"]) == 2
-    assert "not UTF-8" in capsys.readouterr().err
+    assert_one_line_error(capsys, "not UTF-8")
 
 
-def test_checksums_that_were_switched_off(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_checksums_that_were_switched_off_are_noted(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from torch.serialization import set_crc32_options
 
     content = [torch.load(shard(root, rank)) for rank in (0, 1)]
@@ -240,7 +242,7 @@ def test_one_checksum_set_to_zero_does_not_switch_them_off(root: Path, capsys: p
     assert_refused(convert(root), root, "damaged", capsys)
 
 
-def test_a_pipe_as_tracker(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pipe_as_tracker_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (root / "latest_checkpointed_iteration.txt").unlink()
     os.mkfifo(root / "latest_checkpointed_iteration.txt")
     assert_refused(convert(root), root, "expected a text file", capsys)
@@ -262,21 +264,21 @@ def test_an_older_result_survives_a_failure(root: Path, tmp_path: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
 
-def test_output_is_a_file(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_that_is_a_file_is_refused(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "model").write_text("mine")
     assert convert(root, "--force") == 2
-    assert "not a folder" in capsys.readouterr().err
+    assert_one_line_error(capsys, "not a folder")
     assert (tmp_path / "out" / "model").read_text() == "mine"
 
 
-def test_output_below_a_file(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_below_a_file_is_refused(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").write_text("mine")
     assert convert(root) == 2
-    assert "out" in capsys.readouterr().err
+    assert_one_line_error(capsys, "out")
 
 
-def test_output_in_a_folder_that_refuses(root: Path, tmp_path: Path) -> None:
+def test_an_output_in_a_folder_that_may_not_be_written_is_refused(root: Path, tmp_path: Path) -> None:
     """As another user where the tests are run by root, whom no permission stops."""
     (tmp_path / "out").mkdir(mode=0o555)
     if os.geteuid() == 0:
@@ -284,12 +286,14 @@ def test_output_in_a_folder_that_refuses(root: Path, tmp_path: Path) -> None:
     assert convert(root) == 2
 
 
-def test_no_space(root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_noticed_before_anything_is_written(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     assert_refused(convert(root), root, "GB are needed, 0.00 GB are free", capsys)
 
 
-def test_a_file_size_limit_while_writing(root: Path, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_while_writing_leaves_nothing(root: Path, tmp_path: Path) -> None:
     """The disk fills up in the middle: the kernel's limit on a file's size gives the same kind of error."""
     code = (
         "import resource, signal, sys\n"
@@ -304,13 +308,12 @@ def test_a_file_size_limit_while_writing(root: Path, tmp_path: Path) -> None:
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 2, result.stderr
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
+    assert_one_line(result.stderr)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_interrupted(root: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_while_writing_leaves_nothing(root: Path, tmp_path: Path, number: signal.Signals) -> None:
     """Stopped while it writes: nothing is left. A run that was too fast for the signal is repeated."""
     output = tmp_path / "out" / "model"
     command = [sys.executable, "-m", "convert", "pytorch-to-tf", "--checkpoint", root, "--output", output, "--force"]
@@ -328,7 +331,9 @@ def test_interrupted(root: Path, tmp_path: Path, number: signal.Signals) -> None
     assert not (tmp_path / "out").exists()
 
 
-def test_closing_line_and_silence(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_closing_line_has_the_facts_and_quiet_prints_nothing(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "out" / "model"
     arguments = ["pytorch-to-tf", "--checkpoint", str(root), "--output", str(output), "--heads", "6"]
     assert main(arguments) == 0
@@ -357,7 +362,7 @@ def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -
     assert "exit codes:" in text
 
 
-def test_a_reader_that_has_seen_enough(root: Path) -> None:
+def test_a_reader_that_has_seen_enough_ends_the_command_quietly(root: Path) -> None:
     command = f"'{sys.executable}' -m convert inspect '{root}' | true; exit ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) in ((128 + signal.SIGPIPE, ""), (0, ""))
