@@ -99,3 +99,23 @@ class CheckpointInfo:
     def where(self) -> str:
         """The first file, for messages; the name of the format where there is no file."""
         return str(self.files[0]) if self.files else self.format
+
+
+class CheckpointAdapter:
+    """A ``Checkpoint`` made of another one: what is given here replaces its own; a subclass may read otherwise.
+
+    Args:
+        checkpoint: the other one.
+        config, info: the new ones; None keeps those of ``checkpoint``.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, *, config: GPT2Config | None = None, info: CheckpointInfo | None = None
+    ) -> None:
+        self.config, self.info = config or checkpoint.config, info or checkpoint.info
+        self.dtypes, self.tokens, self.tokenizer = checkpoint.dtypes, checkpoint.tokens, checkpoint.tokenizer
+        self._checkpoint = checkpoint
+
+    def read(self, name: str, dtype: DType, buffer: Array | None = None) -> Array:
+        """Read a tensor as ``Checkpoint.read``."""
+        return self._checkpoint.read(name, dtype, buffer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 from convert import __version__
+from convert.formats.rows import ROWS
 from support.command_line import Command, Group, Program
 
 EXIT_CODES = """\
@@ -16,8 +17,6 @@ exit codes:
 """
 
 _TO_TF = "convert.commands.to_tf"
-_TO_HUGGINGFACE = "convert.commands.to_huggingface"
-_TO_MEGATRON = "convert.commands.to_megatron"
 
 _group = functools.partial(Group, exit_codes=EXIT_CODES, when_stopped="nothing was left behind", hide_gpus=True)
 GROUPS = (
@@ -31,13 +30,17 @@ GROUPS = (
     ),
     _group(
         "to another checkpoint format",
-        (
-            Command("to-huggingface", _TO_HUGGINGFACE, "write a Hugging Face folder for transformers"),
-            Command("tf-to-pytorch", _TO_HUGGINGFACE, "the same as to-huggingface"),
-            Command("to-openai", "convert.commands.to_openai", "write OpenAI's TensorFlow 1 checkpoint"),
-            Command("to-uer", "convert.commands.to_uer", "write UER-py's model.bin"),
-            Command("to-megatron", _TO_MEGATRON, "write Megatron shards for any number of ranks"),
-            Command("reshard", _TO_MEGATRON, "rewrite a checkpoint for a different number of ranks: to-megatron"),
+        tuple(
+            Command(
+                command.name,
+                "convert.commands.to_checkpoint",
+                command.help,
+                {"format": row.name, "layouts": command.layouts},
+                command.description,
+                command.examples,
+            )
+            for row in ROWS
+            for command in row.commands
         ),
     ),
     _group(

@@ -1,117 +1,232 @@
-"""What the commands that write a checkpoint of another format have in common: options, atomic output, its manifest."""
+"""Write a checkpoint in another format: opened, noted, hashed, written, described; complete or not at all."""
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import math
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from convert.checkpoint import Checkpoint
-from convert.commands.options import add_checkpoint_option, add_source_options
+from convert.formats.format import Writer, WriteRequest, resolve_options
+from convert.formats.rows import find_row
+from convert.formats.tokenizer_files import tokenizer_for, tokens_for
+from convert.formats.uer_layer_norm import with_layer_norm
 from convert.output.atomic_folder import Kind, new_folder
 from convert.output.hashing import Hasher
 from convert.output.manifest import ROOT_MANIFEST, has_only_its_own
 from convert.provenance import describe_copy
-from convert.source import counted_reader, hash_files, print_notes
+from convert.releases import may_be_known
 from convert.tensors import BFLOAT16, Array, DType
-from support.messages import list_names, pluralize
-from support.progress import TerminalProgress
+from support.errors import ConvertError
+from support.messages import list_names, pluralize, short_repr
+from support.progress import Progress, no_progress
+from tf_model.config import STANDARD
 
 DTYPES: dict[str, DType] = {
     "float16": np.dtype(np.float16),
     "bfloat16": BFLOAT16,
     "float32": np.dtype(np.float32),
 }
-"""What a checkpoint can be written in."""
+"""The types that a checkpoint can be written in."""
 
 COPY = Kind(
     others="that this program did not write",
     is_older=lambda folder: (folder / ROOT_MANIFEST).is_file() and has_only_its_own(folder),
 )
-"""A folder of ours with other files in it is none any more: a training may have gone on from there."""
+"""Replace only a folder whose files are all in its manifest: other files may belong to a training that continued."""
 
-MANIFEST_BYTES = 1 << 16
-
-Read = Callable[[str, DType], Array]
-Write = Callable[[Path, Mapping[str, DType], Read], list[Path]]
-"""Writes a checkpoint into an empty folder, given the types of its tensors and what reads one; gives its files."""
+_MANIFEST_BYTES = 1 << 16
 
 
-def add_arguments(
-    parser: argparse.ArgumentParser, dtypes: Mapping[str, DType] = DTYPES, default: str | None = None
-) -> None:
-    """The options that all of these commands have; ``default`` is the type that is written when none is given."""
-    add_checkpoint_option(parser)
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the new checkpoint's folder")
-    parser.add_argument(
-        "--dtype",
-        choices=tuple(dtypes),
-        default=default,
-        help=f"type of all weights written (default: {default or 'each tensor keeps its own'})",
-    )
-    add_source_options(parser)
-    parser.add_argument(
-        "--force", action="store_true", help="replace the checkpoint DIR of this program, once the new one is complete"
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar, no notes and no closing line")
+@dataclasses.dataclass(frozen=True)
+class CheckpointResult:
+    """A checkpoint that was written.
+
+    Attributes:
+        folder: where it is.
+        format: the name of its format.
+        parameters: the number of weights.
+        files: the files with the weights and the tokenizer.
+        nbytes: bytes of those files.
+        dtypes: the types of the weights, that of the most tensors first.
+        seconds: how long it took.
+        notes: what a user should know about the source and the result, a line each.
+    """
+
+    folder: Path
+    format: str
+    parameters: int
+    files: tuple[Path, ...]
+    nbytes: int
+    dtypes: tuple[str, ...]
+    seconds: float
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        values = dataclasses.asdict(self)
+        return {**values, "folder": str(self.folder), "files": [str(file) for file in self.files]}
+
+    def summary(self) -> str:
+        """Return one line for people."""
+        return (
+            f"{self.parameters:,} parameters as {list_names(self.dtypes, 4)} in {pluralize(len(self.files), 'file')}, "
+            f"{self.nbytes / 1e6:,.1f} MB, {self.seconds:.1f} s: {self.folder}"
+        )
 
 
-def dtypes_of(checkpoint: Checkpoint, dtype: str | None) -> dict[str, DType]:
-    """The type that each tensor is written in: ``dtype``, or else its own."""
-    return {name: DTYPES[dtype] if dtype else own for name, own in checkpoint.dtypes.items()}
-
-
-def weight_bytes(checkpoint: Checkpoint, dtypes: Mapping[str, DType]) -> int:
-    """Bytes of all weights in those types."""
-    return sum(math.prod(shape) * dtypes[name].itemsize for name, shape in checkpoint.config.tensor_shapes().items())
-
-
-def copy(
-    args: argparse.Namespace,
+def to_checkpoint(
     checkpoint: Checkpoint,
-    dtypes: Mapping[str, DType],
-    write: Write,
+    folder: str | Path,
     *,
-    size: int,
-    options: Mapping[str, Any],
-    inputs: list[Path] | None = None,
-) -> None:
-    """Writes ``checkpoint`` by ``write``: all of it or nothing appears at ``args.output``.
+    format: str,
+    dtype: str | None = None,
+    tokenizer: str | Path | None = None,
+    overwrite: bool = False,
+    options: Mapping[str, Any] | None = None,
+    progress: Progress = no_progress,
+) -> CheckpointResult:
+    """Write ``checkpoint`` as another checkpoint: all of it appears at ``folder``, or nothing.
 
     Args:
-        args: of ``add_arguments``.
-        checkpoint: the source.
-        dtypes: the type of each tensor that is written.
-        write: as ``Write``.
-        size: bytes that it takes, at most.
-        options: for the manifest.
-        inputs: what else is read, and must not be written over.
+        checkpoint: any, such as one that ``open_checkpoint`` returned, or a model in memory.
+        folder: the new checkpoint's folder.
+        format: the name of the format to write, or an alias.
+        dtype: the type of all weights, one of ``DTYPES``; None: the format's, or each tensor keeps its own.
+        tokenizer: the folder of the tokenizer that is saved with the weights; None: the checkpoint's own.
+        overwrite: replace an older checkpoint at ``folder`` that gpt2-savedmodel wrote.
+        options: the format's own options, such as ``tensor_parallel``.
+        progress: called with the bytes that have been read.
+
+    Raises:
+        ConvertError: the format cannot hold the model, an option cannot have its value, the weights are damaged, or
+            ``folder`` cannot be written.
+        TokenizerError: the tokenizer cannot be used, or has more pieces than the model.
     """
     started = time.monotonic()
-    sources = [args.checkpoint, *checkpoint.info.files, *(inputs or [])]
-    with new_folder(args.output, force=args.force, size=size + MANIFEST_BYTES, inputs=sources, kind=COPY) as folder:
-        print_notes(checkpoint, quiet=args.quiet)
-        if checkpoint.info.left_out and not args.quiet:
-            names = list_names(checkpoint.info.left_out, 9)
-            print(f"note: {args.checkpoint}: only the weights are written; left out: {names}", file=sys.stderr)
+    folder = Path(folder)
+    row, writer = find_row(format), find_writer(format)
+    dtype = writer.default_dtype if dtype is None else dtype
+    request = _request(checkpoint, writer, row.name, dtype, tokenizer, options)
+    writer.check(request)
+    inputs = [*checkpoint.info.inputs, *([] if tokenizer is None else [Path(tokenizer)])]
+    size = writer.size(request) + _MANIFEST_BYTES
+    with new_folder(folder, force=overwrite, size=size, inputs=inputs, kind=COPY) as new:
         with Hasher() as hasher:
             hash_files(checkpoint, hasher)
-            widest = max(dtype.itemsize for dtype in dtypes.values())
-            with TerminalProgress(quiet=args.quiet) as progress:
-                files = write(folder, dtypes, counted_reader(checkpoint, progress, itemsize=widest))
-            describe_copy(folder, checkpoint, {"dtype": args.dtype, **options}, hasher)
-        written = sum(file.stat().st_size for file in files)
-    if not args.quiet:
-        kinds = Counter(dtype.name for dtype in dtypes.values()).most_common()
-        print(
-            f"{checkpoint.config.parameter_count:,} parameters as {list_names((name for name, _ in kinds), 4)} in "
-            f"{pluralize(len(files), 'file')}, {written / 1e6:,.1f} MB, {time.monotonic() - started:.1f} s: "
-            f"{args.output}"
-        )
+            widest = max(found.itemsize for found in request.dtypes.values())
+            files = writer.write(request, new, counted_reader(request.checkpoint, progress, itemsize=widest))
+            if request.tokenizer is not None and writer.save_tokenizer is not None:
+                files = [*files, *writer.save_tokenizer(request.tokenizer, new)]
+            describe_copy(new, request.checkpoint, _record(request, writer, dtype), hasher)
+        nbytes = sum(file.stat().st_size for file in files)
+        names = [file.relative_to(new) for file in files]
+    counted = Counter(found.name for found in request.dtypes.values())
+    return CheckpointResult(
+        folder,
+        row.name,
+        checkpoint.config.parameter_count,
+        tuple(folder / name for name in names),
+        nbytes,
+        tuple(name for name, _ in counted.most_common()),
+        time.monotonic() - started,
+        (*source_notes(request.checkpoint), *_left_out(checkpoint), *writer.notes(request)),
+    )
+
+
+def find_writer(format: str) -> Writer:
+    """Look up how a format is written.
+
+    Raises:
+        ConvertError: there is no such format, or it is written by ``to_savedmodel``.
+    """
+    writer = find_row(format).load().writer
+    if writer is None:
+        raise ConvertError(f"{format}: not a format of checkpoints that can be written: use to_savedmodel")
+    return writer
+
+
+def _request(
+    checkpoint: Checkpoint,
+    writer: Writer,
+    format: str,
+    dtype: str | None,
+    tokenizer: str | Path | None,
+    options: Mapping[str, Any] | None,
+) -> WriteRequest:
+    """Complete what the user asks for: options, types, layer norms of the format's kind, tokenizer and its tokens."""
+    values = resolve_options(writer.options, options, format)
+    if dtype is not None and dtype not in DTYPES:
+        raise ConvertError(f"dtype {short_repr(dtype)}: expected one of {', '.join(DTYPES)}")
+    if tokenizer is not None and writer.save_tokenizer is None:
+        raise ConvertError(f"{tokenizer}: the format {format} has no place for a tokenizer")
+    given = None if tokenizer is None else Path(tokenizer)
+    adapted = with_layer_norm(checkpoint, writer.layer_norm, copy=values.get("uer_layer_norm") == STANDARD)
+    found = tokenizer_for(given, adapted) if writer.save_tokenizer is not None else None
+    return WriteRequest(
+        adapted,
+        {name: own if dtype is None else DTYPES[dtype] for name, own in adapted.dtypes.items()},
+        values,
+        tokens_for(given, found, adapted),
+        found,
+    )
+
+
+def _record(request: WriteRequest, writer: Writer, dtype: str | None) -> dict[str, Any]:
+    """What the manifest says about how the checkpoint was written."""
+    tokenizer = {} if writer.save_tokenizer is None else {"tokenizer": request.tokenizer is not None}
+    return {"dtype": dtype, **tokenizer, **request.options, **writer.record(request)}
+
+
+def source_notes(checkpoint: Checkpoint) -> Iterator[str]:
+    """Say what a user should know about a checkpoint that can be used, a line each."""
+    yield from checkpoint.info.notes
+    for file in checkpoint.info.without_checksums:
+        yield f"{file}: has no checksums, so damage to its weights cannot be noticed"
+
+
+def _left_out(checkpoint: Checkpoint) -> Iterator[str]:
+    info = checkpoint.info
+    if info.left_out:
+        where = info.where if info.source is None else info.source.path
+        yield f"{where}: only the weights are written; left out: {list_names(info.left_out, 9)}"
+
+
+def hash_files(checkpoint: Checkpoint, hasher: Hasher) -> None:
+    """Start hashing the files of a checkpoint, next to the work that reads them."""
+    known = may_be_known(checkpoint.config, len(checkpoint.info.files))
+    for file in checkpoint.info.files:
+        hasher.add(file, ("sha256", "sha1") if known else ("sha256",))
+
+
+def counted_reader(
+    checkpoint: Checkpoint, progress: Progress = no_progress, *, itemsize: int = 4
+) -> Callable[[str, DType], Array]:
+    """Give ``Checkpoint.read`` with one piece of memory for all tensors, which tells ``progress`` about each.
+
+    A tensor is good until the next one is read. The stage is called ``convert``.
+
+    Args:
+        checkpoint: what is read.
+        progress: called with the bytes read so far, of all bytes in the files.
+        itemsize: bytes of the widest type that will be asked for.
+    """
+    counts = {name: math.prod(shape) for name, shape in checkpoint.config.tensor_shapes().items()}
+    buffer = np.empty(itemsize * max(counts.values()), np.uint8)
+    total = sum(count * checkpoint.dtypes[name].itemsize for name, count in counts.items())
+    done = 0
+
+    def read(name: str, dtype: DType) -> Array:
+        nonlocal done
+        value = checkpoint.read(name, dtype, buffer)
+        done += value.size * checkpoint.dtypes[name].itemsize
+        progress("convert", done, total)
+        return value
+
+    return read

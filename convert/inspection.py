@@ -104,11 +104,9 @@ def _inspect_checkpoint(path: Path, format: str | None, heads: int | None, itera
 def _open(path: Path, format: str | None, heads: int | None, iteration: str | None) -> tuple[Checkpoint, bool]:
     """The checkpoint, and whether its number of heads is known; an unknown number is no error here."""
     try:
-        return open_checkpoint(path, n_head=heads, iteration=iteration, from_format=format), True
+        return open_checkpoint(path, heads=heads, iteration=iteration, format=format), True
     except CheckpointError:  # nobody knows the heads, or something else is wrong, which comes up again
-        checkpoint = open_checkpoint(
-            path, n_head=heads, iteration=iteration, from_format=format, allow_unknown_heads=True
-        )
+        checkpoint = open_checkpoint(path, heads=heads, iteration=iteration, format=format, allow_unknown_heads=True)
         return checkpoint, heads is not None
 
 

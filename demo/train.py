@@ -258,7 +258,7 @@ def main() -> None:
 
 def read_shards(model: GPT2LMHeadModel, root: Path, heads: int, folder: Path) -> int:
     """The inverse of ``write_shards``; gives the number of steps. Pieces keep their embeddings, new ones begin anew."""
-    checkpoint = open_checkpoint(root, n_head=heads)
+    checkpoint = open_checkpoint(root, heads=heads)
     vocabulary, before = (
         json.loads((folder / "vocab.json").read_text("utf-8")) for folder in (folder, root / "tokenizer")
     )

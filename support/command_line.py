@@ -37,12 +37,15 @@ class Command:
             In an example ``{command}`` stands for the program and the command, ``{program}`` for the program alone.
         help: one line for the list of commands.
         arguments: what ``add_arguments`` gets besides the parser.
+        description, examples: instead of the module's, where several commands share it.
     """
 
     name: str
     module: str
     help: str
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    description: str = ""
+    examples: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,11 +145,12 @@ class Program:
         command, program = self.commands[name], _as_typed(self.prog)
         module = importlib.import_module(command.module)
         examples = [
-            line.replace("{command}", f"{program} {name}").replace("{program}", program) for line in module.EXAMPLES
+            line.replace("{command}", f"{program} {name}").replace("{program}", program)
+            for line in command.examples or module.EXAMPLES
         ]
         parser = Parser(
             prog=f"{self.prog} {name}",
-            description=module.DESCRIPTION,
+            description=command.description or module.DESCRIPTION,
             epilog=_epilog(examples, self._group(name).exit_codes),
         )
         module.add_arguments(parser, **command.arguments)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from convert.formats.registry import NAMES
+from convert.formats.format import WriteOption
+from convert.formats.registry import CheckpointSpec
+from convert.formats.rows import NAMES, ROWS
 from tf_model.config import LAYER_NORMS, UER
 
 CHECKPOINT_HELP = (
@@ -16,7 +18,7 @@ CHECKPOINT_HELP = (
 
 
 def add_checkpoint_option(parser: argparse.ArgumentParser) -> None:
-    """Where the source of a conversion is."""
+    """Add the option that says where the checkpoint is."""
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help=CHECKPOINT_HELP)
 
 
@@ -24,20 +26,20 @@ def add_format_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from",
         dest="from_format",
-        choices=NAMES,
+        choices=(*NAMES, *(alias for row in ROWS for alias in row.aliases)),
         metavar="FORMAT",
-        help=f"format of the checkpoint, where it is not recognised: {', '.join(NAMES)}",
+        help=f"format of the checkpoint, if it is not recognised: {', '.join(NAMES)}",
     )
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
-    """What the files of a checkpoint may not say: its format, the number of heads, and which iteration is meant."""
+    """Add options for what the files of a checkpoint may not say: format, number of heads, iteration, layer norm."""
     add_format_option(parser)
     parser.add_argument(
         "--heads",
         type=int,
         metavar="N",
-        help="number of attention heads, where the files do not hold it; known for hidden sizes 768, 1024 and 2560",
+        help="number of attention heads, if the files do not record it; known for hidden sizes 768, 1024 and 2560",
     )
     parser.add_argument(
         "--iteration",
@@ -50,4 +52,32 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         default=UER,
         help="UER-py's layer norms differ from all others by 0.07 %% or so: uer computes what UER-py does (default), "
         "standard leaves the weights as they are and takes them for the usual ones, as UER-py's own scripts do",
+    )
+
+
+def checkpoint_spec(args: argparse.Namespace) -> CheckpointSpec:
+    """Return the checkpoint that the options of ``add_checkpoint_option`` and ``add_source_options`` describe."""
+    return CheckpointSpec(args.checkpoint, args.heads, args.iteration, args.from_format, args.uer_layer_norm)
+
+
+def add_write_option(parser: argparse.ArgumentParser, option: WriteOption, only: str = "") -> None:
+    """Add an option of a format's writer; ``only`` stands in front of its help and says when it counts."""
+    default = "" if option.default is None else f" (default: {option.default})"
+    parser.add_argument(
+        option.flag,
+        type=option.kind,
+        required=option.required,
+        choices=option.choices or None,
+        metavar=option.metavar,
+        help=f"{only}{option.help}{default}",
+    )
+
+
+def add_tokenizer_option(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="DIR",
+        help="folder with the tokenizer's own files (CPM: chinese_vocab.model; BERT: vocab.txt; GPT-2: vocab.json and "
+        f"merges.txt), {what}; default: those beside the checkpoint, where its format has them",
     )

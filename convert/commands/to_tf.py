@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 
 from convert.checkpoint import Checkpoint
-from convert.commands.options import add_checkpoint_option, add_source_options
+from convert.commands.options import add_checkpoint_option, add_source_options, add_tokenizer_option, checkpoint_spec
+from convert.conversion import counted_reader, hash_files, source_notes
 from convert.dtype_choice import AUTO, OTHERWISE, check_runs_here, choose_dtype, runs_here, wanted
-from convert.formats.tokenizer_files import add_tokenizer_option, tokenizer_for, tokens_for
+from convert.formats.tokenizer_files import tokenizer_for, tokens_for
 from convert.output.atomic_folder import check_destination, new_folder
 from convert.output.hashing import Hasher
 from convert.provenance import describe
-from convert.source import SourceOptions, counted_reader, hash_files, print_notes
 from convert.verification.checkpoint_logits import check_torch
 from convert.verification.compare import verify_apart
 from exports.assets import write_assets
@@ -59,11 +59,13 @@ def run(args: argparse.Namespace) -> None:
     started = time.monotonic()
     if args.verify:
         check_torch()
-    source = SourceOptions.of(args)
+    source = checkpoint_spec(args)
     checkpoint = source.open()
     tokenizer = tokenizer_for(args.tokenizer, checkpoint)
     tokens = tokens_for(args.tokenizer, tokenizer, checkpoint)
-    print_notes(checkpoint, quiet=args.quiet)
+    if not args.quiet:
+        for note in source_notes(checkpoint):
+            print(f"note: {note}", file=sys.stderr)
     inputs = [path for path in (args.checkpoint, args.tokenizer) if path is not None]
     dtype = _dtype(args, inputs)
     size = stored_bytes(checkpoint.config, dtype)

@@ -7,8 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from convert.commands.options import CHECKPOINT_HELP, add_source_options
-from convert.source import SourceOptions
+from convert.commands.options import CHECKPOINT_HELP, add_source_options, checkpoint_spec
 from convert.verification.checkpoint_logits import check_torch
 from convert.verification.compare import spare_memory, verify
 from convert.verification.metrics import MIN_TOKENS_FOR_PERPLEXITY
@@ -61,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     spare_memory()
     with TerminalProgress() as progress:
         report = verify(
-            SourceOptions.of(args),
+            checkpoint_spec(args),
             args.converted,
             text=args.text,
             prompts=args.prompts,

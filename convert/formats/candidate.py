@@ -8,6 +8,7 @@ from typing import Any
 
 from convert.torch_format.reader import TorchFile, read_torch_file
 from support.errors import CheckpointError
+from support.messages import short_repr
 
 
 class Candidate:
@@ -44,10 +45,6 @@ class Candidate:
             self._folders[folder] = tuple(sorted(folder.iterdir())) if folder.is_dir() else ()
         return self._folders[folder]
 
-    def has_file(self, name: str) -> bool:
-        """Whether ``path`` is a folder with a file ``name`` in it."""
-        return self.is_dir and (self.path / name).is_file()
-
     def torch_file(self, file: Path) -> TorchFile:
         """Read a file of ``torch.save``; its pickle is parsed the first time and never again.
 
@@ -74,3 +71,14 @@ class Candidate:
         except CheckpointError:
             return {}
         return value if isinstance(value, dict) else {}
+
+    def torch_state(self, file: Path) -> dict[Any, Any]:
+        """Read the state dict in a file of ``torch.save``.
+
+        Raises:
+            CheckpointError: as ``read_torch_file``, or the file holds something else than a dict.
+        """
+        value = self.torch_file(file).value
+        if not isinstance(value, dict):
+            raise CheckpointError(f"{file}: expected a dict of tensors, found {short_repr(value)}")
+        return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,12 @@ class WriteRequest:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tokens: SpecialTokens = NO_TOKENS
     tokenizer: Tokenizer | None = None
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights in the types that they are written in."""
+        shapes = self.checkpoint.config.tensor_shapes()
+        return sum(math.prod(shape) * self.dtypes[name].itemsize for name, shape in shapes.items())
 
 
 def _nothing(request: WriteRequest) -> None:

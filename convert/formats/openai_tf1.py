@@ -14,57 +14,60 @@ epsilon of 1e-5, a feed-forward layer of 4 times the hidden size, the token embe
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from convert.checkpoint import Checkpoint, CheckpointInfo
-from convert.formats.heads import resolve_head_count
-from convert.formats.huggingface import read_json, write_json
+from convert.formats.candidate import Candidate
+from convert.formats.format import Format, OpenOptions, Read, Writer, WriteRequest
 from convert.formats.tensor_map import (
     ExpectedTensors,
     LazyTensor,
     TensorMapCheckpoint,
     TensorRecipe,
+    check_sizes,
     check_tensors,
     copy_transposed,
     copy_whole,
     count_layers,
+    is_linear,
     matrix_shape,
+    stored_heads,
 )
 from convert.formats.tf_checkpoint import INDEX, open_bundle, prefix_of, prefixes
-from convert.formats.tokenizer_files import has_tokenizer
+from convert.formats.tokenizer_files import has_tokenizer, save_for_openai
 from convert.formats.uer_layer_norm import advice
-from convert.tensors import Array, DType, transposed_blocks
+from convert.tensors import transposed_blocks
 from support.errors import CheckpointError, ConvertError
-from support.messages import list_names, short_repr
+from support.files import read_json_object, write_json
+from support.messages import list_names, pluralize, short_repr
 from support.tensorflow_runtime import quiet_stderr
-from tf_model.config import STANDARD, ConfigError, GPT2Config
+from tf_model.config import STANDARD, GPT2Config
+from tokenization import ByteBPETokenizer
 from tokenization.special_tokens import SpecialTokens
 
 NAME = "openai-tf1"
 HPARAMS, TRACKER, MODEL = "hparams.json", "checkpoint", "model.ckpt"
-HEADER_BYTES = 1 << 22
+_HEADER_BYTES = 1 << 22
 """Room for the index, the sizes and a tokenizer."""
 _VOCABULARY = 50_257
 """Of all models that OpenAI has published; the last piece is the end of a text."""
-_TANH = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")
-_EPSILON = 1e-5
 _WTE, _WPE, _LAYERS = "model/wte", "model/wpe", "model/h"
-_LINEAR = re.compile(r"h\.\d+\.(attn|mlp)\.c_\w+\.weight")
 _TRACKED = re.compile(r"""^\s*model_checkpoint_path\s*:\s*(?:"((?:[^"\\\n]|\\.)*)"|'((?:[^'\\\n]|\\.)*)')""", re.M)
 _STEP = re.compile(r"-(\d{1,15})$", re.ASCII)
 
 
-def find(path: Path) -> tuple[Path, str | None] | None:
-    """The folder that ``path`` stands for, and the checkpoint in it that ``path`` names; None for the folder's own.
+def _find(candidate: Candidate) -> tuple[Path, str | None] | None:
+    """The folder that a candidate stands for, and the checkpoint in it that it names; None for the folder's own.
 
     A path is the folder, one of its files, or what TensorFlow calls a checkpoint: ``folder/model.ckpt``, which is the
     beginning of the names of some files and no file itself.
     """
-    if path.is_dir():
-        return (path, None) if (path / TRACKER).is_file() or prefixes(path) else None
-    if path.is_file():
+    path = candidate.path
+    if candidate.is_dir:
+        return (path, None) if (path / TRACKER).is_file() or prefixes(candidate.entries()) else None
+    if candidate.is_file:
         if path.name in (HPARAMS, TRACKER):
             return path.parent, None
         name = prefix_of(path)
@@ -72,35 +75,62 @@ def find(path: Path) -> tuple[Path, str | None] | None:
     return (path.parent, path.name) if path.name and path.with_name(path.name + INDEX).is_file() else None
 
 
-def open_openai_tf1(
-    path: Path, *, n_head: int | None = None, iteration: str | None = None, allow_unknown_heads: bool = False
-) -> Checkpoint:
-    """The checkpoint at ``path``, as ``find`` takes it; see ``open_megatron``.
+def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
+    found = _find(candidate)
+    if found is None:
+        wanted = f"{HPARAMS}, {TRACKER} and {MODEL}{INDEX}"
+        raise CheckpointError(f"{candidate.path}: expected {wanted}: not a folder of OpenAI's")
+    folder, given = found
+    name = _choose(folder, candidate.entries(folder), given, options.iteration)
+    tensors, files = open_bundle(folder / name)
+    config = _config(folder / HPARAMS, folder / (name + INDEX), tensors, options)
+    shapes = config.tensor_shapes()
+    expected = {_name(canonical): _shape(canonical, shape) for canonical, shape in shapes.items()}
 
-    Args:
-        iteration: takes ``model-<iteration>``, whatever the file ``checkpoint`` says.
+    def ignored(found: str) -> bool:
+        """What a training keeps next to the weights: ``model/wte/Adam``, ``beta1_power``."""
+        ancestors = (found[:end] for end, letter in enumerate(found) if letter == "/")
+        return not found.startswith("model/") or any(ancestor in expected for ancestor in ancestors)
 
-    Raises:
-        CheckpointError: anything that keeps the files from being one whole model.
-    """
-    try:
-        found = find(path)
-        if found is None:
-            raise CheckpointError(f"{path}: expected {HPARAMS}, {TRACKER} and {MODEL}{INDEX}: not a folder of OpenAI's")
-        folder, given = found
-        name = _choose(folder, given, iteration)
-        values = read_json(folder / HPARAMS) if (folder / HPARAMS).exists() else {}
-        sources, files = open_bundle(folder / name)
-        return _open(folder, name, values, sources, files, n_head, allow_unknown_heads)
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    except OSError as error:
-        raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
+    check_tensors(folder / (name + INDEX), tensors, ExpectedTensors(expected, ignored))
+    step = _step(name)
+    info = CheckpointInfo(
+        NAME,
+        tuple(files),
+        details={} if step is None else {"iteration": step},
+        left_out=tuple(dict.fromkeys(other.rpartition("/")[2] for other in tensors if other not in expected)),
+    )
+    recipes = {
+        canonical: TensorRecipe([tensors[_name(canonical)]], copy_transposed if is_linear(canonical) else copy_whole)
+        for canonical in shapes
+    }
+    end = config.vocab_size - 1
+    return TensorMapCheckpoint(
+        config,
+        recipes,
+        info,
+        tokens=SpecialTokens(end, end) if config.vocab_size == _VOCABULARY else None,
+        tokenizer=folder if has_tokenizer(folder) else None,
+    )
 
 
-def _choose(folder: Path, given: str | None, iteration: str | None) -> str:
+def _config(where: Path, index: Path, tensors: Mapping[str, LazyTensor], options: OpenOptions) -> GPT2Config:
+    """The sizes by the tensors, heads by ``hparams.json``, which must not say other sizes."""
+    values = read_json_object(where, CheckpointError) if where.exists() else {}
+    vocab_size, n_embd = matrix_shape(index, tensors, _WTE)
+    n_positions, _ = matrix_shape(index, tensors, _WPE)
+    n_layer = count_layers(index, tensors, _LAYERS)
+    check_sizes(where, values, {"n_vocab": vocab_size, "n_embd": n_embd}, f"{_WTE} of {index.name}")
+    check_sizes(where, values, {"n_ctx": n_positions}, f"{_WPE} of {index.name}")
+    check_sizes(where, values, {"n_layer": n_layer}, f"{_LAYERS}* of {index.name}")
+    # Without hparams.json, a message is about the file that there is.
+    heads = options.heads(where if values else index, n_embd, stored=stored_heads(where, values, "n_head"))
+    return GPT2Config(vocab_size, n_positions, n_embd, n_layer, heads)
+
+
+def _choose(folder: Path, entries: Sequence[Path], given: str | None, iteration: str | None) -> str:
     """The name of the checkpoint to read, of those in ``folder``."""
-    names = sorted(prefixes(folder), key=lambda name: (_step(name) or 0, name))
+    names = sorted(prefixes(entries), key=lambda name: (_step(name) or 0, name))
     there = f"there is {list_names((name + INDEX for name in names), 9)}" if names else f"there is no file *{INDEX}"
     if iteration is not None:
         if not (iteration.isascii() and iteration.isdecimal() and len(iteration) < 16):
@@ -156,56 +186,6 @@ def _tracked(tracker: Path) -> str:
     return name
 
 
-def _open(
-    folder: Path, name: str, values: Mapping[str, Any], sources: Mapping[str, LazyTensor], files: list[Path],
-    n_head: int | None, allow_unknown_heads: bool,
-) -> Checkpoint:  # fmt: skip
-    where, index = folder / HPARAMS, folder / (name + INDEX)
-    vocab_size, n_embd = matrix_shape(index, sources, _WTE)
-    n_positions, _ = matrix_shape(index, sources, _WPE)
-    n_layer = count_layers(index, sources, _LAYERS)
-    sizes = {
-        "n_vocab": (vocab_size, _WTE), "n_ctx": (n_positions, _WPE), "n_embd": (n_embd, _WTE),
-        "n_layer": (n_layer, f"{_LAYERS}*"),
-    }  # fmt: skip
-    for key, (size, tensor) in sizes.items():
-        said = values.get(key)
-        if said is not None and said != size:
-            raise CheckpointError(f"{where}: {key} is {short_repr(said)}, but {tensor} of {index.name} have {size}")
-    stored = values.get("n_head")
-    if stored is not None and type(stored) is not int:
-        raise CheckpointError(f"{where}: n_head is {short_repr(stored)}: expected a number")
-    # Without sizes it is not their file that a message is about.
-    heads = resolve_head_count(where if values else index, n_embd, 1, n_head, allow_unknown_heads, stored)
-    config = GPT2Config(vocab_size, n_positions, n_embd, n_layer, heads)
-    expected = {_name(canonical): _shape(canonical, shape) for canonical, shape in config.tensor_shapes().items()}
-
-    def ignored(found: str) -> bool:
-        """What a training keeps beside the weights: ``model/wte/Adam``, ``beta1_power``."""
-        ancestors = (found[:end] for end, letter in enumerate(found) if letter == "/")
-        return not found.startswith("model/") or any(ancestor in expected for ancestor in ancestors)
-
-    check_tensors(index, sources, ExpectedTensors(expected, ignored))
-    recipes = {
-        canonical: TensorRecipe([sources[_name(canonical)]], _assemble(canonical))
-        for canonical in config.tensor_shapes()
-    }
-    step = _step(name)
-    info = CheckpointInfo(
-        NAME,
-        tuple(files),
-        details={} if step is None else {"iteration": step},
-        left_out=tuple(dict.fromkeys(other.rpartition("/")[2] for other in sources if other not in expected)),
-    )
-    return TensorMapCheckpoint(
-        config,
-        recipes,
-        info,
-        tokens=SpecialTokens(vocab_size - 1, vocab_size - 1) if vocab_size == _VOCABULARY else None,
-        tokenizer=folder if has_tokenizer(folder) else None,
-    )
-
-
 def _name(canonical: str) -> str:
     """OpenAI's name of a canonical tensor."""
     *path, kind = canonical.removeprefix("h.").split(".")
@@ -216,60 +196,57 @@ def _name(canonical: str) -> str:
     return f"model/{layer}{'/'.join(path)}/{letter}"
 
 
-def _assemble(canonical: str) -> Callable[[Sequence[Array], Array], None]:
-    return copy_transposed if _LINEAR.fullmatch(canonical) else copy_whole
-
-
 def _shape(canonical: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (1, *shape[::-1]) if _LINEAR.fullmatch(canonical) else shape
+    return (1, *shape[::-1]) if is_linear(canonical) else shape
 
 
-def check_config(config: GPT2Config) -> None:
-    """Checks that the format can hold such a model: its files say the sizes only, its code has the rest.
+_HOLDS: Mapping[str, tuple[Any, ...]] = {
+    "activation_function": ("gelu_new", "gelu_fast", "gelu_pytorch_tanh"),
+    "layer_norm_epsilon": (1e-5,),
+    "layer_norm": (STANDARD,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "tie_word_embeddings": (True,),
+}
+"""What the format can hold: its files say the sizes only, its code has the rest."""
 
-    Raises:
-        ConvertError: it cannot.
-    """
-    for key, found, needed in (
-        ("n_inner", config.n_inner, 4 * config.n_embd),
-        ("activation_function", config.activation_function, _TANH),
-        ("layer_norm_epsilon", config.layer_norm_epsilon, _EPSILON),
-        ("layer_norm", config.layer_norm, STANDARD),
-        ("scale_attn_by_inverse_layer_idx", config.scale_attn_by_inverse_layer_idx, False),
-        ("tie_word_embeddings", config.tie_word_embeddings, True),
-    ):
-        allowed = needed if isinstance(needed, tuple) else (needed,)
+
+def _check(request: WriteRequest) -> None:
+    config = request.checkpoint.config
+    for key, allowed in {"n_inner": (4 * config.n_embd,), **_HOLDS}.items():
+        found = getattr(config, key)
         if found not in allowed:
             raise ConvertError(
                 f"{key} is {short_repr(found)}: a checkpoint of OpenAI's can only have "
-                f"{' or '.join(map(str, allowed))}: "
-                f"{advice(config)}"
+                f"{' or '.join(map(str, allowed))}: {advice(config)}"
             )
 
 
-def write_openai_tf1(
-    folder: Path, checkpoint: Checkpoint, dtypes: Mapping[str, DType], read: Callable[[str, DType], Array]
-) -> list[Path]:
-    """Writes ``hparams.json``, ``checkpoint`` and the two files ``model.ckpt.*`` into ``folder``; gives the two.
+def _notes(request: WriteRequest) -> Iterator[str]:
+    written = {name: (own, request.dtypes[name]) for name, own in request.checkpoint.dtypes.items()}
+    target = request.dtypes["wte.weight"].name
+    rounded = sum(own.itemsize > new.itemsize for own, new in written.values())
+    if rounded:
+        yield f"{pluralize(rounded, 'tensor')} of a wider type rounded to {target}"
+    widened = dict.fromkeys(own.name for own, new in written.values() if own.itemsize < new.itemsize)
+    if widened:
+        yield f"{' and '.join(widened)} weights are widened to {target}: same values"
+    if request.tokenizer is not None and not isinstance(request.tokenizer, ByteBPETokenizer):
+        yield "OpenAI's code knows byte-level BPE only: the vocabulary is copied as it is"
+
+
+def _write(request: WriteRequest, folder: Path, read: Read) -> list[Path]:
+    """Write ``hparams.json``, ``checkpoint`` and the two files ``model.ckpt.*``.
 
     The graph, ``model.ckpt.meta``, is not written: no program that loads such a folder reads it.
-
-    Args:
-        dtypes: of each tensor. Float32 is what all programs of this format expect.
-
-    Raises:
-        ConvertError: the format cannot hold this model.
-        OSError: a file cannot be written. What ``read`` raises comes through, too.
     """
-    config = checkpoint.config
-    check_config(config)
+    config, dtypes = request.checkpoint.config, request.dtypes
     with quiet_stderr():  # takes seconds: only once the input is known to be good
         from exports.tensor_bundle.writer import BundleWriter
 
     with BundleWriter(folder / MODEL) as bundle:
         for name, shape in config.tensor_shapes().items():
             values = read(name, dtypes[name])
-            blocks = transposed_blocks(values) if _LINEAR.fullmatch(name) else (values,)
+            blocks = transposed_blocks(values) if is_linear(name) else (values,)
             bundle.add_blocks(_name(name), dtypes[name], _shape(name, shape), blocks)
         bundle.finish()
     sizes = {
@@ -280,3 +257,18 @@ def write_openai_tf1(
     keys = ("model_checkpoint_path", "all_model_checkpoint_paths")
     (folder / TRACKER).write_text("".join(f'{key}: "{MODEL}"\n' for key in keys), "utf-8")
     return [bundle.data, folder / (MODEL + INDEX)]
+
+
+FORMAT = Format(
+    NAME,
+    recognise=lambda candidate: _find(candidate) is not None,
+    open=_open,
+    writer=Writer(
+        write=_write,
+        size=lambda request: request.weight_bytes + _HEADER_BYTES,
+        check=_check,
+        default_dtype="float32",  # all programs of this format expect it
+        save_tokenizer=save_for_openai,
+        notes=_notes,
+    ),
+)

@@ -1,142 +1,128 @@
-"""Every format of checkpoints: how one is recognised, and what opens it."""
+"""Open a checkpoint of any format: recognise it, open it, say in one line what is wrong with it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from convert.checkpoint import Checkpoint
-from convert.formats import huggingface, openai_tf1, savedmodel, uer
+from convert.checkpoint import Checkpoint, CheckpointAdapter
 from convert.formats.candidate import Candidate
-from convert.formats.format import Format as FormatObject
-from convert.formats.format import OpenOptions
-from convert.formats.megatron import cpm, megatron_lm
-from support.errors import CheckpointError, ConvertError
+from convert.formats.format import Format, OpenOptions
+from convert.formats.rows import ROWS, find_row
+from convert.formats.uer_layer_norm import with_layer_norm
+from support.errors import CheckpointError
 from support.messages import list_names
-from tf_model.config import ConfigError
+from tf_model.config import STANDARD, UER, ConfigError
 
 
-class Format(NamedTuple):
-    """A format.
+@dataclasses.dataclass(frozen=True)
+class CheckpointSpec:
+    """A checkpoint on disk, and what a user says about it; another process can open it again.
 
     Attributes:
-        name: as ``--from`` takes it.
-        looks_for: what a path has where it is one, for the message that nothing was recognised.
-        matches: whether a path looks like one; nothing large is read.
-        open: opens it; ``n_head``, ``iteration`` and ``allow_unknown_heads`` as ``OpenOptions``.
+        path: a file or a folder, as the format has it.
+        n_head: the number of attention heads, where the files do not record it.
+        iteration: the iteration to open, a number or ``release``, instead of the one that the files name.
+        format: one of ``rows.NAMES`` or an alias; None: the format is recognised.
+        uer_layer_norm: ``uer``: UER-py's layer norms compute what UER-py's do; ``standard``: their weights are taken
+            for those of the usual layer norm, as UER-py's own scripts do.
     """
 
-    name: str
-    looks_for: str
-    matches: Callable[[Path], bool]
-    open: Callable[..., Checkpoint]
+    path: Path
+    n_head: int | None = None
+    iteration: str | None = None
+    format: str | None = None
+    uer_layer_norm: str = UER
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CheckpointSpec:
+        """Make what ``to_dict`` was called on."""
+        return cls(**{**values, "path": Path(values["path"])})
 
-def _of(format: FormatObject, looks_for: str) -> Format:
-    def open_path(path: Path, **options: Any) -> Checkpoint:
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {**dataclasses.asdict(self), "path": str(self.path)}
+
+    def open(self, *, allow_unknown_heads: bool = False) -> Checkpoint:
+        """Open the checkpoint; weights are touched only when they are read.
+
+        Args:
+            allow_unknown_heads: as ``OpenOptions.allow_unknown_heads``.
+
+        Raises:
+            ConvertError: nothing is there, no format fits, or anything keeps the files from being one whole model.
+        """
+        candidate = Candidate(self.path)
+        options = OpenOptions(self.n_head, self.iteration, allow_unknown_heads)
         try:
-            return format.open(Candidate(path), OpenOptions(**options))
+            format = recognise(candidate) if self.format is None else find_row(self.format).load()
+            if self.iteration is not None and format.without_iterations is not None:
+                what = format.without_iterations
+                raise CheckpointError(f"{self.path}: {what} has no iterations: leave out --iteration {self.iteration}")
+            checkpoint = format.open(candidate, options)
         except ConfigError as error:
-            raise CheckpointError(f"{path}: {error}") from error
+            raise CheckpointError(f"{self.path}: {error}") from error
         except OSError as error:
-            raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
-
-    return Format(format.name, looks_for, lambda path: format.recognise(Candidate(path)), open_path)
-
-
-FORMATS: tuple[Format, ...] = (
-    Format(
-        savedmodel.NAME,
-        f"a folder with {savedmodel.GRAPH} that this program wrote",
-        lambda path: savedmodel.find(path) is not None,
-        savedmodel.open_savedmodel,
-    ),
-    Format(
-        huggingface.NAME,
-        "a folder with model.safetensors or pytorch_model.bin (or an index of them) and config.json",
-        lambda path: huggingface.find(path) is not None,
-        huggingface.open_huggingface,
-    ),
-    Format(
-        openai_tf1.NAME,
-        f"a folder with {openai_tf1.HPARAMS}, {openai_tf1.TRACKER} and {openai_tf1.MODEL}.index",
-        lambda path: openai_tf1.find(path) is not None,
-        openai_tf1.open_openai_tf1,
-    ),
-    Format(
-        uer.NAME,
-        "a .bin file with tensors named embedding.word... and encoder.transformer...",
-        lambda path: uer.find(path) is not None,
-        uer.open_uer,
-    ),
-    _of(megatron_lm.FORMAT, "mp_rank_*/model_optim_rng.pt with a language_model in it"),
-    _of(
-        cpm.FORMAT,
-        "latest_checkpointed_iteration.txt, mp_rank_* files, or a .pt file with 'module' or 'model' in it",
-    ),
-)
-"""In the order in which they are tried."""
-
-NAMES = tuple(format.name for format in FORMATS)
+            raise CheckpointError(f"{error.filename or self.path}: cannot be read: {error.strerror}") from error
+        if self.uer_layer_norm == STANDARD:
+            checkpoint = with_layer_norm(checkpoint, STANDARD, copy=True)
+        return CheckpointAdapter(checkpoint, info=dataclasses.replace(checkpoint.info, source=self))
 
 
 def open_checkpoint(
-    path: Path,
+    path: str | Path,
     *,
-    n_head: int | None = None,
+    heads: int | None = None,
     iteration: str | None = None,
-    from_format: str | None = None,
+    format: str | None = None,
+    uer_layer_norm: str = UER,
     allow_unknown_heads: bool = False,
 ) -> Checkpoint:
-    """The checkpoint at ``path``, of whatever format; weights are touched only when they are read.
+    """Open the checkpoint at ``path``, of whatever format; weights are touched only when they are read.
 
     Args:
         path: a file or a folder, as the format has it.
-        n_head, iteration, allow_unknown_heads: as ``OpenOptions``.
-        from_format: one of ``NAMES``, to be taken for that whatever it looks like.
+        heads, iteration, format, uer_layer_norm: as ``CheckpointSpec`` has them.
+        allow_unknown_heads: as ``OpenOptions.allow_unknown_heads``.
 
     Raises:
-        ConvertError: nothing is there, no format fits, or anything keeps the files from being one whole model.
+        ConvertError: as ``CheckpointSpec.open``.
     """
-    return recognise(path, from_format).open(
-        path, n_head=n_head, iteration=iteration, allow_unknown_heads=allow_unknown_heads
-    )
+    spec = CheckpointSpec(Path(path), heads, iteration, format, uer_layer_norm)
+    return spec.open(allow_unknown_heads=allow_unknown_heads)
 
 
-def recognise(path: Path, from_format: str | None = None) -> Format:
-    """The format of what is at ``path``.
+def recognise(candidate: Candidate) -> Format:
+    """Tell the format of a candidate by the names of its files and tensors.
 
     Raises:
-        ConvertError: as ``open_checkpoint``.
+        CheckpointError: nothing is there, no format fits, or several do.
+        OSError: a folder cannot be read.
     """
-    if from_format is not None:
-        return next(format for format in FORMATS if format.name == from_format)
-    try:
-        if not path.exists():  # what TensorFlow calls a checkpoint is no file
-            if openai_tf1.find(path) is None:
-                raise CheckpointError(f"{path}: no such file or folder")
-            return next(format for format in FORMATS if format.name == openai_tf1.NAME)
-        if fitting := [format for format in FORMATS if format.matches(path)]:
-            # What looks like Megatron in general may well be the newer kind of it.
-            names = [format.name for format in fitting if format is not FORMATS[-1]]
-            if len(names) > 1:
-                raise CheckpointError(f"{path}: looks like {' and '.join(names)}: say which with --from")
-            return fitting[0]
-        inside = (
-            f"has {list_names(sorted(p.name for p in path.iterdir()), 5) or 'nothing'}" if path.is_dir() else "a file"
-        )
-    except OSError as error:
-        raise ConvertError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:  # a NUL
-        raise ConvertError(f"{path}: cannot be read: {error}") from error
-    wanted = "; ".join(f"{format.name}: {format.looks_for}" for format in FORMATS)
-    raise CheckpointError(f"{path}: {inside}: no checkpoint of a known format: looked for {wanted}")
+    path = candidate.path
+    if "\0" in str(path):
+        raise CheckpointError(f"{path}: cannot be read: a NUL in its name")
+    fitting = [(row, format) for row in ROWS if (format := row.load()).recognise(candidate)]
+    preferred = [(row, format) for row, format in fitting if not row.is_fallback] or fitting
+    if len(preferred) > 1:
+        names = " and ".join(row.name for row, _ in preferred)
+        raise CheckpointError(f"{path}: looks like {names}: say which with --from")
+    if preferred:
+        return preferred[0][1]
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder")
+    names = list_names((entry.name for entry in candidate.entries()), 5) or "nothing"
+    found = f"has {names}" if candidate.is_dir else "a file"
+    wanted = "; ".join(f"{row.name}: {row.looks_for}" for row in ROWS)
+    raise CheckpointError(f"{path}: {found}: no checkpoint of a known format: looked for {wanted}")
 
 
-def is_known(path: Path) -> bool:
-    """Whether there is anything of a known format at ``path``."""
+def is_checkpoint(path: Path) -> bool:
+    """Whether a checkpoint of a known format is at ``path``, as far as names of files and tensors tell."""
     try:
-        return recognise(path) is not None
-    except ConvertError:
+        recognise(Candidate(path))
+    except (CheckpointError, OSError):
         return False
+    return True

@@ -1,6 +1,6 @@
 """The table of formats: a row each, light enough for ``--help``, which needs nothing but Python's standard library.
 
-A format's own module, with its ``FORMAT``, is imported when the format is needed.
+A format's own module, with its ``Format``, is imported when the format is needed.
 """
 
 from __future__ import annotations
@@ -22,13 +22,17 @@ class WriterCommand:
 
     Attributes:
         name: as it is typed.
-        help: one line.
+        help: one line for the list of commands.
+        description: what the command's own help begins with.
+        examples: command lines; ``{command}`` stands for the program and the command.
         layouts: names of formats, of which ``--layout`` chooses one, the first by default; empty where there is no
             choice.
     """
 
     name: str
     help: str
+    description: str
+    examples: tuple[str, ...]
     layouts: tuple[str, ...] = ()
 
 
@@ -38,7 +42,7 @@ class FormatRow:
 
     Attributes:
         name: as ``--from`` takes it, and manifests name it.
-        module: the module with the format's ``FORMAT``.
+        object: where the ``Format`` is, as ``module:name``.
         on_disk: what such a checkpoint is, for the documents.
         looks_for: what a path has where it is recognised, for the message that nothing was.
         commands: the commands that write the format.
@@ -47,7 +51,7 @@ class FormatRow:
     """
 
     name: str
-    module: str
+    object: str
     on_disk: str
     looks_for: str
     commands: tuple[WriterCommand, ...] = ()
@@ -55,67 +59,124 @@ class FormatRow:
     is_fallback: bool = False
 
     def load(self) -> Format:
-        """Import the format's module and return its ``FORMAT``."""
-        format: Format = importlib.import_module(self.module).FORMAT
+        """Import the format's module and return the ``Format``."""
+        module, _, name = self.object.partition(":")
+        format: Format = getattr(importlib.import_module(module), name)
         return format
 
 
 _LAYOUTS = ("cpm", "megatron-lm")
 
+_MANIFEST = "manifest.json keeps the SHA-256 of all files; the command check compares the files with it."
+
+_TO_MEGATRON = f"""\
+Writes a checkpoint split over another number of model-parallel ranks: as CPM's programs load it or, with --layout
+megatron-lm, newer Megatron-LM. Weights keep their bits unless --dtype changes their type. Optimizer and random states
+are left out. {_MANIFEST}
+"""
+_TO_HUGGINGFACE = f"""\
+Writes a checkpoint as GPT2LMHeadModel of transformers, which vLLM and the converters of llama.cpp and CTranslate2 read,
+too. Weights keep their bits unless --dtype changes their type. The end of text and the padding in config.json are those
+of the tokenizer, so that generation stops where it should. {_MANIFEST}
+"""
+_TO_UER = f"""\
+Writes a checkpoint as GPT-2 of UER-py, for its scripts and for training with it. Weights keep their bits unless --dtype
+changes their type, except layer norms: those of UER-py divide by another deviation. That is taken into their weights,
+so that the model computes the same. With --uer-layer-norm standard they keep their bits, too, as UER-py's own scripts
+do it. {_MANIFEST}
+"""
+_TO_OPENAI = f"""\
+Writes a checkpoint as openai/gpt-2 and gpt-2-simple load it, to train it or to generate with it. Their variables are
+float32: float16 and bfloat16 weights are widened, which loses nothing. Another --dtype is for programs that look at the
+files themselves. A model with another activation or epsilon, or with a head of its own, is refused. {_MANIFEST}
+"""
+
 ROWS: tuple[FormatRow, ...] = (
     FormatRow(
         "megatron",
-        "convert.formats.megatron.cpm",
+        "convert.formats.megatron.cpm:FORMAT",
         on_disk="CPM's releases and DeepSpeed (`80000/mp_rank_00_model_states.pt`), plain Megatron of 2020 "
         "(`iter_0080000/mp_rank_00/model_optim_rng.pt`), any number of ranks",
         looks_for="latest_checkpointed_iteration.txt, mp_rank_* files, or a .pt file with 'module' or 'model' in it",
         commands=(
             WriterCommand(
                 "to-megatron",
-                "write Megatron shards, in CPM's layout or newer Megatron-LM's, for any number of ranks",
+                "write Megatron shards for any number of ranks",
+                _TO_MEGATRON,
+                ("{command} --checkpoint demo/song-ci --heads 4 --tensor-parallel 4 --output out/song-ci-4",),
                 _LAYOUTS,
             ),
-            WriterCommand("reshard", "rewrite a checkpoint for a different number of ranks", _LAYOUTS),
+            WriterCommand(
+                "reshard",
+                "rewrite a checkpoint for a different number of ranks: to-megatron",
+                _TO_MEGATRON,
+                ("{command} --checkpoint demo/song-ci --heads 4 --tensor-parallel 1 --output out/song-ci-1",),
+                _LAYOUTS,
+            ),
         ),
         aliases=("cpm",),
         is_fallback=True,
     ),
     FormatRow(
         "megatron-lm",
-        "convert.formats.megatron.megatron_lm",
+        "convert.formats.megatron.megatron_lm:FORMAT",
         on_disk="newer Megatron-LM: `language_model` inside, `checkpoint_version` 0, 1.0, 2.0, 3.0, `mp_rank_TT` or "
         "`mp_rank_TT_PPP`, with or without `args`",
         looks_for="mp_rank_*/model_optim_rng.pt with a language_model in it",
     ),
     FormatRow(
         "huggingface",
-        "convert.formats.huggingface",
+        "convert.formats.huggingface:FORMAT",
         on_disk="a folder with `config.json` and `model.safetensors`, its index and shards, or `pytorch_model.bin`",
         looks_for="a folder with model.safetensors or pytorch_model.bin (or an index of them) and config.json",
         commands=(
-            WriterCommand("to-huggingface", "write a Hugging Face folder: safetensors, config.json, tokenizer"),
-            WriterCommand("tf-to-pytorch", "write a Hugging Face folder (to-huggingface under another name)"),
+            WriterCommand(
+                "to-huggingface",
+                "write a Hugging Face folder for transformers",
+                _TO_HUGGINGFACE,
+                (
+                    "{command} --checkpoint demo/song-ci --tokenizer demo/song-ci/tokenizer --heads 4 --output out/song-ci-hf",
+                ),
+            ),
+            WriterCommand(
+                "tf-to-pytorch",
+                "the same as to-huggingface",
+                _TO_HUGGINGFACE,
+                ("{command} --checkpoint out/song-ci --output out/song-ci-pytorch",),
+            ),
         ),
     ),
     FormatRow(
         "uer",
-        "convert.formats.uer",
+        "convert.formats.uer:FORMAT",
         on_disk="UER-py's `.bin` file, alone or with its `config.json`",
         looks_for="a .bin file with tensors named embedding.word... and encoder.transformer...",
-        commands=(WriterCommand("to-uer", "write UER-py's format: model.bin, its config.json, tokenizer"),),
+        commands=(
+            WriterCommand(
+                "to-uer",
+                "write UER-py's model.bin",
+                _TO_UER,
+                ("{command} --checkpoint demo/song-ci --heads 4 --output out/song-ci-uer",),
+            ),
+        ),
     ),
     FormatRow(
         "openai-tf1",
-        "convert.formats.openai_tf1",
+        "convert.formats.openai_tf1:FORMAT",
         on_disk="`hparams.json` and a TensorFlow 1 checkpoint (`model.ckpt` or gpt-2-simple's `model-1000`)",
         looks_for="a folder with hparams.json, checkpoint and model.ckpt.index",
         commands=(
-            WriterCommand("to-openai", "write OpenAI's TensorFlow 1 checkpoint: model.ckpt, hparams.json, tokenizer"),
+            WriterCommand(
+                "to-openai",
+                "write OpenAI's TensorFlow 1 checkpoint",
+                _TO_OPENAI,
+                ("{command} --checkpoint demo/song-ci --heads 4 --output out/song-ci-openai",),
+            ),
         ),
     ),
     FormatRow(
         "savedmodel",
-        "convert.formats.savedmodel",
+        "convert.formats.savedmodel:FORMAT",
         on_disk="a SavedModel that gpt2-savedmodel wrote",
         looks_for="a folder with saved_model.pb that gpt2-savedmodel wrote",
     ),

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from convert.checkpoint import Checkpoint, CheckpointInfo
-from convert.formats.heads import resolve_head_count
-from convert.formats.huggingface import read_json, tokens_of
+from convert.formats.candidate import Candidate
+from convert.formats.format import Format, OpenOptions
 from convert.formats.tensor_map import (
     ExpectedTensors,
     LazyTensor,
@@ -34,18 +34,15 @@ from convert.formats.tensor_map import (
     tensor_bytes,
 )
 from convert.formats.tf_checkpoint import open_bundle
-from convert.formats.tokenizer_files import has_tokenizer
+from convert.formats.tokenizer_files import has_tokenizer, read_special_tokens
 from convert.tensors import Array, DType
 from exports.assets import GENERATION_DEFAULTS
-from exports.saved_model_folder import CONFIG
+from exports.saved_model_folder import CONFIG, GRAPH, ModelError, SavedModelFolder
 from support.errors import CheckpointError
-from support.messages import short_repr
-from tf_model.config import ConfigError, GPT2Config
-from tf_model.precision import DTYPES, SCALE, WEIGHTS, is_transposed, stored_tensors
+from tf_model.precision import SCALE, WEIGHTS, is_transposed, stored_tensors
 from tokenization.special_tokens import SpecialTokens
 
 NAME = "savedmodel"
-GRAPH = "saved_model.pb"
 _VARIABLE = re.compile(rf"{WEIGHTS}/(.+)/\.ATTRIBUTES/VARIABLE_VALUE")
 _BLOCK = 1 << 18
 """Values that are multiplied in one step."""
@@ -99,74 +96,36 @@ class Dequantized:
         return out
 
 
-def find(path: Path) -> Path | None:
-    """``path``, where it is a folder with a SavedModel, of this program or another."""
-    return path if (path / GRAPH).is_file() else None
-
-
-def open_savedmodel(
-    path: Path, *, n_head: int | None = None, iteration: str | None = None, allow_unknown_heads: bool = False
-) -> Checkpoint:
-    """The weights of the SavedModel in the folder ``path``; see ``open_megatron``.
-
-    Raises:
-        CheckpointError: it is not one of this program, or not whole.
-    """
-    try:
-        if find(path) is None:
-            raise CheckpointError(f"{path}: expected a SavedModel's folder: it has no {GRAPH}")
-        if iteration is not None:
-            raise CheckpointError(f"{path}: a SavedModel has no iterations: leave out --iteration {iteration}")
-        return _open(path, n_head, allow_unknown_heads)
-    except ConfigError as error:
-        raise CheckpointError(f"{path / 'assets' / CONFIG}: {str(error).removeprefix('config.json: ')}") from error
-    except OSError as error:
-        raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
-
-
-def _tokens(assets: Path, values: Mapping[str, Any], vocab_size: int) -> SpecialTokens:
-    """As of a Hugging Face folder, without what this program says by itself: no source has said it."""
-    tokens = tokens_of(assets, values, vocab_size)
-    return dataclasses.replace(tokens, defaults={}) if tokens.defaults == GENERATION_DEFAULTS else tokens
-
-
-def _open(folder: Path, n_head: int | None, allow_unknown_heads: bool) -> Checkpoint:
-    assets = folder / "assets"
-    where = assets / CONFIG
-    if not where.is_file():
-        raise CheckpointError(f"{folder}: a SavedModel that this program did not write: it has no assets/{CONFIG}")
-    values = read_json(where)
-    dtype = values.get("dtype")
-    if dtype not in DTYPES:
+def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
+    folder = SavedModelFolder(candidate.path)
+    if not folder.exists():
+        raise CheckpointError(f"{folder.path}: expected a SavedModel's folder: it has no {GRAPH}")
+    if not folder.config_file.is_file():
         raise CheckpointError(
-            f"{where}: dtype is {short_repr(dtype)}: expected one of {', '.join(DTYPES)}: not of this "
-            "program, or damaged"
+            f"{folder.path}: a SavedModel that gpt2-savedmodel did not write: it has no assets/{CONFIG}"
         )
-    config = GPT2Config.from_dict(values)
-    resolve_head_count(where, config.n_embd, 1, n_head, allow_unknown_heads, config.n_head)  # others given than stored
-    found, files = open_bundle(folder / "variables" / "variables", lambda key: weight_name(key) is not None)
-    sources = {
-        name: dataclasses.replace(source, name=name)
-        for key, source in found.items()
-        if (name := weight_name(key)) is not None
-    }
+    try:
+        config, dtype, values = folder.config, folder.dtype, folder.values
+    except ModelError as error:
+        raise CheckpointError(str(error)) from error
+    options.heads(folder.config_file, config.n_embd, stored=config.n_head)  # others given than stored
+    tensors, files = _tensors(folder)
     stored = stored_tensors(config, dtype)
-    check_tensors(
-        folder / "variables", sources, ExpectedTensors({name: tensor.shape for name, tensor in stored.items()})
-    )
+    expected = ExpectedTensors({name: tensor.shape for name, tensor in stored.items()})
+    check_tensors(folder.variables.parent, tensors, expected)
     for name, tensor in stored.items():
-        if sources[name].dtype.name != tensor.dtype:
+        if tensors[name].dtype.name != tensor.dtype:
             raise CheckpointError(
-                f"{sources[name].file}: {name}: expected {tensor.dtype}, as assets/{CONFIG} says {dtype}, found "
-                f"{sources[name].dtype.name}"
+                f"{tensors[name].file}: {name}: expected {tensor.dtype}, as assets/{CONFIG} says {dtype}, found "
+                f"{tensors[name].dtype.name}"
             )
     quantized = {name for name in stored if name + SCALE in stored}
     recipes = {
         name: TensorRecipe(
             [
-                Dequantized(sources[name], sources[name + SCALE], is_transposed(name, dtype))
+                Dequantized(tensors[name], tensors[name + SCALE], is_transposed(name, dtype))
                 if name in quantized
-                else sources[name]
+                else tensors[name]
             ],
             copy_whole,
         )
@@ -176,15 +135,40 @@ def _open(folder: Path, n_head: int | None, allow_unknown_heads: bool) -> Checkp
     info = CheckpointInfo(
         NAME,
         tuple(files),
-        sum(tensor_bytes(sources[name]) for name in stored),
+        sum(tensor_bytes(tensors[name]) for name in stored),
         details={"quantized": dtype} if quantized else {},
         notes=(rounded,) if quantized else (),
     )
+    # The vocabulary of a BERT tokenizer keeps its name, which may be anything.
+    is_there = has_tokenizer(folder.assets) or any(folder.assets.glob("*.txt"))
     return TensorMapCheckpoint(
         config,
         recipes,
         info,
-        tokens=_tokens(assets, values, config.vocab_size),
-        # BERT's vocabulary keeps its name, which may be anything.
-        tokenizer=assets if has_tokenizer(assets) or any(assets.glob("*.txt")) else None,
+        tokens=_tokens(folder.assets, values, config.vocab_size),
+        tokenizer=folder.assets if is_there else None,
     )
+
+
+def _tensors(folder: SavedModelFolder) -> tuple[dict[str, LazyTensor], list[Path]]:
+    """The weights by their canonical names, and the files with their values."""
+    found, files = open_bundle(folder.variables, lambda key: weight_name(key) is not None)
+    tensors: dict[str, LazyTensor] = {}
+    for key, tensor in found.items():
+        if (name := weight_name(key)) is not None:
+            tensors[name] = dataclasses.replace(tensor, name=name)
+    return tensors, files
+
+
+def _tokens(assets: Path, values: Mapping[str, Any], vocab_size: int) -> SpecialTokens:
+    """As of a Hugging Face folder, without the defaults of a SavedModel whose source had none."""
+    tokens = read_special_tokens(assets, values, vocab_size)
+    return dataclasses.replace(tokens, defaults={}) if tokens.defaults == GENERATION_DEFAULTS else tokens
+
+
+FORMAT = Format(
+    NAME,
+    recognise=lambda candidate: SavedModelFolder(candidate.path).exists(),
+    open=_open,
+    without_iterations="a SavedModel",
+)

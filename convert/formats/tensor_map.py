@@ -12,13 +12,13 @@ import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from convert.checkpoint import CheckpointInfo
 from convert.tensors import FLOATS, Array, DType, assign, check_finite, empty, transpose, widest
 from convert.torch_format.torch_file import TorchFile
 from support.errors import CheckpointError
-from support.messages import list_names, pluralize
+from support.messages import list_names, pluralize, short_repr
 from tf_model.config import GPT2Config
 from tokenization.special_tokens import SpecialTokens
 
@@ -227,3 +227,37 @@ def count_layers(where: Path, names: Mapping[str, LazyTensor], before: str) -> i
     if not numbers:
         raise CheckpointError(f"{where}: expected tensors named {before}0..., found {list_names(names)}")
     return 1 + max(numbers)
+
+
+def is_linear(name: str) -> bool:
+    """Whether a canonical tensor is the matrix ``[out, in]`` of a linear layer in a block."""
+    return re.fullmatch(r"h\.\d+\.(attn|mlp)\.c_\w+\.weight", name) is not None
+
+
+def check_sizes(where: Path, values: Mapping[str, Any], sizes: Mapping[str, int], holder: str = "the tensors") -> None:
+    """Check that a configuration has no other sizes than the tensors.
+
+    Args:
+        where: the file with the configuration.
+        values: what it says; a size that is missing or None is right.
+        sizes: its key -> the size that the tensors have.
+        holder: what a message calls the tensors.
+
+    Raises:
+        CheckpointError: a size is another one.
+    """
+    for key, size in sizes.items():
+        if values.get(key) not in (None, size):
+            raise CheckpointError(f"{where}: {key} is {short_repr(values[key])}, but {holder} have {size}")
+
+
+def stored_heads(where: Path, values: Mapping[str, Any], key: str) -> int | None:
+    """Return the number of heads that a configuration says under ``key``; None where it says none.
+
+    Raises:
+        CheckpointError: it is no number.
+    """
+    heads = values.get(key)
+    if heads is not None and type(heads) is not int:
+        raise CheckpointError(f"{where}: {key} is {short_repr(heads)}: expected a number")
+    return heads

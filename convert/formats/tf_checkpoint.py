@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +65,9 @@ def prefix_of(file: Path) -> str | None:
     return file.stem if file.suffix in (INDEX, ".meta") else None
 
 
-def prefixes(folder: Path) -> list[str]:
-    """The names of the checkpoints in ``folder``: those of the files that end with ``.index``, sorted."""
-    return sorted(path.stem for path in folder.iterdir() if path.suffix == INDEX and path.stem and path.is_file())
+def prefixes(entries: Iterable[Path]) -> list[str]:
+    """The names of the checkpoints among the entries of a folder: those of the files that end with ``.index``."""
+    return sorted(path.stem for path in entries if path.suffix == INDEX and path.stem and path.is_file())
 
 
 def data_files(prefix: Path) -> list[Path]:

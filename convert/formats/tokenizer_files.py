@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,10 @@ from tokenizers import decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 
 from convert.checkpoint import Checkpoint
+from exports.generation_config import OptionError, select_defaults
+from exports.saved_model_folder import GENERATION_CONFIG
+from support.errors import CheckpointError
+from support.files import read_json_object, write_json
 from tokenization import BertTokenizer, ByteBPETokenizer, CPMTokenizer, Tokenizer, TokenizerError, load_tokenizer
 from tokenization.cpm import EOD, NEWLINE, PAD, SPACE
 from tokenization.special_tokens import NO_TOKENS, SpecialTokens
@@ -21,6 +25,8 @@ from tokenization.tokenizer_json import FILE as TOKENIZER_JSON
 TO_HUGGINGFACE = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
 TO_OPENAI = {new: old for old, new in TO_HUGGINGFACE.items()}
 """The contents are the same."""
+_GPT2_END = 50256
+"""The end of a text that transformers takes where no file says one."""
 CONFIG = "tokenizer_config.json"
 _PATTERNS = ("*.model", "merges.txt", "vocab.bpe", "vocab.txt", TOKENIZER_JSON)
 _CONFIGS: tuple[tuple[type, dict[str, str]], ...] = (
@@ -35,17 +41,6 @@ _CONFIGS: tuple[tuple[type, dict[str, str]], ...] = (
     ),
 )  # fmt: skip
 """What ``tokenizer_config.json`` has to say. CTranslate2 asks for a beginning and an end; BERT's class has none."""
-
-
-def add_tokenizer_option(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add the option that names a tokenizer's folder."""
-    parser.add_argument(
-        "--tokenizer",
-        type=Path,
-        metavar="DIR",
-        help="folder with the tokenizer's own files (CPM: chinese_vocab.model; BERT: vocab.txt; GPT-2: vocab.json and "
-        f"merges.txt), {what}; default: those beside the checkpoint, where its format has them",
-    )
 
 
 def tokenizer_for(given: Path | None, checkpoint: Checkpoint) -> Tokenizer | None:
@@ -75,11 +70,47 @@ def tokens_for(given: Path | None, tokenizer: Tokenizer | None, checkpoint: Chec
     return SpecialTokens(tokenizer.eos_token_id, tokenizer.pad_token_id, defaults=defaults)
 
 
+def read_special_tokens(folder: Path, values: Mapping[str, Any], vocab_size: int) -> SpecialTokens:
+    """Read the special tokens and the defaults of generation of a folder as transformers does.
+
+    They are what ``config.json`` says, and over it ``generation_config.json``. A token that the vocabulary does not
+    have is left out: a copy of CPM on the hub says 50256.
+
+    Args:
+        folder: the folder with ``generation_config.json``, if it has one.
+        values: what ``config.json`` says.
+        vocab_size: the number of tokens that the model has.
+
+    Raises:
+        CheckpointError: ``generation_config.json`` cannot be read, or has a value that an option cannot have.
+    """
+    path = folder / GENERATION_CONFIG
+    defaults: dict[str, Any] = {}
+    if os.path.lexists(path):
+        generation = read_json_object(path, CheckpointError)
+        values = {**values, **{key: value for key, value in generation.items() if value is not None}}
+        try:
+            defaults = select_defaults(generation, path)
+        except OptionError as error:
+            raise CheckpointError(str(error)) from error
+
+    def known_token(value: Any) -> int | None:
+        return value if type(value) is int and 0 <= value < vocab_size else None
+
+    ends = values.get("eos_token_id", _GPT2_END)
+    ends = [token for token in (ends if isinstance(ends, list) else [ends]) if known_token(token) is not None]
+    defaults.pop("eos_token_id", None)
+    if len(ends) > 1:
+        defaults["eos_token_id"] = ends
+    pad = known_token(values.get("pad_token_id"))
+    if pad is None:
+        pad = ends[0] if ends else NO_TOKENS.pad_token_id
+    return SpecialTokens(ends[0] if ends else None, pad, known_token(values.get("bos_token_id")), defaults)
+
+
 def has_tokenizer(folder: Path) -> bool:
     """Whether there are files of a tokenizer in ``folder``; whether it is sound, ``load_tokenizer`` says."""
-    return any(
-        any(folder.glob(pattern)) for pattern in ("*.model", "merges.txt", "vocab.bpe", "vocab.txt", "tokenizer.json")
-    )
+    return any(any(folder.glob(pattern)) for pattern in _PATTERNS)
 
 
 def save_for_huggingface(tokenizer: Tokenizer, folder: Path) -> list[Path]:
@@ -117,10 +148,7 @@ def _write_config(tokenizer: Tokenizer, folder: Path, values: Mapping[str, Any])
     path = folder / CONFIG
     options = tokenizer.options if isinstance(tokenizer, (BertTokenizer, ByteBPETokenizer)) else {}
     there = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    path.write_text(
-        json.dumps({**values, **options, **{key: value for key, value in there.items() if value is not None}},
-                   ensure_ascii=False, indent=2) + "\n", "utf-8"
-    )  # fmt: skip
+    write_json(path, {**values, **options, **{key: value for key, value in there.items() if value is not None}})
     return path
 
 

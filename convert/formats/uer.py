@@ -11,34 +11,34 @@ are apart. Layer norms divide by the unbiased deviation plus 1e-6 (``tf_model.co
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from convert.checkpoint import Checkpoint, CheckpointInfo
-from convert.formats.heads import resolve_head_count
-from convert.formats.huggingface import read_json, write_json
+from convert.formats.candidate import Candidate
+from convert.formats.format import Format, OpenOptions, Read, WriteOption, Writer, WriteRequest
 from convert.formats.tensor_map import (
     ExpectedTensors,
     LazyTensor,
     TensorMapCheckpoint,
     TensorRecipe,
+    check_sizes,
     check_tensors,
     concat_rows,
-    copy_whole,
     count_layers,
+    layer_template,
     matrix_shape,
-    torch_tensors,
+    stored_heads,
 )
-from convert.formats.tokenizer_files import has_tokenizer
-from convert.tensors import Array, DType, same_values
-from convert.torch_format.reader import load
+from convert.formats.tokenizer_files import has_tokenizer, save_for_uer
+from convert.tensors import same_values
 from convert.torch_format.torch_file import TorchTensor
 from convert.torch_format.writer import Pending, writing
-from support.errors import CheckpointError
+from support.errors import CheckpointError, ConvertError
+from support.files import read_json_object, write_json
 from support.messages import list_names, short_repr
-from tf_model.config import TANH_GELU, UER, ConfigError, GPT2Config
+from tf_model.config import LAYER_NORMS, TANH_GELU, UER, GPT2Config
 
 NAME = "uer"
 FILE, CONFIG = "model.bin", "config.json"
@@ -89,104 +89,93 @@ _OLD_NAMES = {
 
 def source_names(name: str) -> tuple[str, ...]:
     """UER's names of the canonical tensor ``name``."""
-    layer = re.match(r"h\.(\d+)\.", name)
-    templates = TENSORS[f"h.{{}}.{name[layer.end() :]}" if layer else name]
-    return tuple(template.format(layer[1] if layer else "") for template in templates)
+    row, layer = layer_template(name)
+    return tuple(template.format(layer) for template in TENSORS[row])
 
 
-def find(path: Path) -> Path | None:
-    """The file that ``path`` is or, as the only ``.bin``, holds, if its tensors have UER's names."""
-    files = [path] if path.is_file() else sorted(path.glob("*.bin"))
-    if len(files) != 1:
-        return None
-    try:
-        state = load(files[0])
-    except CheckpointError:
-        return None
-    first = source_names("wte.weight")[0]
-    known = isinstance(state, dict) and any(name in _without_prefix(state) for name in (first, *_OLD_NAMES))
-    return files[0] if known else None
+def _files(candidate: Candidate) -> list[Path]:
+    """The files that may be meant: the path itself, or every ``.bin`` in it."""
+    if candidate.is_file:
+        return [candidate.path]
+    return [path for path in candidate.entries() if path.suffix == ".bin"]
 
 
-def _without_prefix(state: Mapping[Any, Any]) -> dict[Any, Any]:
-    """As ``nn.DataParallel`` puts one before every name."""
+def _recognise(candidate: Candidate) -> bool:
+    """Whether the path is a file, or a folder with one ``.bin``, whose tensors have UER's names."""
+    files = _files(candidate)
+    return len(files) == 1 and source_names("wte.weight")[0] in _newest_names(candidate.torch_dict(files[0]))
+
+
+def _newest_names(state: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The tensors by UER's newest names, without the ``module.`` that ``nn.DataParallel`` puts before every name."""
     if all(isinstance(name, str) and name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return {_OLD_NAMES.get(name, name): value for name, value in state.items()}
 
 
-def open_uer(
-    path: Path, *, n_head: int | None = None, iteration: str | None = None, allow_unknown_heads: bool = False
-) -> Checkpoint:
-    """The checkpoint in the file ``path``, or in the folder that has it; see ``open_megatron``.
-
-    Raises:
-        CheckpointError: anything that keeps the file from being a whole model.
-    """
-    if iteration is not None:
-        raise CheckpointError(f"{path}: UER's files have no iterations: leave out --iteration {iteration}")
-    files = [path] if path.is_file() else sorted(path.glob("*.bin"))
+def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
+    files = _files(candidate)
     if len(files) != 1:
-        raise CheckpointError(
-            f"{path}: expected one .bin file, found {list_names((f.name for f in files), 9) or 'none'}"
-        )
+        found = list_names((file.name for file in files), 9) or "none"
+        raise CheckpointError(f"{candidate.path}: expected one .bin file, found {found}")
     (file,) = files
-    state = load(file)
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{file}: expected a dict of tensors, found {short_repr(state)}")
-    try:
-        return _open(file, torch_tensors(file, _without_prefix(state)), n_head, allow_unknown_heads)
-    except ConfigError as error:
-        raise CheckpointError(f"{file}: {error}") from error
-    except OSError as error:
-        raise CheckpointError(f"{error.filename or file}: cannot be read: {error.strerror}") from error
-
-
-def _open(file: Path, sources: dict[str, LazyTensor], n_head: int | None, allow_unknown_heads: bool) -> Checkpoint:
-    (embedding,), (head,) = source_names("wte.weight"), source_names("lm_head.weight")
-    vocab_size, n_embd = matrix_shape(file, sources, embedding)
-    n_positions, _ = matrix_shape(file, sources, source_names("wpe.weight")[0])
-    n_inner, _ = matrix_shape(file, sources, source_names("h.0.mlp.c_fc.weight")[0])
-    n_layer = count_layers(file, sources, "encoder.transformer.")
-    said = _config_of(file, {"emb_size": n_embd, "feedforward_size": n_inner, "layers_num": n_layer})
-    heads, activation = said.get("heads_num"), said.get("hidden_act", "gelu_fast")
-    if heads is not None and type(heads) is not int:
-        raise CheckpointError(f"{file.with_name(CONFIG)}: heads_num is {short_repr(heads)}: expected a number")
-    if not isinstance(activation, str):
-        raise CheckpointError(f"{file.with_name(CONFIG)}: hidden_act is {short_repr(activation)}: expected a name")
-    config = GPT2Config(
-        vocab_size, n_positions, n_embd, n_layer,
-        resolve_head_count(file, n_embd, 1, n_head, allow_unknown_heads, heads),
-        n_inner, _ACTIVATIONS.get(activation, activation), EPSILON, UER,
-        tie_word_embeddings=head not in sources or _is_same(sources[embedding], sources[head]),
-    )  # fmt: skip
+    state = _newest_names(candidate.torch_state(file))
+    tensors: dict[str, LazyTensor] = dict(candidate.torch_file(file).tensors(state))
+    (head,) = source_names("lm_head.weight")
+    config = _config(file, tensors, options)
     shapes = config.tensor_shapes()
-    expected = {
-        source: (shape[0] // len(names), *shape[1:])
-        for name, shape in shapes.items()
-        for names in [source_names(name)]
-        for source in names
-    }
-    check_tensors(
-        file, {name: s for name, s in sources.items() if name != head or name in expected}, ExpectedTensors(expected)
+    expected: dict[str, tuple[int, ...]] = {}
+    recipes = {}
+    for name, shape in shapes.items():
+        names = source_names(name)
+        expected.update(dict.fromkeys(names, (shape[0] // len(names), *shape[1:])))
+        recipes[name] = names
+    if config.tie_word_embeddings:
+        tensors.pop(head, None)
+    check_tensors(file, tensors, ExpectedTensors(expected))
+    return TensorMapCheckpoint(
+        config,
+        {name: TensorRecipe([tensors[n] for n in names], concat_rows) for name, names in recipes.items()},
+        CheckpointInfo(NAME),
+        tokenizer=file.parent if has_tokenizer(file.parent) else None,
     )
-    recipes = {name: TensorRecipe([sources[n] for n in names], concat_rows if len(names) > 1 else copy_whole)
-             for name in shapes for names in [source_names(name)]}  # fmt: skip
-    tokenizer = file.parent if has_tokenizer(file.parent) else None
-    return TensorMapCheckpoint(config, recipes, CheckpointInfo(NAME), tokenizer=tokenizer)
 
 
-def _config_of(file: Path, sizes: Mapping[str, int]) -> Mapping[str, Any]:
-    """UER's ``config.json`` beside the file, checked against the tensors; nothing where there is none of UER's."""
-    path = file.with_name(CONFIG)
+def _config(file: Path, tensors: Mapping[str, LazyTensor], options: OpenOptions) -> GPT2Config:
+    """The sizes by the tensors, heads and activation by ``config.json``."""
+    (embedding,), (head,) = source_names("wte.weight"), source_names("lm_head.weight")
+    vocab_size, n_embd = matrix_shape(file, tensors, embedding)
+    n_positions, _ = matrix_shape(file, tensors, source_names("wpe.weight")[0])
+    n_inner, _ = matrix_shape(file, tensors, source_names("h.0.mlp.c_fc.weight")[0])
+    n_layer = count_layers(file, tensors, "encoder.transformer.")
+    where = file.with_name(CONFIG)
+    values = _values(where, {"emb_size": n_embd, "feedforward_size": n_inner, "layers_num": n_layer})
+    heads = stored_heads(where, values, "heads_num")
+    activation = values.get("hidden_act", "gelu_fast")
+    if not isinstance(activation, str):
+        raise CheckpointError(f"{where}: hidden_act is {short_repr(activation)}: expected a name")
+    return GPT2Config(
+        vocab_size,
+        n_positions,
+        n_embd,
+        n_layer,
+        options.heads(file, n_embd, stored=heads),
+        n_inner,
+        _ACTIVATIONS.get(activation, activation),
+        EPSILON,
+        UER,
+        tie_word_embeddings=head not in tensors or _is_same(tensors[embedding], tensors[head]),
+    )
+
+
+def _values(path: Path, sizes: Mapping[str, int]) -> Mapping[str, Any]:
+    """UER's ``config.json``, checked against the sizes of the tensors; nothing where there is none of UER's."""
     if not path.is_file():
         return {}
-    values = read_json(path)
+    values = read_json_object(path, CheckpointError)
     if "heads_num" not in values and "emb_size" not in values:
         return {}
-    for key, size in sizes.items():
-        if values.get(key, size) != size:
-            raise CheckpointError(f"{path}: {key} is {short_repr(values[key])}, but the tensors have {size}")
+    check_sizes(path, values, sizes)
     for key, needed in _ONLY.items():
         if values.get(key, needed) != needed:
             raise CheckpointError(
@@ -204,54 +193,44 @@ def _is_same(embedding: LazyTensor, head: LazyTensor) -> bool:
     return embedding.shape == head.shape and same_values(embedding.numpy(), head.numpy())
 
 
-def check_writable(checkpoint: Checkpoint) -> None:
-    """Checks that UER-py has such a model.
-
-    Raises:
-        CheckpointError: it has not, and why.
-    """
-    config, file = checkpoint.config, checkpoint.info.where
+def _check(request: WriteRequest) -> None:
+    config, where = request.checkpoint.config, request.checkpoint.info.where
     if config.scale_attn_by_inverse_layer_idx:
-        raise CheckpointError(f"{file}: attention scaled by the layer's number: UER-py has no such model")
+        raise ConvertError(f"{where}: attention scaled by the layer's number: UER-py has no such model")
     if config.activation_function not in (*TANH_GELU, *_ACTIVATIONS.values()):
-        raise CheckpointError(f"{file}: the activation {config.activation_function}: UER-py has gelu and relu")
+        raise ConvertError(f"{where}: the activation {config.activation_function}: UER-py has gelu and relu")
 
 
-def uer_bytes(config: GPT2Config, weights: int, itemsize: int) -> int:
-    """Bytes of the file: the weights, the embedding again as output matrix, names and headers."""
-    head = config.vocab_size * config.n_embd * itemsize if config.tie_word_embeddings else 0
-    return weights + head + 1000 * len(TENSORS) * config.n_layer + 10_000
+def _size(request: WriteRequest) -> int:
+    """The weights, the embedding again as output matrix, names and headers."""
+    config = request.checkpoint.config
+    embedding = config.vocab_size * config.n_embd * request.dtypes["wte.weight"].itemsize
+    head = embedding if config.tie_word_embeddings else 0
+    return request.weight_bytes + head + 1000 * len(TENSORS) * config.n_layer + 10_000
 
 
-def write_uer(
-    folder: Path, checkpoint: Checkpoint, dtypes: Mapping[str, DType], read: Callable[[str, DType], Array]
-) -> list[Path]:
-    """Writes ``model.bin`` and UER's ``config.json`` into ``folder``; gives the former.
+def _write(request: WriteRequest, folder: Path, read: Read) -> list[Path]:
+    """Write ``model.bin`` and UER's ``config.json``.
 
     The output matrix is written whether it is tied or not: UER-py leaves what it does not find as it was made, without
     a word.
-
-    Raises:
-        CheckpointError: as ``check_writable``.
-        OSError: a file cannot be written. What ``read`` raises comes through, too.
     """
-    check_writable(checkpoint)
-    config = checkpoint.config
-    order = [(name, name) for name in config.tensor_shapes()]
+    config, dtypes = request.checkpoint.config, request.dtypes
+    shapes = config.tensor_shapes()
+    order = [(name, name) for name in shapes]
     if config.tie_word_embeddings:
         order.append(("lm_head.weight", "wte.weight"))
-    shapes = config.tensor_shapes()
     tensors = {}
     for name, values in order:
-        for source in (names := source_names(name)):
-            shape = shapes[values]
+        names, shape = source_names(name), shapes[values]
+        for source in names:
             tensors[source] = Pending((shape[0] // len(names), *shape[1:]), dtypes[values])
     with writing(folder / FILE, tensors) as writer:
         for name, values in order:
-            whole_tensor = read(values, dtypes[values])
-            size = len(whole_tensor) // len(source_names(name))
-            for start in range(0, len(whole_tensor), size):
-                writer.write(whole_tensor[start : start + size])
+            whole = read(values, dtypes[values])
+            size = len(whole) // len(source_names(name))
+            for start in range(0, len(whole), size):
+                writer.write(whole[start : start + size])
     activation = config.activation_function
     write_json(
         folder / CONFIG,
@@ -265,3 +244,27 @@ def write_uer(
         },
     )  # fmt: skip
     return [folder / FILE]
+
+
+FORMAT = Format(
+    NAME,
+    recognise=_recognise,
+    open=_open,
+    without_iterations="a file of UER-py",
+    writer=Writer(
+        write=_write,
+        size=_size,
+        check=_check,
+        options=(
+            WriteOption(
+                "uer_layer_norm",
+                "uer: the model computes the same; standard: layer norms keep their bits",
+                default=UER,
+                choices=LAYER_NORMS,
+                is_shared=True,
+            ),
+        ),
+        layer_norm=UER,
+        save_tokenizer=save_for_uer,
+    ),
+)

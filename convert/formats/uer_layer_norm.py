@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from convert.checkpoint import Checkpoint
+from convert.checkpoint import Checkpoint, CheckpointAdapter
 from convert.tensors import Array, DType, assign, check_finite, empty
 from support.errors import ConvertError
 from tf_model.config import STANDARD, UER, GPT2Config
@@ -26,14 +26,13 @@ PLAIN_EPSILON = 1e-5
 _WEIGHT = re.compile(r"(h\.\d+\.ln_[12]|ln_f)\.weight")
 
 
-class LayerNormAdapter:
+class LayerNormAdapter(CheckpointAdapter):
     """A ``Checkpoint`` whose layer norms have another kind; everything else is the one that it is made of."""
 
     def __init__(self, checkpoint: Checkpoint, config: GPT2Config, factor: float, notes: Sequence[str] = ()) -> None:
-        self.config, self.dtypes = config, checkpoint.dtypes
-        self.tokens, self.tokenizer = checkpoint.tokens, checkpoint.tokenizer
-        self.info = dataclasses.replace(checkpoint.info, notes=(*checkpoint.info.notes, *notes))
-        self._checkpoint, self._factor = checkpoint, factor
+        info = dataclasses.replace(checkpoint.info, notes=(*checkpoint.info.notes, *notes))
+        super().__init__(checkpoint, config=config, info=info)
+        self._factor = factor
 
     def read(self, name: str, dtype: DType, buffer: Array | None = None) -> Array:
         """Read a tensor as ``Checkpoint.read``."""

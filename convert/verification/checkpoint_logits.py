@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from convert.checkpoint import Checkpoint, CheckpointSource
-from convert.source import SourceOptions
+from convert.formats.registry import CheckpointSpec
 from convert.verification import worker
 from support.errors import ConvertError
 from support.progress import Progress
@@ -76,7 +76,7 @@ def write_logits_task(arguments: Mapping[str, Any], progress: Progress) -> None:
     if "files" in arguments:
         reference = cpm_reference([Path(file) for file in arguments["files"]], arguments["n_head"])
     else:
-        reference = any_reference(SourceOptions.from_dict(arguments["spec"]).open())
+        reference = any_reference(CheckpointSpec.from_dict(arguments["spec"]).open())
     total = arguments["total"]
 
     def on_share(share: float) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from convert.checkpoint import Checkpoint, CheckpointSource
-from convert.source import SourceOptions
+from convert.formats.registry import CheckpointSpec
 from convert.verification import worker
 from convert.verification.checkpoint_logits import check_torch
 from convert.verification.logits_sources import CheckpointModel, LogitsSource, Model, open_model
@@ -38,7 +38,7 @@ _ROWS = 32
 
 
 def verify(
-    source: str | Path | SourceOptions | Checkpoint,
+    source: str | Path | CheckpointSpec | Checkpoint,
     converted: str | Path,
     *,
     text: str | Path | None = None,
@@ -69,7 +69,7 @@ def verify(
     """
     check_torch()
     first = _open_source(source)
-    layer_norm = source.uer_layer_norm if isinstance(source, SourceOptions) else UER
+    layer_norm = source.uer_layer_norm if isinstance(source, CheckpointSpec) else UER
     second = open_model(Path(converted), first, layer_norm)
     texts = _read_texts(first, second, text, prompts, max_tokens)
     windows = random_prompts(first.config) if texts is None else texts.windows
@@ -119,7 +119,7 @@ def verify_task(arguments: Mapping[str, Any], progress: Progress) -> dict[str, A
     """Do the work of ``verify_apart`` in a worker."""
     tempfile.tempdir = arguments["converted"]
     spare_memory()
-    source = SourceOptions.from_dict(arguments["source"])
+    source = CheckpointSpec.from_dict(arguments["source"])
     return verify(source, arguments["converted"], progress=progress).to_dict()
 
 
@@ -154,10 +154,10 @@ def check_token_ids(prompts: Sequence[Sequence[int]], config: GPT2Config) -> Non
         raise ConvertError(f"prompts: expected token ids from 0 to {config.vocab_size - 1}")
 
 
-def _open_source(source: str | Path | SourceOptions | Checkpoint) -> CheckpointModel:
+def _open_source(source: str | Path | CheckpointSpec | Checkpoint) -> CheckpointModel:
     if isinstance(source, (str, Path)):
-        source = SourceOptions(Path(source))
-    if isinstance(source, SourceOptions):
+        source = CheckpointSpec(Path(source))
+    if isinstance(source, CheckpointSpec):
         return CheckpointModel(source.open(), source)
     return CheckpointModel(source, source.info.source)
 

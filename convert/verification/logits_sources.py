@@ -12,7 +12,7 @@ import numpy as np
 
 from convert.checkpoint import Checkpoint, CheckpointSource
 from convert.dtype_choice import check_runs_here
-from convert.source import SourceOptions
+from convert.formats.registry import CheckpointSpec
 from convert.tensors import Array, widest
 from convert.verification.checkpoint_logits import check_torch, write_logits
 from exports.prune import prune
@@ -213,7 +213,7 @@ def open_model(path: Path, source: CheckpointModel, uer_layer_norm: str = UER) -
     if folder.exists():
         model = SavedModel(folder)
     else:
-        spec = SourceOptions(path, source.config.n_head, uer_layer_norm=uer_layer_norm)
+        spec = CheckpointSpec(path, source.config.n_head, uer_layer_norm=uer_layer_norm)
         model = CheckpointModel(spec.open(), spec)
     check_sizes(path, model.config, source.config)
     return model

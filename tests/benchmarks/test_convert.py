@@ -35,7 +35,7 @@ def test_shapes() -> None:
 def test_random_checkpoints(p: int, dtype: str, tmp_path: Path) -> None:
     """Whole models; no two tensors, layers or ranks are alike except what is replicated, and a seed is repeatable."""
     files = write_checkpoint(tmp_path / "a", TINY, p, DTYPES[dtype])
-    checkpoint = open_checkpoint(tmp_path / "a", n_head=4)
+    checkpoint = open_checkpoint(tmp_path / "a", heads=4, format="megatron")
     assert checkpoint.config == TINY
     assert set(checkpoint.dtypes.values()) == {DTYPES[dtype]}
     seen: dict[bytes, str] = {}
@@ -58,7 +58,7 @@ def test_values_go_on_behind_the_block(tmp_path: Path) -> None:
     """A matrix larger than the block has no two equal rows."""
     config = GPT2Config(vocab_size=700, n_positions=8, n_embd=2000, n_layer=1, n_head=4)
     write_checkpoint(tmp_path / "a", config, 1, DTYPES["float16"])
-    checkpoint = open_checkpoint(tmp_path / "a", n_head=4)
+    checkpoint = open_checkpoint(tmp_path / "a", heads=4, format="megatron")
     assert len(np.unique(checkpoint.read("wte.weight", np.dtype(np.float16)).view(np.uint16), axis=0)) == 700
 
 

@@ -135,7 +135,7 @@ def test_weights_are_those_of_the_checkpoint(tmp_path: Path) -> None:
     config = parse_shape("2x32x2x100x64")
     weights.write(tmp_path, config)
     found = weights.Weights(tmp_path)
-    checkpoint = open_checkpoint(found.checkpoint, n_head=2)
+    checkpoint = open_checkpoint(found.checkpoint, heads=2, format="megatron")
     assert list(found) == list(config.tensor_shapes())
     for name in found:
         np.testing.assert_array_equal(found.read(name), checkpoint.read(name, np.dtype(np.float16)))

@@ -21,7 +21,7 @@ STATE = random_state(CONFIG, np.random.default_rng(0))
 
 def open_checkpoint(root: Path) -> Checkpoint:
     """Open CPM's shards in ``root``."""
-    return registry.open_checkpoint(root, n_head=CONFIG.n_head)
+    return registry.open_checkpoint(root, heads=CONFIG.n_head)
 
 
 def convert(root: Path, folder: Path, dtype: str = "float32") -> Path:

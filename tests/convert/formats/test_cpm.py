@@ -62,12 +62,12 @@ def numpy_of(tensor: torch.Tensor) -> np.ndarray:
 
 
 def open_cpm(path: Path, **options: Any) -> Checkpoint:
-    return open_checkpoint(path, from_format="megatron", **options)
+    return open_checkpoint(path, format="megatron", **options)
 
 
 def assert_reads(path: Path, state: State, **options: Any) -> None:
     """Every canonical tensor, read in its own type, is the one of ``state``."""
-    checkpoint = open_cpm(path, n_head=24, **options)
+    checkpoint = open_cpm(path, heads=24, **options)
     assert checkpoint.config == CONFIG
     assert list(checkpoint.dtypes) == list(CONFIG.tensor_shapes())
     for name, shape in CONFIG.tensor_shapes().items():
@@ -84,7 +84,7 @@ def assert_reads(path: Path, state: State, **options: Any) -> None:
 def test_every_tensor_is_whole_again(tmp_path: Path, state: State, p: int, dtype: torch.dtype) -> None:
     files = write_megatron(tmp_path, state, p, dtype=dtype)
     assert_reads(tmp_path, {name: tensor.to(dtype) for name, tensor in state.items()})
-    checkpoint = open_cpm(tmp_path, n_head=24)
+    checkpoint = open_cpm(tmp_path, heads=24)
     assert checkpoint.info.format == "megatron"
     assert checkpoint.info.details == {"tensor_parallel": p, "iteration": 80000}
     assert checkpoint.info.files == tuple(files)
@@ -108,7 +108,7 @@ def test_layouts_and_paths(tmp_path: Path, state: State, layout: Any, key: Any, 
     assert_reads(shutil.copy(one[0], tmp_path / "mine.pt"), state)
     for file in files:
         rank = files.index(file)
-        message = error_of(lambda file=file: open_cpm(file, n_head=24))
+        message = error_of(lambda file=file: open_cpm(file, heads=24))
         assert message.startswith(f"{file}: rank {rank} of a model split over 2 ranks: give the folder")
     (tmp_path / "two" / TRACKER).write_text("1")
     assert_reads(tmp_path / "two", state, iteration=str(iteration))
@@ -137,7 +137,7 @@ def test_types_may_differ_among_tensors_and_ranks(tmp_path: Path, state: State) 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, ml_dtypes.bfloat16])
 def test_read_casts(tmp_path: Path, state: State, dtype: Any) -> None:
     write_megatron(tmp_path, state, 3)
-    checkpoint = open_cpm(tmp_path, n_head=24)
+    checkpoint = open_cpm(tmp_path, heads=24)
     for name in ("wte.weight", "h.1.attn.c_attn.weight", "h.0.mlp.c_proj.weight", "ln_f.bias"):
         found = checkpoint.read(name, np.dtype(dtype))
         assert found.dtype == dtype
@@ -181,7 +181,7 @@ def test_opening_reads_no_weights(tmp_path: Path, state: State) -> None:
     data = bytearray(file.read_bytes())
     data[data.index(numpy_of(state[QKV.format(1, "weight")][24]).tobytes())] ^= 1  # the first row of rank 1
     file.write_bytes(data)
-    checkpoint = open_cpm(tmp_path, n_head=24)
+    checkpoint = open_cpm(tmp_path, heads=24)
     checkpoint.read("wte.weight", FLOAT32)
     message = error_of(lambda: checkpoint.read("h.1.attn.c_attn.weight", FLOAT32))
     assert message.startswith(f"{file}: storage")
@@ -190,7 +190,7 @@ def test_opening_reads_no_weights(tmp_path: Path, state: State) -> None:
 def test_plain_concatenation_of_qkv_is_something_else(tmp_path: Path, state: State) -> None:
     """What the first versions of change_mp.py did; for the bias others still do it."""
     write_megatron(tmp_path, state, 2)
-    checkpoint = open_cpm(tmp_path, n_head=24)
+    checkpoint = open_cpm(tmp_path, heads=24)
     for kind in ("weight", "bias"):
         plain = np.concatenate([numpy_of(shard[QKV.format(0, kind)]) for shard in shards(state, 2)])
         found = checkpoint.read(f"h.0.attn.c_attn.{kind}", FLOAT32)
@@ -206,7 +206,7 @@ def test_heads_of_published_models(tmp_path: Path, hidden: int, heads: int) -> N
     zeros = {megatron_name(name): torch.zeros(shape).half() for name, shape in config.tensor_shapes().items()}
     write_megatron(tmp_path, zeros, 2)
     assert open_cpm(tmp_path).config == config
-    assert open_cpm(tmp_path, n_head=heads // 2).config.n_head == heads // 2
+    assert open_cpm(tmp_path, heads=heads // 2).config.n_head == heads // 2
 
 
 def error_of(action: Callable[[], object]) -> str:
@@ -219,7 +219,7 @@ def error_of(action: Callable[[], object]) -> str:
 
 
 def read_all(path: Path, *, n_head: int | None = 24, iteration: str | None = None, dtype: Any = np.float32) -> None:
-    checkpoint = open_cpm(path, n_head=n_head, iteration=iteration)
+    checkpoint = open_cpm(path, heads=n_head, iteration=iteration)
     for name in checkpoint.dtypes:
         checkpoint.read(name, np.dtype(dtype))
 
@@ -392,17 +392,17 @@ def test_values_that_a_type_cannot_hold(tmp_path: Path, state: State) -> None:
         (RANK.format(0), {"iteration": "80000"}, ["{rank0}: a file has no iterations to choose from"]),
         (RANK.format(0), {}, ["{rank0}: rank 0 of a model split over 2 ranks: give the folder"]),
         ("80000/zero_pp_rank_0_mp_rank_00_optim_states.pt", {}, ["expected a dict under 'module' or 'model'"]),
-        ("", {"n_head": None}, ["{rank0}: the number of heads is not in the file (hidden size 48, 2 ranks): give"]),
-        ("", {"n_head": None}, ["possible 2, 4, 6, 8, 12, 16, 24, 48"]),
-        ("", {"n_head": 5}, ["{rank0}: 5 heads do not fit (hidden size 48, 2 ranks)"]),
-        ("", {"n_head": 3}, ["{rank0}: 3 heads do not fit"]),
-        ("", {"n_head": 0}, ["{rank0}: 0 heads do not fit"]),
-        ("", {"n_head": -24}, ["{rank0}: -24 heads do not fit"]),
+        ("", {"heads": None}, ["{rank0}: the number of heads is not in the file (hidden size 48, 2 ranks): give"]),
+        ("", {"heads": None}, ["possible 2, 4, 6, 8, 12, 16, 24, 48"]),
+        ("", {"heads": 5}, ["{rank0}: 5 heads do not fit (hidden size 48, 2 ranks)"]),
+        ("", {"heads": 3}, ["{rank0}: 3 heads do not fit"]),
+        ("", {"heads": 0}, ["{rank0}: 0 heads do not fit"]),
+        ("", {"heads": -24}, ["{rank0}: -24 heads do not fit"]),
     ],
 )  # fmt: skip
 def test_bad_options(tmp_path: Path, state: State, path: str, options: dict[str, Any], words: list[str]) -> None:
     files = write_megatron(tmp_path, state, 2)
-    message = error_of(lambda: open_cpm(tmp_path / path, **{"n_head": 24, **options}))
+    message = error_of(lambda: open_cpm(tmp_path / path, **{"heads": 24, **options}))
     for word in words:
         assert word.format(root=tmp_path, rank0=files[0]) in message
 
@@ -416,7 +416,7 @@ def test_likely_heads_are_named_first(tmp_path: Path) -> None:
 
 def test_a_name_that_no_model_has(tmp_path: Path, state: State) -> None:
     write_megatron(tmp_path, state, 1)
-    checkpoint = open_cpm(tmp_path, n_head=24)
+    checkpoint = open_cpm(tmp_path, heads=24)
     for name in ("h.2.ln_1.bias", "lm_head.weight", "h.0.wte.weight"):
         with pytest.raises(KeyError):
             checkpoint.read(name, FLOAT32)
@@ -425,7 +425,7 @@ def test_a_name_that_no_model_has(tmp_path: Path, state: State) -> None:
 def test_reading_needs_little_memory_beside_the_result(tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=60000, n_positions=20000, n_embd=128, n_layer=1, n_head=4, n_inner=8)
     write_megatron(tmp_path, random_state(config, np.random.default_rng(0)), 2, dtype=torch.bfloat16, extras=False)
-    checkpoint = open_cpm(tmp_path, n_head=4)
+    checkpoint = open_cpm(tmp_path, heads=4)
     for name in ("wte.weight", "wpe.weight"):
         tracemalloc.start()
         try:

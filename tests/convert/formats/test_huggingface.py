@@ -17,7 +17,7 @@ import tensorflow as tf
 import torch
 import transformers
 
-from convert.formats.huggingface import open_huggingface
+from convert.formats.registry import open_checkpoint
 from support.errors import CheckpointError
 from tests.helpers.light import main, run
 
@@ -121,7 +121,7 @@ def test_every_kind_of_folder(saved: str, tmp_path: Path) -> None:
     SAVED[saved](model, tmp_path / "theirs")
     if saved == "several files":
         assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 3
-    checkpoint = open_huggingface(tmp_path / "theirs")
+    checkpoint = open_checkpoint(tmp_path / "theirs", format="huggingface")
     for name, tensor in model.transformer.state_dict().items():
         value = checkpoint.read(name, np.dtype(np.float32))
         linear = ".c_" in name and name.endswith("weight")
@@ -252,7 +252,7 @@ def test_broken_indices(spoil: Callable[[Path], object], words: str, tmp_path: P
     random_model().save_pretrained(tmp_path, max_shard_size="60KB")
     spoil(tmp_path)
     with pytest.raises(CheckpointError, match=words.replace("[", r"\[")):
-        open_huggingface(tmp_path)
+        open_checkpoint(tmp_path, format="huggingface")
 
 
 def test_files_are_what_the_library_reads(tmp_path: Path) -> None:
@@ -278,11 +278,11 @@ def test_the_file_that_is_named_is_read(tmp_path: Path) -> None:
         (tmp_path / "saved" / "model.safetensors").rename(tmp_path / name)
     (tmp_path / "saved" / "config.json").rename(tmp_path / "config.json")
     for name, model in models.items():
-        value = open_huggingface(tmp_path / name).read("ln_f.bias", np.dtype(np.float32))
+        value = open_checkpoint(tmp_path / name, format="huggingface").read("ln_f.bias", np.dtype(np.float32))
         assert np.array_equal(value, model.transformer.ln_f.bias.detach().numpy())
     random_model().save_pretrained(tmp_path / "parts", max_shard_size="60KB")
     file = next((tmp_path / "parts").glob("model-00002-of-*"))
-    assert len(open_huggingface(file).info.files) > 3
+    assert len(open_checkpoint(file, format="huggingface").info.files) > 3
 
 
 def test_an_index_says_which_of_two_copies_counts(tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_an_index_says_which_of_two_copies_counts(tmp_path: Path) -> None:
     for order in (sorted(weight_map), sorted(weight_map, reverse=True)):
         index = {"weight_map": {name: weight_map[name] for name in order}}
         (tmp_path / "x" / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-        value = open_huggingface(tmp_path / "x").read("wte.weight", np.dtype(np.float32))
+        value = open_checkpoint(tmp_path / "x", format="huggingface").read("wte.weight", np.dtype(np.float32))
         assert np.array_equal(value, state[WTE].numpy())
 
 
@@ -311,7 +311,7 @@ def test_without_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_our_own_words_mean_nothing_in_their_config(tmp_path: Path) -> None:
     random_model().save_pretrained(tmp_path)
     _edit_config(layer_norm="uer")(tmp_path)
-    assert open_huggingface(tmp_path).config.layer_norm == "standard"
+    assert open_checkpoint(tmp_path, format="huggingface").config.layer_norm == "standard"
 
 
 def test_how_texts_are_generated_is_kept(tmp_path: Path) -> None:
@@ -374,10 +374,10 @@ def test_sizes_by_their_other_names(tmp_path: Path) -> None:
     }.items():
         values[other] = values.pop(name)
     (tmp_path / "config.json").write_text(json.dumps(values))
-    assert open_huggingface(tmp_path).config.n_head == 8
+    assert open_checkpoint(tmp_path, format="huggingface").config.n_head == 8
     (tmp_path / "config.json").write_text(json.dumps({**values, "num_hidden_layers": 4}))
     with pytest.raises(CheckpointError, match="n_layer is 4, but the tensors have 3"):
-        open_huggingface(tmp_path)
+        open_checkpoint(tmp_path, format="huggingface")
 
 
 def test_an_adapter_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

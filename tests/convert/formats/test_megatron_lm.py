@@ -103,7 +103,7 @@ def write(
 
 
 def open_megatron_lm(path: Path, **options: Any) -> Checkpoint:
-    return open_checkpoint(path, from_format="megatron-lm", **options)
+    return open_checkpoint(path, format="megatron-lm", **options)
 
 
 def assert_reads(path: Path, **options: Any) -> None:
@@ -120,7 +120,7 @@ def assert_reads(path: Path, **options: Any) -> None:
 def test_every_tensor_is_whole_again(version: float, p: int, stages: int, encoder: bool, tmp_path: Path) -> None:
     write(tmp_path, version, p, stages, encoder=encoder)
     assert_reads(tmp_path)
-    details = open_megatron_lm(tmp_path / "iter_0000500", n_head=HEADS).info.details
+    details = open_megatron_lm(tmp_path / "iter_0000500", heads=HEADS).info.details
     assert details["checkpoint_version"] == ("0" if not version else str(version))
     assert details["tensor_parallel"] == p
     assert details.get("pipeline_parallel", 1) == stages
@@ -128,7 +128,7 @@ def test_every_tensor_is_whole_again(version: float, p: int, stages: int, encode
 
 def test_without_args(tmp_path: Path) -> None:
     write(tmp_path, 2.0, 2, args=None)
-    assert_reads(tmp_path, n_head=HEADS)
+    assert_reads(tmp_path, heads=HEADS)
 
 
 @pytest.mark.parametrize(("p", "stages", "version"), [(2, 1, 0), (2, 2, 3.0)])

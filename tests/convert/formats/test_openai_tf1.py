@@ -16,8 +16,8 @@ import tensorflow as tf
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 
-from convert.formats.huggingface import open_huggingface
-from convert.formats.openai_tf1 import open_openai_tf1, write_openai_tf1
+from convert.conversion import to_checkpoint
+from convert.formats.registry import open_checkpoint
 from support.errors import CheckpointError, ConvertError
 from tests.convert.formats.test_huggingface import random_model
 from tests.helpers.light import main, run
@@ -153,7 +153,7 @@ def test_what_a_training_leaves(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert {"beta1_power", "global_step", "model/wte/Adam", "model/h0/attn/c_attn/w/Adam_1"} <= names
     assert (tmp_path / "run1/model-9.meta").exists()
     for iteration, number in ((None, 2000), ("1000", 1000), ("9", 9)):
-        checkpoint = open_openai_tf1(tmp_path / "run1", iteration=iteration)
+        checkpoint = open_checkpoint(tmp_path / "run1", iteration=iteration, format="openai-tf1")
         assert checkpoint.info.details == {"iteration": number}
         assert {"Adam", "Adam_1", "beta1_power", "beta2_power", "global_step"} == set(checkpoint.info.left_out)
         for theirs, ours in (("wte", "wte.weight"), ("h2/mlp/c_proj/w", "h.2.mlp.c_proj.weight")):
@@ -183,19 +183,19 @@ def test_the_checkpoint_file_of_another_machine(text: str, tmp_path: Path) -> No
     folder = save(tmp_path, random_tensors(), "model-7")
     save(tmp_path, random_tensors(1), "model-8")
     (folder / "checkpoint").write_text(f'all_model_checkpoint_paths: "model-8"\nmodel_checkpoint_path: "{text}"\n')
-    assert open_openai_tf1(folder).info.details == {"iteration": 7}
+    assert open_checkpoint(folder, format="openai-tf1").info.details == {"iteration": 7}
 
 
 @pytest.mark.parametrize("letter", "*?[]\\")
 def test_a_path_that_tensorflow_takes_for_a_pattern(letter: str, tmp_path: Path) -> None:
     folder = save(tmp_path / f"a{letter}b", random_tensors())
     with pytest.raises(CheckpointError, match=f"from a path with {re.escape(letter)} in it: rename it"):
-        open_openai_tf1(folder)
+        open_checkpoint(folder, format="openai-tf1")
 
 
 def test_the_only_one_needs_no_checkpoint_file(tmp_path: Path) -> None:
     (save(tmp_path, random_tensors()) / "checkpoint").unlink()
-    assert open_openai_tf1(tmp_path).info.details == {}
+    assert open_checkpoint(tmp_path, format="openai-tf1").info.details == {}
 
 
 def test_sizes_are_read_from_the_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,13 +223,13 @@ def test_parts_of_the_data_in_several_files(tmp_path: Path) -> None:
         checkpoint_prefixes=[str(tmp_path / f"part{i}") for i in range(2)], destination_prefix=str(prefix)
     )
     (prefix.parent / "hparams.json").write_text(json.dumps(HPARAMS))
-    checkpoint = open_openai_tf1(prefix.parent)
+    checkpoint = open_checkpoint(prefix.parent, format="openai-tf1")
     assert [file.name for file in checkpoint.info.files] == [f"model.ckpt.data-0000{i}-of-00002" for i in range(2)]
     run("to-openai", "--checkpoint", prefix.parent, "--output", tmp_path / "ours")
     assert_same(load(tmp_path / "ours/model.ckpt"), tensors)
     checkpoint.info.files[1].unlink()
     with pytest.raises(CheckpointError, match="data-00001-of-00002: missing beside it"):
-        open_openai_tf1(prefix.parent)
+        open_checkpoint(prefix.parent, format="openai-tf1")
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
@@ -315,7 +315,7 @@ def test_another_tokenizer_keeps_its_names(demo: Path, tmp_path: Path) -> None:
         if file.suffix == ".model":
             assert (tmp_path / "a" / file.name).read_bytes() == file.read_bytes()
     assert not (tmp_path / "a" / "encoder.json").exists()
-    assert open_openai_tf1(tmp_path / "a").tokenizer == tmp_path / "a"
+    assert open_checkpoint(tmp_path / "a", format="openai-tf1").tokenizer == tmp_path / "a"
 
 
 @pytest.mark.parametrize(
@@ -338,9 +338,9 @@ def test_what_the_format_cannot_hold(
     assert main(["to-openai", "--checkpoint", str(tmp_path / "theirs"), "--output", str(output)]) == 2
     _assert_one_line(capfd.readouterr().err, words)
     assert not (tmp_path / "new").exists()
-    checkpoint = open_huggingface(tmp_path / "theirs")
+    checkpoint = open_checkpoint(tmp_path / "theirs", format="huggingface")
     with pytest.raises(ConvertError, match=re.escape(words)):
-        write_openai_tf1(tmp_path, checkpoint, checkpoint.dtypes, checkpoint.read)
+        to_checkpoint(checkpoint, tmp_path / "new", format="openai-tf1")
 
 
 def _assert_one_line(error: str, words: str) -> None:

@@ -108,7 +108,7 @@ def test_bad_folders(tmp_path: Path, state: State, case: str) -> None:
     spoil, words = BAD_FOLDERS[case]
     files = write_megatron(tmp_path, state, 4)
     spoil(tmp_path)
-    message = error_of(lambda: open_cpm(tmp_path, n_head=24))
+    message = error_of(lambda: open_cpm(tmp_path, heads=24))
     for word in words:
         assert word.format(root=tmp_path, tracker=tmp_path / TRACKER, rank0=files[0]) in message
 
@@ -153,7 +153,7 @@ def test_shards_that_changed_names(tmp_path: Path, state: State) -> None:
     files[0].rename(tmp_path / "kept")
     files[1].rename(files[0])
     (tmp_path / "kept").rename(files[1])
-    message = error_of(lambda: open_cpm(tmp_path, n_head=24))
+    message = error_of(lambda: open_cpm(tmp_path, heads=24))
     assert message == f"{files[0]}: is the shard of rank 1, renamed: give it its name back"
 
 
@@ -161,5 +161,5 @@ def test_a_version_that_orders_qkv_otherwise(state: State, tmp_path: Path) -> No
     """Flat names of CPM's, but the version of a later Megatron: read as CPM's it would be another model."""
     write_megatron(tmp_path, state, 2, edit=lambda rank, top: top.update(checkpoint_version=2.0))
     assert "checkpoint_version is 2.0, which CPM's Megatron has not" in error_of(
-        lambda: open_cpm(tmp_path, n_head=CONFIG.n_head)
+        lambda: open_cpm(tmp_path, heads=CONFIG.n_head)
     )

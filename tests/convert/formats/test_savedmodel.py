@@ -15,7 +15,7 @@ import safetensors.torch
 import tensorflow as tf
 import torch
 
-from convert.formats.savedmodel import open_savedmodel
+from convert.formats.registry import open_checkpoint
 from exports.tensor_bundle.writer import BundleWriter
 from tests.convert.formats.test_huggingface import VARIANTS, random_model
 from tests.helpers.checkpoints import random_state, write_megatron
@@ -111,7 +111,7 @@ def test_int8_is_given_as_what_it_stands_for(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_a_reader_tells(dtype: str, models: dict[str, Path]) -> None:
-    checkpoint = open_savedmodel(models[dtype])
+    checkpoint = open_checkpoint(models[dtype], format="savedmodel")
     assert checkpoint.info.format == "savedmodel"
     assert checkpoint.config == CONFIG
     assert checkpoint.info.details == ({"quantized": dtype} if "int8" in dtype else {})

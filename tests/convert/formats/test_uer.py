@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-from convert.formats.uer import open_uer
+from convert.formats.registry import open_checkpoint
 from tests.convert.formats.test_huggingface import IDS, logits_of, random_model
 from tests.helpers.light import main, run
 
@@ -175,7 +175,7 @@ RENAMED = {"embedding.word.": "embedding.word_", "embedding.pos.embedding": "emb
 def test_every_kind_of_file(change: Callable[[State], State], tmp_path: Path) -> None:
     state = random_state()
     file = save(tmp_path, change(state))
-    checkpoint = open_uer(tmp_path, n_head=HEADS)
+    checkpoint = open_checkpoint(tmp_path, heads=HEADS, format="uer")
     assert checkpoint.info.files == (file,)
     assert checkpoint.config.tie_word_embeddings
     qkv = torch.cat([state[f"encoder.transformer.1.self_attn.linear_layers.{i}.weight"] for i in range(3)])
@@ -332,7 +332,7 @@ def test_a_head_of_its_own(tmp_path: Path) -> None:
     state = random_state()
     state["target.lm.output_layer.weight"] = state["target.lm.output_layer.weight"] + 0.1
     file = save(tmp_path / "theirs", state)
-    assert not open_uer(file, n_head=HEADS).config.tie_word_embeddings
+    assert not open_checkpoint(file, heads=HEADS, format="uer").config.tie_word_embeddings
     run("to-uer", "--checkpoint", file, "--heads", HEADS, "--output", tmp_path / "uer")
     back = torch.load(tmp_path / "uer" / "model.bin", weights_only=True)
     assert all(torch.equal(back[name], state[name]) for name in state)

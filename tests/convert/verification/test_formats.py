@@ -42,7 +42,7 @@ def test_reference_is_transformers(variant: str, tmp_path: Path) -> None:
 
 def test_reference_is_uers(tmp_path: Path) -> None:
     state = random_state()
-    checkpoint = with_layer_norm(open_checkpoint(save(tmp_path, state), n_head=HEADS), UER)
+    checkpoint = with_layer_norm(open_checkpoint(save(tmp_path, state), heads=HEADS), UER)
     reference = CheckpointReference(checkpoint)
     (rows,) = reference.rows_of(IDS)
     np.testing.assert_allclose(reference.project(rows).numpy(), uer_logits(state, IDS[0]), atol=1e-4)
