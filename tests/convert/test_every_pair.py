@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from convert.formats.registry import NAMES, open_checkpoint
+from convert.formats.registry import open_checkpoint
+from convert.formats.rows import NAMES
 from convert.formats.uer_layer_norm import with_layer_norm
 from tests.helpers.checkpoints import random_state, write_megatron
 from tests.helpers.light import run

@@ -274,7 +274,7 @@ def test_several_files_and_none(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["to-tf", *options]) == 2
     assert "expected one .bin file, found lyric.bin, other.bin" in capsys.readouterr().err
     assert main(["to-tf", *options, "--iteration", "3"]) == 2
-    assert "have no iterations: leave out --iteration 3" in capsys.readouterr().err
+    assert "has no iterations: leave out --iteration 3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["to-megatron", "--tensor-parallel", "1"], ["to-openai"]])
