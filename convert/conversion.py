@@ -20,8 +20,7 @@ from convert.formats.uer_layer_norm import with_layer_norm
 from convert.output.atomic_folder import Kind, new_folder
 from convert.output.hashing import Hasher
 from convert.output.manifest import ROOT_MANIFEST, has_only_its_own
-from convert.provenance import describe_copy
-from convert.releases import may_be_known
+from convert.provenance import describe_copy, may_be_known
 from convert.tensors import BFLOAT16, Array, DType
 from support.errors import ConvertError
 from support.messages import list_names, pluralize, short_repr

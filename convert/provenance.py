@@ -1,4 +1,4 @@
-"""The manifest of what was made from a checkpoint, and the model card of a SavedModel."""
+"""The manifest of what was made from a checkpoint, the model card of a SavedModel, and the releases of CPM."""
 
 from __future__ import annotations
 
@@ -14,13 +14,35 @@ from convert import __version__
 from convert.checkpoint import Checkpoint
 from convert.output.hashing import Hasher
 from convert.output.manifest import MODEL_CARD, ROOT_MANIFEST, describe_file, write_manifest
-from convert.releases import release_name
 from convert.verification.report import ParityReport
 from exports.model_card import model_card
+from tf_model.config import GPT2Config
 from tokenization.special_tokens import SpecialTokens
 
 _PROGRAM = f"gpt2-savedmodel {__version__}"
 _LIBRARIES = ("tensorflow", "keras", "torch", "numpy", "sentencepiece", "jieba", "tokenizers")
+
+CPM_GENERATE = GPT2Config(vocab_size=30000, n_positions=1024, n_embd=2560, n_layer=32, n_head=32)
+
+RELEASES: dict[tuple[str, ...], str] = {
+    ("7a8461098dae374a836f55bf2002bf21cba05964", "6ab97bd06979c1707080b33cfddff4f08c9af675"): (
+        "CPM-Generate, first release (November 2020)"
+    ),
+    ("71d6b6ad4f47b46724eb82c05da8fb9175e62a7d", "42aa247a262e2011fa5e276f1a8389fad6d80edc"): (
+        "CPM-Generate, second release (since 2020-12-13)"
+    ),
+}
+"""SHA-1 of rank 0 and rank 1, from the README of CPM-1-Generate (its commits 2422770 and 3f816d1)."""
+
+
+def may_be_known(config: GPT2Config, shards: int) -> bool:
+    """Whether a checkpoint of these sizes is worth a SHA-1."""
+    return config == CPM_GENERATE and shards == len(next(iter(RELEASES)))
+
+
+def release_name(sha1: Sequence[str]) -> str | None:
+    """The published checkpoint whose shards, rank 0 first, have these SHA-1 hashes."""
+    return RELEASES.get(tuple(sha1))
 
 
 def describe(

@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert import releases
 from convert.output.hashing import Hasher, hash_file
 from convert.output.manifest import MANIFEST
-from convert.releases import CPM_GENERATE, may_be_known, release_name
+from convert.provenance import CPM_GENERATE, RELEASES, may_be_known, release_name
 from tests.helpers.checkpoints import random_state, write_megatron
 from tests.helpers.light import main
 from tf_model.config import GPT2Config
@@ -160,8 +159,8 @@ def test_published_checkpoints_are_named(checkpoint: Path, tmp_path: Path, monke
     assert release_name(first[::-1]) is None
     # A small checkpoint stands in for the published one: the whole way from the files to the card.
     digests = [hashlib.sha1(file.read_bytes()).hexdigest() for file in sorted((checkpoint / "80000").glob("mp_*"))]
-    monkeypatch.setattr(releases, "CPM_GENERATE", CONFIG)
-    monkeypatch.setitem(releases._SHA1, tuple(digests), "a famous checkpoint")
+    monkeypatch.setattr("convert.provenance.CPM_GENERATE", CONFIG)
+    monkeypatch.setitem(RELEASES, tuple(digests), "a famous checkpoint")
     model = convert(checkpoint, tmp_path / "model")
     assert json.loads((model / MANIFEST).read_text())["source"]["release"] == "a famous checkpoint"
     assert "Converted from a famous checkpoint" in (model / "assets.extra" / "README.md").read_text()
