@@ -135,7 +135,8 @@ ROWS: tuple[FormatRow, ...] = (
                 "write a Hugging Face folder for transformers",
                 _TO_HUGGINGFACE,
                 (
-                    "{command} --checkpoint demo/song-ci --tokenizer demo/song-ci/tokenizer --heads 4 --output out/song-ci-hf",
+                    "{command} --checkpoint demo/song-ci --tokenizer demo/song-ci/tokenizer --heads 4 "
+                    "--output out/song-ci-hf",
                 ),
             ),
             WriterCommand(

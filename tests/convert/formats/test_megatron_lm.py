@@ -15,7 +15,6 @@ import safetensors.torch
 import torch
 
 from convert.checkpoint import Checkpoint
-from convert.formats.huggingface import open_huggingface
 from convert.formats.registry import open_checkpoint
 from tests.convert.formats.test_cpm import megatron_name
 from tests.convert.formats.test_huggingface import logits_of, random_model
@@ -367,7 +366,7 @@ def test_args_say_what_the_weights_do_not(options: dict[str, Any], said: dict[st
     run("to-megatron", "--checkpoint", tmp_path / "hf", "--output", tmp_path / "lm", *words)
     top = torch.load(tmp_path / "lm" / "release" / "mp_rank_01" / "model_optim_rng.pt", weights_only=False)
     assert {key: getattr(top["args"], key) for key in said} == said
-    theirs, ours = open_huggingface(tmp_path / "hf").config, open_megatron_lm(tmp_path / "lm").config
+    theirs, ours = open_checkpoint(tmp_path / "hf").config, open_megatron_lm(tmp_path / "lm").config
     assert ours == dataclasses.replace(theirs, activation_function=ours.activation_function)
     assert (ours.activation_function == "gelu") == (theirs.activation_function == "gelu")
 
