@@ -80,7 +80,7 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
     """
     files = resolve_rank_files(candidate, options.iteration)
     if files[-1].stage:
-        raise CheckpointError(f"{files[-1].path}: of a pipeline stage, and CPM's Megatron has none")
+        raise CheckpointError(f"{files[-1].path}: of a pipeline stage, which CPM's Megatron does not have")
     shards = [_load_shard(candidate.torch_file(file.path)) for file in files]
     n_layer = _check_names(shards)
     _check_rank_count(files, shards[0], alone=candidate.is_file)
