@@ -97,7 +97,9 @@ def test_every_tensor_is_whole_again(tmp_path: Path, state: State, p: int, dtype
 @pytest.mark.parametrize("key", ["module", "model"])
 @pytest.mark.parametrize("iteration", [70, "release"])
 @pytest.mark.parametrize("extras", [True, False])
-def test_layouts_and_paths(tmp_path: Path, state: State, layout: Any, key: Any, iteration: Any, extras: bool) -> None:
+def test_every_layout_is_read_by_root_folder_and_file(
+    tmp_path: Path, state: State, layout: Any, key: Any, iteration: Any, extras: bool
+) -> None:
     options = {"layout": layout, "key": key, "iteration": iteration, "extras": extras}
     files = write_megatron(tmp_path / "two", state, 2, **options)
     folder = files[0].parent if layout == "deepspeed" else files[0].parents[1]
@@ -114,7 +116,7 @@ def test_layouts_and_paths(tmp_path: Path, state: State, layout: Any, key: Any, 
     assert_reads(tmp_path / "two", state, iteration=str(iteration))
 
 
-def test_serialisation_of_old_torch(tmp_path: Path, state: State) -> None:
+def test_files_of_old_torch_are_read(tmp_path: Path, state: State) -> None:
     write_megatron(tmp_path, state, 2, legacy=True)
     assert_reads(tmp_path, state)
 
@@ -135,7 +137,7 @@ def test_types_may_differ_among_tensors_and_ranks(tmp_path: Path, state: State) 
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, ml_dtypes.bfloat16])
-def test_read_casts(tmp_path: Path, state: State, dtype: Any) -> None:
+def test_a_tensor_is_read_in_the_dtype_asked_for(tmp_path: Path, state: State, dtype: Any) -> None:
     write_megatron(tmp_path, state, 3)
     checkpoint = open_cpm(tmp_path, heads=24)
     for name in ("wte.weight", "h.1.attn.c_attn.weight", "h.0.mlp.c_proj.weight", "ln_f.bias"):
@@ -153,7 +155,7 @@ def test_prefixes_that_all_names_have_are_dropped(tmp_path: Path, state: State, 
     assert_reads(tmp_path, state)
 
 
-def test_shards_that_are_views_of_whole_tensors(tmp_path: Path, state: State) -> None:
+def test_shards_may_be_views_of_whole_tensors(tmp_path: Path, state: State) -> None:
     """Upstream's change_mp.py saves slices, each with the whole tensor's storage behind it."""
 
     def share(rank: int, content: dict[str, Any]) -> None:
@@ -169,7 +171,7 @@ def test_shards_that_are_views_of_whole_tensors(tmp_path: Path, state: State) ->
 
 
 @pytest.mark.parametrize("text", ["80000\n", " 80000 \r\n", "\ufeff80000", "0080000"])
-def test_trackers_that_are_understood(tmp_path: Path, state: State, text: str) -> None:
+def test_trackers_may_have_blanks_and_zeros(tmp_path: Path, state: State, text: str) -> None:
     write_megatron(tmp_path, state, 1)
     (tmp_path / TRACKER).write_text(text, "utf-8")
     assert_reads(tmp_path, state)
@@ -187,7 +189,7 @@ def test_opening_reads_no_weights(tmp_path: Path, state: State) -> None:
     assert message.startswith(f"{file}: storage")
 
 
-def test_plain_concatenation_of_qkv_is_something_else(tmp_path: Path, state: State) -> None:
+def test_qkv_is_not_merged_by_plain_concatenation(tmp_path: Path, state: State) -> None:
     """What the first versions of change_mp.py did; for the bias others still do it."""
     write_megatron(tmp_path, state, 2)
     checkpoint = open_cpm(tmp_path, heads=24)
@@ -201,7 +203,7 @@ def test_plain_concatenation_of_qkv_is_something_else(tmp_path: Path, state: Sta
 
 
 @pytest.mark.parametrize(("hidden", "heads"), [(768, 12), (1024, 16), (2560, 32)])
-def test_heads_of_published_models(tmp_path: Path, hidden: int, heads: int) -> None:
+def test_published_models_need_no_heads(tmp_path: Path, hidden: int, heads: int) -> None:
     config = GPT2Config(vocab_size=8, n_positions=4, n_embd=hidden, n_layer=1, n_head=heads, n_inner=8)
     zeros = {megatron_name(name): torch.zeros(shape).half() for name, shape in config.tensor_shapes().items()}
     write_megatron(tmp_path, zeros, 2)
@@ -356,7 +358,7 @@ BAD_CONTENT: dict[str, tuple[Edit, list[str]]] = {
 
 
 @pytest.mark.parametrize("case", sorted(BAD_CONTENT))
-def test_bad_content(tmp_path: Path, state: State, case: str) -> None:
+def test_broken_files_are_refused_in_one_line(tmp_path: Path, state: State, case: str) -> None:
     edit, words = BAD_CONTENT[case]
     files = write_megatron(tmp_path, state, 2, edit=edit)
     message = error_of(lambda: read_all(tmp_path))
@@ -364,10 +366,11 @@ def test_bad_content(tmp_path: Path, state: State, case: str) -> None:
         assert word.format(*files) in message
 
 
-def test_values_that_a_type_cannot_hold(tmp_path: Path, state: State) -> None:
+def test_values_that_a_type_cannot_hold_are_refused_with_advice(tmp_path: Path, state: State) -> None:
     write_megatron(tmp_path / "f16", state, 2, edit=in_rank(1, poke(WORD, (2, 3), -1e6)))
     message = error_of(lambda: read_all(tmp_path / "f16", dtype=np.float16))
     assert "word_embeddings.weight: float16 cannot hold 1 of 4608 values (up to 1e+06, the first at [50, 3])" in message
+    assert message.startswith(f"{tmp_path / 'f16' / '80000'}: ")
     assert message.endswith("convert to float32 or bfloat16")
     read_all(tmp_path / "f16", dtype=np.float32)
     read_all(tmp_path / "f16", dtype=ml_dtypes.bfloat16)
@@ -399,8 +402,10 @@ def test_values_that_a_type_cannot_hold(tmp_path: Path, state: State) -> None:
         ("", {"heads": 0}, ["{rank0}: 0 heads do not fit"]),
         ("", {"heads": -24}, ["{rank0}: -24 heads do not fit"]),
     ],
-)  # fmt: skip
-def test_bad_options(tmp_path: Path, state: State, path: str, options: dict[str, Any], words: list[str]) -> None:
+)
+def test_bad_options_are_refused_in_one_line(
+    tmp_path: Path, state: State, path: str, options: dict[str, Any], words: list[str]
+) -> None:
     files = write_megatron(tmp_path, state, 2)
     message = error_of(lambda: open_cpm(tmp_path / path, **{"heads": 24, **options}))
     for word in words:
@@ -414,7 +419,7 @@ def test_likely_heads_are_named_first(tmp_path: Path) -> None:
     assert message.endswith("likely 2, 4, 8 (32 to 128 wide), possible 1, 2, 4, 8, 16, 32, 64, 128, 256")
 
 
-def test_a_name_that_no_model_has(tmp_path: Path, state: State) -> None:
+def test_a_name_that_the_model_lacks_is_a_key_error(tmp_path: Path, state: State) -> None:
     write_megatron(tmp_path, state, 1)
     checkpoint = open_cpm(tmp_path, heads=24)
     for name in ("h.2.ln_1.bias", "lm_head.weight", "h.0.wte.weight"):
@@ -422,7 +427,7 @@ def test_a_name_that_no_model_has(tmp_path: Path, state: State) -> None:
             checkpoint.read(name, FLOAT32)
 
 
-def test_reading_needs_little_memory_beside_the_result(tmp_path: Path) -> None:
+def test_reading_needs_little_memory_next_to_the_result(tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=60000, n_positions=20000, n_embd=128, n_layer=1, n_head=4, n_inner=8)
     write_megatron(tmp_path, random_state(config, np.random.default_rng(0)), 2, dtype=torch.bfloat16, extras=False)
     checkpoint = open_cpm(tmp_path, heads=4)

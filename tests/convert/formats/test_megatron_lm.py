@@ -18,6 +18,7 @@ from convert.checkpoint import Checkpoint
 from convert.formats.registry import open_checkpoint
 from tests.convert.formats.test_cpm import megatron_name
 from tests.convert.formats.test_huggingface import logits_of, random_model
+from tests.helpers.assertions import assert_one_line_error
 from tests.helpers.checkpoints import State, fill_transformers, random_state, shards, write_megatron
 from tests.helpers.light import main, run
 from tf_model.config import GPT2Config
@@ -83,9 +84,16 @@ ARGS = {"num_attention_heads": HEADS, "hidden_size": 48, "num_layers": 4, "padde
 
 
 def write(
-    root: Path, version: float, p: int, stages: int = 1, *, encoder: bool = False, args: dict[str, Any] | None = ARGS,
-    padding: int = 0, edit: Callable[[int, int, dict[str, Any]], object] = lambda rank, stage, top: None,
-) -> list[Path]:  # fmt: skip
+    root: Path,
+    version: float,
+    p: int,
+    stages: int = 1,
+    *,
+    encoder: bool = False,
+    args: dict[str, Any] | None = ARGS,
+    padding: int = 0,
+    edit: Callable[[int, int, dict[str, Any]], object] = lambda rank, stage, top: None,
+) -> list[Path]:
     files = []
     for rank, tensors in enumerate(shards(STATE, p)):
         for stage in range(stages):
@@ -125,7 +133,7 @@ def test_every_tensor_is_whole_again(version: float, p: int, stages: int, encode
     assert details.get("pipeline_parallel", 1) == stages
 
 
-def test_without_args(tmp_path: Path) -> None:
+def test_files_without_args_are_read(tmp_path: Path) -> None:
     write(tmp_path, 2.0, 2, args=None)
     assert_reads(tmp_path, heads=HEADS)
 
@@ -141,11 +149,19 @@ def test_logits_are_those_of_transformers(p: int, stages: int, version: float, t
 
 @pytest.mark.parametrize("version", ["0", "1.0", "2.0", "3.0"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_there_and_back(version: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_there_and_back_keeps_every_bit(version: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """CPM's layout -> newer Megatron-LM's -> CPM's, bit for bit; and what lies between is as Megatron-LM has it."""
     before = write_megatron(tmp_path / "cpm", USUAL, 4, dtype=dtype, extras=False)
-    layout = ["--layout", "megatron-lm", "--checkpoint-version", version, "--tensor-parallel", "2",
-              "--make-vocab-size-divisible-by", "1"]  # fmt: skip
+    layout = [
+        "--layout",
+        "megatron-lm",
+        "--checkpoint-version",
+        version,
+        "--tensor-parallel",
+        "2",
+        "--make-vocab-size-divisible-by",
+        "1",
+    ]
     run("to-megatron", "--checkpoint", tmp_path / "cpm", "--output", tmp_path / "lm", "--heads", HEADS, *layout)
     run("to-megatron", "--checkpoint", tmp_path / "lm", "--output", tmp_path / "back", "--tensor-parallel", "4")
     for file in before:
@@ -183,7 +199,7 @@ def test_padding_of_the_vocabulary_is_left_out_where_args_say_so(tmp_path: Path)
     assert open_megatron_lm(tmp_path / "b").config.vocab_size == 104
 
 
-def test_a_head_of_its_own(tmp_path: Path) -> None:
+def test_an_untied_head_is_kept(tmp_path: Path) -> None:
     head = torch.randn(96, 48)
 
     def edit(rank: int, stage: int, top: dict[str, Any]) -> None:
@@ -193,8 +209,17 @@ def test_a_head_of_its_own(tmp_path: Path) -> None:
     checkpoint = open_megatron_lm(tmp_path / "lm")
     assert not checkpoint.config.tie_word_embeddings
     assert np.array_equal(checkpoint.read("lm_head.weight", np.dtype(np.float32)), head.numpy())
-    run("to-megatron", "--checkpoint", tmp_path / "lm", "--output", tmp_path / "new", "--layout", "megatron-lm",
-        "--tensor-parallel", "1")  # fmt: skip
+    run(
+        "to-megatron",
+        "--checkpoint",
+        tmp_path / "lm",
+        "--output",
+        tmp_path / "new",
+        "--layout",
+        "megatron-lm",
+        "--tensor-parallel",
+        "1",
+    )
     found = torch.load(tmp_path / "new" / "iter_0000500" / "mp_rank_00" / "model_optim_rng.pt", weights_only=False)
     written = found["model"]["language_model"]["output_layer"]["weight"]
     assert torch.equal(written[:96], head)
@@ -226,12 +251,14 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "mp_rank_00_001/model_optim_rng.pt is missing: the ranks found are 00_000, 01_000, 01_001",
     ),
     "no iteration": (
-        lambda root: (write(root, 2.0, 2), shutil.move(root / "iter_0000500", root / "iter_0000400")), "iteration 500",
+        lambda root: (write(root, 2.0, 2), shutil.move(root / "iter_0000500", root / "iter_0000400")),
+        "iteration 500",
     ),
     "an unknown version": (edited(lambda r, s, top: top.update(checkpoint_version=4.0)), "expected one of 0, 1.0, 2.0"),
     "a version that is no number": (edited(lambda r, s, top: top.update(checkpoint_version="3")), "is '3': expected"),
     "mixed versions": (
-        only(1, 1, lambda top: top.update(checkpoint_version=3.0)), "checkpoint_version is 3.0, that of",
+        only(1, 1, lambda top: top.update(checkpoint_version=3.0)),
+        "checkpoint_version is 3.0, that of",
     ),
     "mixed iterations": (only(1, 0, lambda top: top.update(iteration=499)), "iteration is 499, that of"),
     "a tensor is missing": (only(1, 1, lambda top: layers(top).pop(DENSE)), f"1 missing tensor: {DENSE}"),
@@ -252,7 +279,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "differs from the embedding",
     ),
     "not a number": (
-        only(0, 1, lambda top: layers(top)[DENSE].fill_(float("inf"))), "1152 of 1152 values are NaN or infinite",
+        only(0, 1, lambda top: layers(top)[DENSE].fill_(float("inf"))),
+        "1152 of 1152 values are NaN or infinite",
     ),
     "no tensor": (only(0, 0, lambda top: layers(top).update({DENSE: 5})), f"{DENSE}: expected a tensor, found 5"),
     "no weights": (
@@ -268,11 +296,13 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "layer norms around 1": (args_of(apply_layernorm_1p=True), "args.apply_layernorm_1p is True: no GPT-2"),
     "an epsilon that is no number": (args_of(norm_epsilon="1e-6"), "args.norm_epsilon is '1e-6': expected"),
     "two epsilons": (
-        args_of(layernorm_epsilon=1e-5, norm_epsilon=1e-6), "norm_epsilon is 1e-06, but args.layernorm_epsilon 1e-05",
+        args_of(layernorm_epsilon=1e-5, norm_epsilon=1e-6),
+        "norm_epsilon is 1e-06, but args.layernorm_epsilon 1e-05",
     ),
     "heads that are no number": (args_of(num_attention_heads=8.0), "args.num_attention_heads is 8.0: expected a plain"),
     "a head that is not there": (
-        args_of(untie_embeddings_and_output_weights=True), "untie_embeddings_and_output_weights is True: ",
+        args_of(untie_embeddings_and_output_weights=True),
+        "untie_embeddings_and_output_weights is True: ",
     ),
     "two of a rank": (
         lambda root: (
@@ -289,20 +319,19 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "each rank has a part of its own: a copy of that file",
     ),
     "a vocabulary beyond the rows": (args_of(vocab_size=97), "args say a vocabulary of 97, but the files have 96 rows"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_checkpoints(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_broken_checkpoints_are_refused_in_one_line(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     spoil, words = BROKEN[case]
     spoil(tmp_path / "lm")
     for command in (["to-tf"], ["to-megatron", "--tensor-parallel", "1", "--layout", "megatron-lm"]):
         options = ["--checkpoint", str(tmp_path / "lm"), "--output", str(tmp_path / "new" / "x"), "--quiet"]
         assert main([*command, *options, "--from", "megatron-lm"]) == 2
-        error = capsys.readouterr().err
-        assert words in error
-        assert error.startswith("error: ")
-        assert error.count("\n") == 1
+        assert_one_line_error(capsys, words)
         assert not (tmp_path / "new").exists()
 
 
@@ -314,24 +343,26 @@ def test_broken_checkpoints(case: str, tmp_path: Path, capsys: pytest.CaptureFix
         (["--iteration", "7"], "iteration 7 are not there, in 7 or iter_0000007: it has the iterations iter_0000500"),
     ],
 )
-def test_bad_options(options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_options_are_refused(
+    options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(tmp_path / "lm", 2.0, 2)
     where = ["--checkpoint", str(tmp_path / "lm"), "--output", str(tmp_path / "new"), "--tensor-parallel", "2"]
     assert main(["to-megatron", *where, *options]) == 2
-    assert words in capsys.readouterr().err
+    assert_one_line_error(capsys, words)
 
 
 @pytest.mark.parametrize("name", ["layernorm_epsilon", "norm_epsilon"])
-def test_the_epsilon_by_both_its_names(name: str, tmp_path: Path) -> None:
+def test_the_epsilon_is_read_by_both_its_names(name: str, tmp_path: Path) -> None:
     write(tmp_path, 3.0, 2, encoder=True, args={**ARGS, name: 1e-6})
     assert open_megatron_lm(tmp_path).config.layer_norm_epsilon == 1e-6
 
 
-def test_cpms_programs_have_one_width(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_width_does_not_fit_cpms_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "lm", 2.0, 2)
     words = ["to-megatron", "--checkpoint", str(tmp_path / "lm"), "--tensor-parallel", "2", "--quiet", "--output"]
     assert main([*words, str(tmp_path / "cpm")]) == 2
-    assert "n_inner is 80, there it is always 192" in capsys.readouterr().err
+    assert_one_line_error(capsys, "n_inner is 80, there it is always 192")
     assert main([*words, str(tmp_path / "other"), "--layout", "megatron-lm"]) == 0
 
 
@@ -344,7 +375,7 @@ GELUS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("said", "activation"), GELUS)
-def test_which_gelu(said: dict[str, Any], activation: str, tmp_path: Path) -> None:
+def test_args_choose_the_gelu(said: dict[str, Any], activation: str, tmp_path: Path) -> None:
     """The fused kernel and OpenAI's have the tanh form, PyTorch's the exact one (``ParallelMLP`` of Megatron-LM)."""
     write(tmp_path, 2.0, 2, args={**ARGS, **said})
     assert open_megatron_lm(tmp_path).config.activation_function == activation
@@ -360,7 +391,7 @@ def test_which_gelu(said: dict[str, Any], activation: str, tmp_path: Path) -> No
         ({"n_inner": 72}, {"ffn_hidden_size": 72, "num_attention_heads": 4, "max_position_embeddings": 24}),
     ],
 )
-def test_args_say_what_the_weights_do_not(options: dict[str, Any], said: dict[str, Any], tmp_path: Path) -> None:
+def test_args_record_what_the_weights_do_not(options: dict[str, Any], said: dict[str, Any], tmp_path: Path) -> None:
     random_model(**options).save_pretrained(tmp_path / "hf")
     words = ["--tensor-parallel", 2, "--layout", "megatron-lm"]
     run("to-megatron", "--checkpoint", tmp_path / "hf", "--output", tmp_path / "lm", *words)

@@ -104,7 +104,7 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
 
 
 @pytest.mark.parametrize("case", sorted(BAD_FOLDERS))
-def test_bad_folders(tmp_path: Path, state: State, case: str) -> None:
+def test_broken_folders_are_refused_in_one_line(tmp_path: Path, state: State, case: str) -> None:
     spoil, words = BAD_FOLDERS[case]
     files = write_megatron(tmp_path, state, 4)
     spoil(tmp_path)
@@ -125,7 +125,7 @@ def through_open_files(root: Path, state: State, p: int) -> list[Path]:
 
 
 @pytest.mark.parametrize("saved", ["legacy", "through an open file"])
-def test_a_shard_copied_over_another_ranks(tmp_path: Path, state: State, saved: str) -> None:
+def test_a_shard_copied_over_another_ranks_is_found(tmp_path: Path, state: State, saved: str) -> None:
     if saved == "legacy":
         files = write_megatron(tmp_path / "it", state, 4, legacy=True)
     else:
@@ -140,14 +140,14 @@ def test_a_shard_copied_over_another_ranks(tmp_path: Path, state: State, saved: 
 
 
 @pytest.mark.parametrize("layout", ["deepspeed", "megatron"])
-def test_parts_that_are_constant_are_no_copies(tmp_path: Path, state: State, layout: str) -> None:
+def test_constant_shards_may_be_equal(tmp_path: Path, state: State, layout: str) -> None:
     """Biases are zeros, or ones, before a training has begun."""
     new = {n: torch.zeros_like(t) if n.endswith("bias") else t for n, t in state.items()}
     write_megatron(tmp_path, new, 4, layout=layout)  # type: ignore[arg-type]
     read_all(tmp_path)
 
 
-def test_shards_that_changed_names(tmp_path: Path, state: State) -> None:
+def test_shards_that_swapped_names_are_found(tmp_path: Path, state: State) -> None:
     """They fit together as well as before; the archive inside says which name it was saved under."""
     files = write_megatron(tmp_path, state, 2)
     files[0].rename(tmp_path / "kept")
@@ -157,9 +157,20 @@ def test_shards_that_changed_names(tmp_path: Path, state: State) -> None:
     assert message == f"{files[0]}: is the shard of rank 1, renamed: give it its name back"
 
 
-def test_a_version_that_orders_qkv_otherwise(state: State, tmp_path: Path) -> None:
+def test_a_version_that_orders_qkv_otherwise_is_refused(state: State, tmp_path: Path) -> None:
     """Flat names of CPM's, but the version of a later Megatron: read as CPM's it would be another model."""
     write_megatron(tmp_path, state, 2, edit=lambda rank, top: top.update(checkpoint_version=2.0))
     assert "checkpoint_version is 2.0, which CPM's Megatron has not" in error_of(
         lambda: open_cpm(tmp_path, heads=CONFIG.n_head)
     )
+
+
+def test_a_pipeline_stage_is_refused_as_cpms(tmp_path: Path, state: State) -> None:
+    """As newer Megatron-LM names its folders; CPM's programs have no pipelines."""
+    files = write_megatron(tmp_path, state, 1, layout="megatron", extras=False)
+    for stage in (0, 1):
+        shutil.copytree(files[0].parent, files[0].parent.with_name(f"mp_rank_00_{stage:03d}"))
+    shutil.rmtree(files[0].parent)
+    message = error_of(lambda: open_cpm(tmp_path, n_head=24))
+    last = files[0].parent.with_name("mp_rank_00_001") / "model_optim_rng.pt"
+    assert message == f"{last}: of a pipeline stage, which CPM's Megatron does not have"

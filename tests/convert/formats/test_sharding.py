@@ -121,7 +121,7 @@ def test_overflow_in_a_cast_gives_infinity_without_a_warning() -> None:
         ((8,), REPLICATED, -1, "over -1 ranks"),
     ],
 )
-def test_what_cannot_be_split(shape: tuple[int, ...], kind: ShardSpec, p: int, words: str) -> None:
+def test_a_shape_that_cannot_be_split_is_refused(shape: tuple[int, ...], kind: ShardSpec, p: int, words: str) -> None:
     with pytest.raises(ShardingError) as error:
         shard_shape(shape, kind, p)
     assert words in str(error.value)
@@ -129,7 +129,7 @@ def test_what_cannot_be_split(shape: tuple[int, ...], kind: ShardSpec, p: int, w
         split(np.zeros(shape), kind, p)
 
 
-def test_shards_that_do_not_fit() -> None:
+def test_shards_of_other_shapes_are_refused() -> None:
     with pytest.raises(ShardingError, match=r"rank 1 holds the shape \[3, 4\], expected \[2, 4\]"):
         merge([np.zeros((2, 4)), np.zeros((3, 4))], COLUMN, np.empty((4, 4)))
     with pytest.raises(ShardingError, match="0 ranks"):

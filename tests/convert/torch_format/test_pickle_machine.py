@@ -59,7 +59,7 @@ def kinds(item: Any) -> Any:
 
 @given(PLAIN)
 @settings(max_examples=150, deadline=None)
-def test_plain_data_as_pickle_reads_it(value: Any) -> None:
+def test_plain_data_is_what_pickle_reads(value: Any) -> None:
     for protocol in range(6):
         data = pickle.dumps(value, protocol)
         expected, found = pickle.loads(data), loads(data)
@@ -67,7 +67,7 @@ def test_plain_data_as_pickle_reads_it(value: Any) -> None:
         assert kinds(found) == kinds(expected)
 
 
-def test_objects_that_contain_themselves() -> None:
+def test_objects_may_contain_themselves() -> None:
     value: list[Any] = [1]
     value.append({"self": value})
     for protocol in range(6):
@@ -75,13 +75,13 @@ def test_objects_that_contain_themselves() -> None:
         assert found[1]["self"] is found
 
 
-def test_strings_of_python_2() -> None:
+def test_strings_of_python_2_are_read() -> None:
     assert loads(b"\x80\x02U\x06\xe5\x8d\x83abc.") == "千abc"
     assert loads(b"\x80\x02U\x02\xff\xfe.") == "\xff\xfe"
     assert loads(b"(S'a'\nI01\nL5L\nd.".replace(b"L5L\n", b"")) == {"a": True}
 
 
-def test_keys_that_collide() -> None:
+def test_keys_that_collide_are_refused() -> None:
     """Multiples of 2^61 - 1 all have the hash 0: a dict of many would take a time that is quadratic."""
     numbers = b"".join(b"\x8a\x0e" + (i * (2**61 - 1)).to_bytes(14, "little") + b"N" for i in range(1, 60_001))
     with pytest.raises(PickleError, match="a number beyond"):

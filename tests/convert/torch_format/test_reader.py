@@ -28,7 +28,7 @@ WAYS = [(zipped, protocol) for zipped in (True, False) for protocol in (2, 4)]
 
 
 @pytest.fixture(params=WAYS, ids=[f"{'zip' if zipped else 'legacy'}-{protocol}" for zipped, protocol in WAYS])
-def way(request: pytest.FixtureRequest) -> dict[str, Any]:
+def save_options(request: pytest.FixtureRequest) -> dict[str, Any]:
     zipped, protocol = request.param
     return {"_use_new_zipfile_serialization": zipped, "pickle_protocol": protocol}
 
@@ -55,10 +55,10 @@ FLOATS = ["float16", "bfloat16", "float32", "float64", "complex64", "complex128"
 DTYPES = [*FLOATS, "bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))]
 
 
-def test_every_dtype(way: dict[str, Any], tmp_path: Path) -> None:
+def test_every_dtype_keeps_its_values(save_options: dict[str, Any], tmp_path: Path) -> None:
     numbers = torch.tensor([0, 1, -3, 100, 7, 2])
     tensors = {name: numbers.abs().to(getattr(torch, name)).reshape(2, 3) for name in DTYPES}
-    torch.save(tensors, tmp_path / "x.pt", **way)
+    torch.save(tensors, tmp_path / "x.pt", **save_options)
     found = load(tmp_path / "x.pt")
     assert list(found) == DTYPES
     for name, expected in tensors.items():
@@ -66,16 +66,16 @@ def test_every_dtype(way: dict[str, Any], tmp_path: Path) -> None:
     assert found["bfloat16"].dtype == ml_dtypes.bfloat16
 
 
-def test_bits_of_halves(way: dict[str, Any], tmp_path: Path) -> None:
+def test_every_half_keeps_its_bits(save_options: dict[str, Any], tmp_path: Path) -> None:
     """All 65,536 of them: NaNs with their payloads, denormal numbers, infinities."""
     bits = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16)
     tensors = [bits.view(torch.float16), bits.clone().view(torch.bfloat16)]
-    torch.save(tensors, tmp_path / "x.pt", **way)
+    torch.save(tensors, tmp_path / "x.pt", **save_options)
     for found, expected in zip(load(tmp_path / "x.pt"), tensors, strict=True):
         assert_same(found, expected)
 
 
-def test_views(way: dict[str, Any], tmp_path: Path) -> None:
+def test_views_keep_their_strides_and_share_their_storage(save_options: dict[str, Any], tmp_path: Path) -> None:
     base = torch.arange(60, dtype=torch.float32).reshape(3, 4, 5)
     views = [
         base,
@@ -94,7 +94,7 @@ def test_views(way: dict[str, Any], tmp_path: Path) -> None:
         torch.empty(0),
         torch.empty(3, 0, 2),
     ]
-    torch.save(views, tmp_path / "x.pt", **way)
+    torch.save(views, tmp_path / "x.pt", **save_options)
     found = load(tmp_path / "x.pt")
     for item, expected in zip(found, views, strict=True):
         assert_same(item, expected)
@@ -102,7 +102,7 @@ def test_views(way: dict[str, Any], tmp_path: Path) -> None:
     assert len({id(item.storage) for item in found[:12]}) == 1
 
 
-def test_storages_and_parameters(way: dict[str, Any], tmp_path: Path) -> None:
+def test_parameters_and_buffers_are_read_as_their_tensors(save_options: dict[str, Any], tmp_path: Path) -> None:
     parameter = torch.nn.Parameter(torch.randn(3))
     with_state = torch.nn.Parameter(torch.randn(3))
     with_state.model_parallel = True  # type: ignore[attr-defined]
@@ -110,7 +110,7 @@ def test_storages_and_parameters(way: dict[str, Any], tmp_path: Path) -> None:
     with_attributes.origin = "x"  # type: ignore[attr-defined]
     shared = torch.nn.Parameter(parameter.data)
     tensors = [parameter, with_state, with_attributes, torch.nn.Buffer(torch.ones(2)), shared]
-    torch.save([*tensors, torch.ones(2).untyped_storage()], tmp_path / "x.pt", **way)
+    torch.save([*tensors, torch.ones(2).untyped_storage()], tmp_path / "x.pt", **save_options)
     *found, untyped = load(tmp_path / "x.pt")
     for item, expected in zip(found, tensors, strict=True):
         assert_same(item, expected)
@@ -118,11 +118,11 @@ def test_storages_and_parameters(way: dict[str, Any], tmp_path: Path) -> None:
     assert (untyped.dtype, untyped.count) == (np.uint8, 8)
 
 
-def test_state_dict_of_a_module(way: dict[str, Any], tmp_path: Path) -> None:
+def test_a_state_dict_keeps_its_names_and_order(save_options: dict[str, Any], tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
     state = model.state_dict()
     assert state._metadata
-    torch.save({"module": state, "iteration": 80000, "optimizer": None}, tmp_path / "x.pt", **way)
+    torch.save({"module": state, "iteration": 80000, "optimizer": None}, tmp_path / "x.pt", **save_options)
     found = load(tmp_path / "x.pt")
     assert type(found["module"]) is dict
     assert list(found["module"]) == list(state)
@@ -131,8 +131,8 @@ def test_state_dict_of_a_module(way: dict[str, Any], tmp_path: Path) -> None:
         assert_same(found["module"][name], expected)
 
 
-def test_module_itself(way: dict[str, Any], tmp_path: Path) -> None:
-    torch.save(torch.nn.Linear(2, 3), tmp_path / "x.pt", **way)
+def test_a_whole_module_is_a_placeholder_with_its_tensors(save_options: dict[str, Any], tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(2, 3), tmp_path / "x.pt", **save_options)
     found = load(tmp_path / "x.pt")
     assert repr(found) == "torch.nn.modules.linear.Linear"
     assert found.state["_parameters"]["weight"].shape == (3, 2)
@@ -150,7 +150,7 @@ def vanishing_module() -> Iterator[types.ModuleType]:
         del sys.modules[module.__name__]
 
 
-def test_what_else_checkpoints_hold(way: dict[str, Any], tmp_path: Path) -> None:
+def test_whatever_else_checkpoints_hold_is_read(save_options: dict[str, Any], tmp_path: Path) -> None:
     with vanishing_module() as module:
         scaler, loss = module.Scaler(), module.Loss(lm=1.5)
         scaler.cur_scale, scaler.weight = 65536.0, torch.ones(2)
@@ -177,7 +177,7 @@ def test_what_else_checkpoints_hold(way: dict[str, Any], tmp_path: Path) -> None
             "text": "千山鸟飞绝\n",
             "nested": [[[{"a": [()]}]]],
         }
-        torch.save(value, tmp_path / "x.pt", **way)
+        torch.save(value, tmp_path / "x.pt", **save_options)
     found = load(tmp_path / "x.pt")
     for key in ("random_rng_state", "size", "sets", "counter", "ordered", "bytes", "numbers", "text", "nested"):
         assert found[key] == value[key]
@@ -197,7 +197,7 @@ def test_what_else_checkpoints_hold(way: dict[str, Any], tmp_path: Path) -> None
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_tensors_that_are_not_dense(tmp_path: Path) -> None:
+def test_tensors_that_are_not_dense_are_placeholders(tmp_path: Path) -> None:
     conjugated = torch.ones(2, dtype=torch.complex64).conj()
     values = [torch.eye(2).to_sparse(), conjugated, torch.quantize_per_tensor(torch.ones(2), 0.5, 0, torch.qint8)]
     torch.save(values, tmp_path / "x.pt")
@@ -205,7 +205,7 @@ def test_tensors_that_are_not_dense(tmp_path: Path) -> None:
     assert [repr(item) for item in load(tmp_path / "x.pt")] == [f"torch._utils.{name}" for name in names]
 
 
-def test_part_of_a_storage_in_old_legacy_files(tmp_path: Path) -> None:
+def test_old_legacy_files_may_refer_to_part_of_a_storage(tmp_path: Path) -> None:
     data = np.arange(6, dtype="<f2").tobytes()
     part = storage("HalfStorage", "0", 6, view=("9", 2, 3))
     code = finish([tensor(storage("HalfStorage", "0", 6), 0, (6,)), tensor(part, 1, (2,))])
@@ -213,7 +213,7 @@ def test_part_of_a_storage_in_old_legacy_files(tmp_path: Path) -> None:
     assert (whole.numpy().tolist(), found.numpy().tolist()) == ([0, 1, 2, 3, 4, 5], [3, 4])
 
 
-def test_unaligned_legacy_storage(tmp_path: Path) -> None:
+def test_an_unaligned_legacy_storage_is_read(tmp_path: Path) -> None:
     for padding in range(8):
         torch.save({"x" * padding: torch.arange(5.0)}, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
         (found,) = load(tmp_path / "x.pt").values()
@@ -234,7 +234,7 @@ def test_the_mapping_goes_away_with_the_array(tmp_path: Path) -> None:
     assert mapping() is None
 
 
-def test_damaged_storage(tmp_path: Path) -> None:
+def test_a_damaged_storage_is_found_by_its_checksum(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(4), "b": torch.full((9 << 18,), 2.0)}, tmp_path / "x.pt")
     found = load(tmp_path / "x.pt")["b"]
     data = bytearray((tmp_path / "x.pt").read_bytes())
@@ -246,14 +246,14 @@ def test_damaged_storage(tmp_path: Path) -> None:
         found["b"].storage.check()
 
 
-def test_damaged_pickle(tmp_path: Path) -> None:
+def test_a_damaged_pickle_is_refused(tmp_path: Path) -> None:
     torch.save({"aaaa": 1}, tmp_path / "x.pt")
     (tmp_path / "x.pt").write_bytes((tmp_path / "x.pt").read_bytes().replace(b"aaaa", b"aaab"))
     with pytest.raises(CheckpointError, match=r"data\.pkl is damaged"):
         load(tmp_path / "x.pt")
 
 
-def test_files_without_checksums(tmp_path: Path) -> None:
+def test_files_without_checksums_are_read(tmp_path: Path) -> None:
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:
@@ -265,7 +265,7 @@ def test_files_without_checksums(tmp_path: Path) -> None:
     assert_same(load(tmp_path / "x.pt")["a"], torch.ones(4))
 
 
-def test_repacked_archives(tmp_path: Path) -> None:
+def test_repacked_archives_are_read_unless_compressed(tmp_path: Path) -> None:
     """Unpacked and packed again without compression: other order, another prefix or none; with it: an error."""
     torch.save({"a": torch.arange(3.0)}, tmp_path / "x.pt")
     for prefix in ("", "archive/", "two/levels/"):
@@ -281,7 +281,7 @@ def test_repacked_archives(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_torchscript(tmp_path: Path) -> None:
+def test_torchscript_is_named_in_the_error(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), str(tmp_path / "x.pt"))
     with pytest.raises(CheckpointError, match="found a TorchScript archive"):
         load(tmp_path / "x.pt")
@@ -308,7 +308,7 @@ def use(path: Path) -> Any:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_truncation(zipped: bool, tmp_path: Path) -> None:
+def test_truncated_files_are_refused(zipped: bool, tmp_path: Path) -> None:
     data = small(tmp_path / "x.pt", zipped)
     cuts = [*random.Random(0).sample(range(len(data)), 50), 0, 1, len(data) - 1]
     for cut in cuts:
@@ -318,7 +318,7 @@ def test_truncation(zipped: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_flipped_bytes(zipped: bool, tmp_path: Path) -> None:
+def test_flipped_bytes_end_in_values_or_in_one_error(zipped: bool, tmp_path: Path) -> None:
     """In the pickles; with the CRC-32 switched off, or it would find all of them."""
     data = small(tmp_path / "x.pt", zipped)
     if zipped:

@@ -56,7 +56,7 @@ def found(value: Any) -> tuple[str, tuple[int, ...], bytes]:
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_every_type_and_shape(reader: str, tmp_path: Path) -> None:
+def test_every_type_and_shape_is_what_torch_reads(reader: str, tmp_path: Path) -> None:
     arrays = {
         f"{dtype} {shape}": random_bits(shape, dtype, seed)
         for seed, (dtype, shape) in enumerate((dtype, shape) for dtype in DTYPES for shape in SHAPES)
@@ -80,7 +80,7 @@ PLAIN: Any = {
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_plain_data(reader: str, tmp_path: Path) -> None:
+def test_plain_data_is_what_torch_reads(reader: str, tmp_path: Path) -> None:
     save(tmp_path / "x.pt", PLAIN)
     result = READERS[reader](tmp_path / "x.pt")
     assert result == PLAIN
@@ -91,7 +91,7 @@ def test_plain_data(reader: str, tmp_path: Path) -> None:
         assert type(result["ordered"]) is collections.OrderedDict
 
 
-def test_values_that_come_in_pieces(tmp_path: Path) -> None:
+def test_values_may_come_in_pieces(tmp_path: Path) -> None:
     """Pieces of any shape, strided ones among them, larger than a block."""
     whole = random_bits((3000, 1000), "float16", 0)
     transposed = np.ascontiguousarray(whole.T).T
@@ -122,7 +122,7 @@ def test_a_tensor_that_is_there_twice_shares_its_storage(tmp_path: Path) -> None
     assert (tmp_path / "x.pt").stat().st_size < 2 * 4000
 
 
-def test_the_archive(tmp_path: Path) -> None:
+def test_the_archive_is_laid_out_as_torch_does_it(tmp_path: Path) -> None:
     """Checksums, alignment, order, nothing compressed, nothing written that nobody needs, the same bytes each time."""
     arrays = [random_bits((size,), "uint8", size) for size in range(200)]
     (tmp_path / "y").mkdir()
@@ -147,14 +147,14 @@ def test_the_archive(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["mp_rank_00_model_states.pt", "a.b.c", "no ending", "模型.pt", ".pt"])
-def test_file_names(name: str, tmp_path: Path) -> None:
+def test_any_file_name_is_written(name: str, tmp_path: Path) -> None:
     array = random_bits((5, 7), "float32", 0)
     save(tmp_path / name, [pending(array)])
     for reader in READERS.values():
         assert found(reader(tmp_path / name)[0])[2] == array.tobytes()
 
 
-def test_no_larger_than_what_torch_saves(tmp_path: Path) -> None:
+def test_files_are_no_larger_than_those_of_torch(tmp_path: Path) -> None:
     """PyTorch would store all of ``whole`` for a view of a row; here a storage has its tensor's size."""
     whole = np.ones((100, 1000), np.float32)
     save(tmp_path / "ours.pt", {f"row {i}": pending(whole[i]) for i in range(50)})
@@ -183,7 +183,7 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [10, 1000])
-def test_large_files(limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_beyond_the_limits_of_zip_are_read(limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The form of entries beyond 2 GB, with the limit pulled down; the offsets of the directory too."""
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", limit)
     array = random_bits((700,), "float32", 0)
@@ -212,7 +212,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_tensor_that_is_not_what_was_announced(kind: str, tmp_path: Path) -> None:
+def test_a_tensor_other_than_announced_is_refused(kind: str, tmp_path: Path) -> None:
     """An error, and what was there before stays."""
     produce, words = BAD[kind]
     (tmp_path / "x.pt").write_text("precious")
@@ -222,7 +222,7 @@ def test_a_tensor_that_is_not_what_was_announced(kind: str, tmp_path: Path) -> N
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_what_cannot_be_saved(tmp_path: Path) -> None:
+def test_objects_that_cannot_be_saved_are_refused(tmp_path: Path) -> None:
     for value in (object(), {"a": {1}}, [np.float32(1)], np.ones(3), b"bytes"):
         with pytest.raises(TypeError, match="cannot be saved"):
             save(tmp_path / "x.pt", value)
@@ -232,7 +232,7 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_several_files_side_by_side(tmp_path: Path) -> None:
+def test_several_files_are_written_side_by_side(tmp_path: Path) -> None:
     """What is written in turns is what ``save`` writes; the arrays may be used again at once."""
     arrays = {name: [random_bits((300, 7), name, seed) for seed in range(3)] for name in ("float16", "bfloat16")}
     announced = {name: {str(i): Pending((300, 7), dtype_of(name)) for i in range(3)} for name in arrays}
@@ -254,7 +254,7 @@ def test_several_files_side_by_side(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "words"), [(0, "2 fewer came"), (1, "1 fewer came"), (3, "one more came")])
-def test_another_number_of_tensors_than_announced(number: int, words: str, tmp_path: Path) -> None:
+def test_another_number_of_tensors_than_announced_is_refused(number: int, words: str, tmp_path: Path) -> None:
     def write() -> None:
         with writing(tmp_path / "x.pt", [Pending((3,), FLOAT32), Pending((3,), FLOAT32)]) as writer:
             for _ in range(number):
@@ -265,7 +265,7 @@ def test_another_number_of_tensors_than_announced(number: int, words: str, tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_to_save(tmp_path: Path) -> None:
+def test_a_tensor_without_values_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="nothing that produces its values"):
         save(tmp_path / "x.pt", [Pending((3,), FLOAT32)])
     assert not list(tmp_path.iterdir())
