@@ -35,8 +35,8 @@ $(VENV)/test-ready: setup.cfg | $(RUN)
 	@$(PIP) --editable '.[test]'
 	@touch $(VENV)/demo-ready $@
 
-demo: $(VENV)/demo-ready ## convert the checkpoint in the repository, load it, print verses
-	@$(RUN) -m demo
+demo: $(VENV)/demo-ready ## convert the checkpoint in the repository to out/song-ci, load it, print verses
+	@$(RUN) -m demo --output out/song-ci
 
 test: $(VENV)/test-ready ## run the tests
 	@$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder

@@ -1,6 +1,6 @@
 """The demo: converts the checkpoint in this folder, loads the result with tensorflow_hub, prints verses.
 
-python -m demo [--tune NAME ...] [--number N] [--seed N]
+python -m demo [--tune NAME ...] [--number N] [--seed N] [--output FOLDER]
 """
 
 from __future__ import annotations
@@ -52,13 +52,15 @@ def main() -> None:
     )
     parser.add_argument("--number", type=positive, default=1, metavar="N", help="poems per tune (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=-1, metavar="N", help="the same seed gives the same poems")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="keep the SavedModel here (default: nowhere)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "song-ci-savedmodel"
-        print(f"Converting {CHECKPOINT.name} and loading it with tensorflow_hub ...", flush=True)
+        folder = args.output or Path(temporary) / "song-ci-savedmodel"
+        kept = f" to {folder}" if args.output else ""
+        print(f"Converting {CHECKPOINT.name}{kept} and loading it with tensorflow_hub ...", flush=True)
         code = convert(
             ["pytorch-to-tf", "--checkpoint", str(CHECKPOINT), "--tokenizer", str(CHECKPOINT / "tokenizer"),
-             "--heads", str(HEADS), "--output", str(folder), "--quiet"]
+             "--heads", str(HEADS), "--output", str(folder), "--quiet", "--force"]
         )  # fmt: skip
         if code:
             sys.exit(code)

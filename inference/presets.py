@@ -91,7 +91,8 @@ class Preset(TextStyle):
 
     @property
     def document_break(self) -> str:
-        """The end of a document as a reader wants it: the end of a line in lyrics, an empty line in novels."""
+        """The end of a document as a reader wants it: the end of a line in lyrics, an empty line in novels. Where a
+        novel has ended its last line already, the line feed of that line is one of the two."""
         return "\n" if self.lines else "\n\n"
 
 
@@ -157,10 +158,16 @@ class _DocumentBreaks:
     def __init__(self, tokenizer: Tokenizer, document_break: str) -> None:
         self._decoder, self._break = tokenizer.stream_decoder(), document_break
         self._end_id, self._end = tokenizer.eos_token_id, _document_end(tokenizer)
+        self._ends_line = False
 
     def push(self, token_id: int) -> str:
         part = self._decoder.push(token_id)
-        return part.removesuffix(self._end) + self._break if token_id == self._end_id else part
+        if token_id == self._end_id:
+            before = part.removesuffix(self._end)
+            ends_line = before.endswith("\n") if before else self._ends_line
+            part = before + ("\n" if ends_line else self._break)
+        self._ends_line = part.endswith("\n") if part else self._ends_line
+        return part
 
     def finish(self) -> str:
         return self._decoder.finish()

@@ -34,7 +34,8 @@ the model's tokenizer has a token to start from. JSON and --output have the text
 """
 EXAMPLES = (
     "{command} out/song-ci 浣溪沙 --number 3 --temperature 0.8",
-    "{command} out/song-ci 浣溪沙 --preset novel --top-p 0.7 --max-length 600 --stream",
+    "{command} out/song-ci 菩萨蛮 西江月 如梦令 --number 5 --top-p 0.7 --output out/poems.jsonl",
+    "{command} out/song-ci 鹧鸪天 --top-p 0.7 --stream",
 )
 
 _MAX_NUMBER = 1_000_000

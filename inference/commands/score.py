@@ -7,6 +7,7 @@ import collections
 import itertools
 import json
 import math
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,10 @@ document and for all together. Perplexities of models with different tokenizers 
 can. A document longer than the model is read in windows that overlap by half. The first token of a document counts only
 where the model has a token to start from (CPM's has none). The end of a document does not count.
 """
-EXAMPLES = ("{command} out/song-ci --text README.md", "{command} out/song-ci --text README.md --json")
+EXAMPLES = (
+    "{command} out/song-ci --text demo/held-out.jsonl",
+    "{command} out/song-ci --text demo/held-out.jsonl --json",
+)
 
 _ROW = "{:<12} {:>10} {:>10} {:>12} {:>20}"
 _HEADER = ("document", "tokens", "characters", "perplexity", "bits per character")
@@ -62,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     lines: collections.deque[int | None] = collections.deque()
     size = max(1, args.text.stat().st_size)
     table = _Table(as_json=args.json)
-    total = CorpusScore.of(())
+    total, unknown = CorpusScore.of(()), 0
     with TerminalProgress(quiet=args.quiet) as progress:
         for score in generator.score_each(
             _texts(itertools.chain([first], documents), lines),
@@ -72,9 +76,16 @@ def run(args: argparse.Namespace) -> None:
             figures = CorpusScore.of([score])
             table.print_document(lines.popleft(), figures)
             total += figures
+            unknown += score.tokens.count(requests.tokenizer.unknown_token_id)
     if not total.tokens:
         raise UserError(f"{args.text}: expected a text of 2 tokens or more: the first one has no probability")
     table.print_total(total)
+    if unknown and not args.quiet:
+        print(
+            f"note: the model's vocabulary does not have {unknown:,} of {total.tokens:,} tokens: the figures say "
+            "little about them",
+            file=sys.stderr,
+        )
 
 
 def _texts(documents: Iterable[Document], lines: collections.deque[int | None]) -> Iterator[str]:
@@ -106,12 +117,20 @@ class _Table:
             self._print_row("total", figures)
 
     def _print_json(self, head: dict[str, Any], figures: CorpusScore) -> None:
-        print(json.dumps({**head, **figures.to_dict()}), flush=True)
+        _print_line(json.dumps({**head, **figures.to_dict()}))
 
     def _print_row(self, name: str, figures: CorpusScore) -> None:
         if not self._has_header:
-            print(_ROW.format(*_HEADER))
+            _print_line(_ROW.format(*_HEADER))
             self._has_header = True
         values = (figures.perplexity, figures.bits_per_character)
         texts = [f"{value:.3f}" if math.isfinite(value) else "-" for value in values]
-        print(_ROW.format(name, figures.tokens, figures.characters, *texts), flush=True)
+        _print_line(_ROW.format(name, figures.tokens, figures.characters, *texts))
+
+
+def _print_line(line: str) -> None:
+    """Print a line where a progress bar may be."""
+    from tqdm import tqdm
+
+    tqdm.write(line)
+    sys.stdout.flush()

@@ -72,6 +72,13 @@ def test_the_end_of_a_document_is_shown_as_the_end_of_a_line(cpm: TextModel, pre
         assert cut.text == "".join(generator.stream("一曲", **options, truncate=stop)) == "去年天气"
 
 
+def test_a_novel_has_one_empty_line_between_documents(cpm: TextModel) -> None:
+    end, line = cpm.tokenizer.eos_token_id, cpm.tokenizer.encode("\n")[-1]
+    tokens = [*cpm.tokenizer.encode("去年"), line, end, *cpm.tokenizer.encode("旧亭"), end, *cpm.tokenizer.encode("台")]
+    (result,) = scripted(cpm.tokenizer, tokens).generate("一曲", preset="novel", max_new_tokens=len(tokens))
+    assert result.text == "去年\n\n旧亭\n\n台"
+
+
 @pytest.mark.parametrize("preset", [None, *PRESETS])
 @pytest.mark.parametrize("window", [None, *WINDOWS])
 def test_presets_and_windows_are_options(cpm: TextModel, preset: str | None, window: str | None) -> None:
