@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from convert.tensors import Array, DType
+import numpy as np
+
 from convert.torch_format.tensor_refs import Storage, TensorRef
 from support.errors import CheckpointError
 from support.messages import list_names, short_repr
@@ -33,7 +34,7 @@ class TorchTensor(NamedTuple):
         return self.ref.shape
 
     @property
-    def dtype(self) -> DType:
+    def dtype(self) -> np.dtype[Any]:
         return self.ref.dtype
 
     @property
@@ -41,7 +42,7 @@ class TorchTensor(NamedTuple):
         """Whether the file has no checksum for the tensor, so that damage would not be noticed."""
         return self.ref.storage.crc is None
 
-    def numpy(self) -> Array:
+    def numpy(self) -> np.ndarray[Any, Any]:
         """Map the values, read-only; compare the checksum of their storage first, once for each storage.
 
         Raises:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from convert.__main__ import main
 from convert.checkpoint import Checkpoint
 from convert.formats import registry
 from exports.assets import write_assets
 from exports.saved_model import write_saved_model
 from tests.helpers.checkpoints import random_state
-from tests.helpers.light import logits_alone, main
 from tf_model.config import GPT2Config
 from tokenization.special_tokens import CPM_TOKENS
 
@@ -28,8 +28,7 @@ def convert(root: Path, folder: Path, dtype: str = "float32") -> Path:
     """Write the SavedModel of the checkpoint in ``root``, as ``pytorch-to-tf`` does, with the signature ``logits``."""
     checkpoint = open_checkpoint(root)
     folder.mkdir()
-    with logits_alone():
-        write_saved_model(folder, checkpoint.config, dtype, CPM_TOKENS, checkpoint.read)
+    write_saved_model(folder, checkpoint.config, dtype, CPM_TOKENS, checkpoint.read, signatures=("logits",))
     write_assets(folder / "assets", checkpoint.config, dtype, CPM_TOKENS, None)
     return folder
 

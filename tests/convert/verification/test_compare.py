@@ -91,7 +91,7 @@ class TestReference:
                 waiting += modules - seen
         assert seen == {
             "convert.verification.megatron_forward", "convert.torch_format.reader",
-            "convert.torch_format.tensor_refs", "convert.torch_format.pickle_machine",
+            "convert.torch_format.torch_file", "convert.torch_format.tensor_refs", "convert.torch_format.pickle_machine",
             "convert.torch_format.pickle_values",
         }  # fmt: skip
 
