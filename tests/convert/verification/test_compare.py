@@ -89,11 +89,8 @@ class TestReference:
                     m for m in found if m.startswith("convert.") and (ROOT / f"{m.replace('.', '/')}.py").exists()
                 }
                 waiting += modules - seen
-        assert seen == {
-            "convert.verification.megatron_forward", "convert.torch_format.reader",
-            "convert.torch_format.torch_file", "convert.torch_format.tensor_refs", "convert.torch_format.pickle_machine",
-            "convert.torch_format.pickle_values",
-        }  # fmt: skip
+        reader = {"reader", "torch_file", "tensor_refs", "pickle_machine", "pickle_values"}
+        assert seen == {"convert.verification.megatron_forward", *(f"convert.torch_format.{name}" for name in reader)}
 
 
 @pytest.mark.parametrize(
