@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, Protocol
 
 from convert.checkpoint import CheckpointInfo
 from convert.tensors import FLOATS, Array, DType, assign, check_finite, empty, transpose, widest
-from convert.torch_format.torch_file import TorchFile
 from support.errors import CheckpointError
 from support.messages import list_names, pluralize, short_repr
 from tf_model.config import GPT2Config
@@ -47,11 +46,6 @@ class LazyTensor(Protocol):
 
     def numpy(self) -> Array:
         """The values, mapped where the file allows it; ``CheckpointError`` where they are damaged."""
-
-
-def torch_tensors(file: Path, state: Mapping[object, object]) -> dict[str, LazyTensor]:
-    """The tensors of a state dict in ``file``, by name, as ``TorchFile.tensors``."""
-    return dict(TorchFile(file, state, None).tensors(state))
 
 
 class TensorRecipe(NamedTuple):
