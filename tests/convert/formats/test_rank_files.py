@@ -171,6 +171,6 @@ def test_a_pipeline_stage_is_refused_as_cpms(tmp_path: Path, state: State) -> No
     for stage in (0, 1):
         shutil.copytree(files[0].parent, files[0].parent.with_name(f"mp_rank_00_{stage:03d}"))
     shutil.rmtree(files[0].parent)
-    message = error_of(lambda: open_cpm(tmp_path, n_head=24))
+    message = error_of(lambda: open_cpm(tmp_path, heads=24))
     last = files[0].parent.with_name("mp_rank_00_001") / "model_optim_rng.pt"
     assert message == f"{last}: of a pipeline stage, which CPM's Megatron does not have"
