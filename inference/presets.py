@@ -91,8 +91,10 @@ class Preset(TextStyle):
 
     @property
     def document_break(self) -> str:
-        """The end of a document as a reader wants it: the end of a line in lyrics, an empty line in novels. Where a
-        novel has ended its last line already, the line feed of that line is one of the two."""
+        """The end of a document as a reader wants it: the end of a line in lyrics, an empty line in novels.
+
+        Where a novel has ended its last line already, the line feed of that line is one of the two.
+        """
         return "\n" if self.lines else "\n\n"
 
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from exports.generation_config import GenerationConfig, read_defaults, resolve
 from exports.saved_model_folder import ModelError, SavedModelFolder
 from inference.presets import PLAIN, TextStyle, combine_options, find_style
-from tf_model.config import GPT2Config
 from tokenization import Tokenizer, TokenizerError, load_tokenizer, unknown_characters
+
+if TYPE_CHECKING:
+    from tf_model.config import GPT2Config
 
 Prompt = str | Sequence[int]
 """A text to be continued, or its tokens."""

@@ -278,14 +278,6 @@ def test_an_output_below_a_file_is_refused(root: Path, tmp_path: Path, capsys: p
     assert_one_line_error(capsys, "out")
 
 
-def test_an_output_in_a_folder_that_may_not_be_written_is_refused(root: Path, tmp_path: Path) -> None:
-    """As another user where the tests are run by root, whom no permission stops."""
-    (tmp_path / "out").mkdir(mode=0o555)
-    if os.geteuid() == 0:
-        pytest.skip("root may write everywhere")
-    assert convert(root) == 2
-
-
 def test_a_full_disk_is_noticed_before_anything_is_written(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
