@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 from convert import __version__
-from convert.formats.rows import ROWS
+from convert.formats import rows
 from support.command_line import Command, Group, Program
 
 EXIT_CODES = """\
@@ -19,6 +19,24 @@ exit codes:
 _TO_TF = "convert.commands.to_tf"
 
 _group = functools.partial(Group, exit_codes=EXIT_CODES, when_stopped="nothing was left behind", hide_gpus=True)
+
+
+def writer_commands() -> tuple[Command, ...]:
+    """Make the commands that write checkpoints, from the table of formats."""
+    return tuple(
+        Command(
+            command.name,
+            "convert.commands.to_checkpoint",
+            command.help,
+            {"format": row.name, "layouts": command.layouts},
+            command.description,
+            command.examples,
+        )
+        for row in rows.ROWS
+        for command in row.commands
+    )
+
+
 GROUPS = (
     _group(
         "to a TensorFlow SavedModel",
@@ -30,18 +48,7 @@ GROUPS = (
     ),
     _group(
         "to another checkpoint format",
-        tuple(
-            Command(
-                command.name,
-                "convert.commands.to_checkpoint",
-                command.help,
-                {"format": row.name, "layouts": command.layouts},
-                command.description,
-                command.examples,
-            )
-            for row in ROWS
-            for command in row.commands
-        ),
+        writer_commands(),
     ),
     _group(
         "look and compare",

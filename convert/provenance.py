@@ -96,7 +96,7 @@ def describe_copy(folder: Path, checkpoint: Checkpoint, options: Mapping[str, An
 
 def _source(checkpoint: Checkpoint, hasher: Hasher) -> dict[str, Any]:
     """What a manifest says about the source; waits for the hashes of its files."""
-    root = _root(checkpoint.info.files)
+    root = _root(checkpoint.info.files) if checkpoint.info.files else Path()  # a model in memory has none
     files = {str(file.relative_to(root)): describe_file(file, hasher) for file in checkpoint.info.files}
     release = release_name([entry.get("sha1", "") for entry in files.values()])
     return {"format": checkpoint.info.format, "release": release, **checkpoint.info.details, "files": files}

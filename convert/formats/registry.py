@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from convert.checkpoint import Checkpoint, CheckpointAdapter
+from convert.formats import rows
 from convert.formats.candidate import Candidate
 from convert.formats.format import Format, OpenOptions
-from convert.formats.rows import ROWS, find_row
 from convert.formats.uer_layer_norm import with_layer_norm
 from support.errors import CheckpointError
 from support.messages import list_names
@@ -57,7 +57,7 @@ class CheckpointSpec:
         candidate = Candidate(self.path)
         options = OpenOptions(self.n_head, self.iteration, allow_unknown_heads)
         try:
-            format = recognise(candidate) if self.format is None else find_row(self.format).load()
+            format = recognise(candidate) if self.format is None else rows.find_row(self.format).load()
             if self.iteration is not None and format.without_iterations is not None:
                 what = format.without_iterations
                 raise CheckpointError(f"{self.path}: {what} has no iterations: leave out --iteration {self.iteration}")
@@ -104,7 +104,7 @@ def recognise(candidate: Candidate) -> Format:
     path = candidate.path
     if "\0" in str(path):
         raise CheckpointError(f"{path}: cannot be read: a NUL in its name")
-    fitting = [(row, format) for row in ROWS if (format := row.load()).recognise(candidate)]
+    fitting = [(row, format) for row in rows.ROWS if (format := row.load()).recognise(candidate)]
     preferred = [(row, format) for row, format in fitting if not row.is_fallback] or fitting
     if len(preferred) > 1:
         names = " and ".join(row.name for row, _ in preferred)
@@ -115,7 +115,7 @@ def recognise(candidate: Candidate) -> Format:
         raise CheckpointError(f"{path}: no such file or folder")
     names = list_names((entry.name for entry in candidate.entries()), 5) or "nothing"
     found = f"has {names}" if candidate.is_dir else "a file"
-    wanted = "; ".join(f"{row.name}: {row.looks_for}" for row in ROWS)
+    wanted = "; ".join(f"{row.name}: {row.looks_for}" for row in rows.ROWS)
     raise CheckpointError(f"{path}: {found}: no checkpoint of a known format: looked for {wanted}")
 
 

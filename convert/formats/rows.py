@@ -46,6 +46,7 @@ class FormatRow:
         on_disk: what such a checkpoint is, for the documents.
         looks_for: what a path has where it is recognised, for the message that nothing was.
         commands: the commands that write the format.
+        also_written_by: commands that write it, too, and whose row is elsewhere.
         aliases: other names of the format.
         is_fallback: whether another format that recognises the same path is taken instead of this one.
     """
@@ -55,8 +56,14 @@ class FormatRow:
     on_disk: str
     looks_for: str
     commands: tuple[WriterCommand, ...] = ()
+    also_written_by: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     is_fallback: bool = False
+
+    def table_line(self) -> str:
+        """Return the format's line in the table of ``docs/formats.md``."""
+        commands = (*(command.name for command in self.commands), *self.also_written_by)
+        return f"| `{self.name}` | {self.on_disk} | {', '.join(f'`{command}`' for command in commands)} |"
 
     def load(self) -> Format:
         """Import the format's module and return the ``Format``."""
@@ -123,6 +130,7 @@ ROWS: tuple[FormatRow, ...] = (
         on_disk="newer Megatron-LM: `language_model` inside, `checkpoint_version` 0, 1.0, 2.0, 3.0, `mp_rank_TT` or "
         "`mp_rank_TT_PPP`, with or without `args`",
         looks_for="mp_rank_*/model_optim_rng.pt with a language_model in it",
+        also_written_by=("to-megatron --layout megatron-lm",),
     ),
     FormatRow(
         "huggingface",
@@ -180,6 +188,7 @@ ROWS: tuple[FormatRow, ...] = (
         "convert.formats.savedmodel:FORMAT",
         on_disk="a SavedModel that gpt2-savedmodel wrote",
         looks_for="a folder with saved_model.pb that gpt2-savedmodel wrote",
+        also_written_by=("to-tf", "pytorch-to-tf", "tf-to-tf"),
     ),
 )
 

@@ -1,0 +1,94 @@
+"""The example of ``docs/adding-a-format.md`` works: its file, its row and its tests are run as they stand there."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from convert.cli import writer_commands
+from convert.conversion import to_checkpoint
+from convert.formats import rows
+from convert.formats.registry import open_checkpoint
+from convert.formats.rows import FormatRow, WriterCommand
+from support.errors import CheckpointError, ConvertError
+from tf_model.config import GPT2Config
+
+DOCS = Path(__file__).parents[3] / "docs"
+PAGE = (DOCS / "adding-a-format.md").read_text("utf-8")
+FILE, ROW, TESTS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+CONFIG = GPT2Config(vocab_size=50, n_positions=16, n_embd=24, n_layer=2, n_head=4, n_inner=40)
+
+
+def their_tests() -> dict[str, Any]:
+    names = {
+        "ConvertError": ConvertError, "CheckpointError": CheckpointError, "np": np, "open_checkpoint": open_checkpoint,
+        "os": os, "pytest": pytest, "to_checkpoint": to_checkpoint,
+    }  # fmt: skip
+    exec(compile(TESTS, "docs/adding-a-format.md", "exec"), names)
+    return names
+
+
+THEIRS = their_tests()
+CASES = [
+    (name, case)
+    for name, test in THEIRS.items()
+    if name.startswith("test_")
+    for case in (THEIRS["BROKEN"] if "case" in inspect.signature(test).parameters else (None,))
+]
+
+
+@pytest.fixture
+def npy(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> FormatRow:
+    """The format of the page, as if its file and its row were in the repository."""
+    folder = tmp_path_factory.mktemp("code")
+    (folder / "npy_folder.py").write_text(FILE, "utf-8")
+    monkeypatch.syspath_prepend(str(folder))
+    row: FormatRow = eval(
+        ROW.replace("convert.formats.npy_folder", "npy_folder"),
+        {"FormatRow": FormatRow, "WriterCommand": WriterCommand},
+    )
+    monkeypatch.delitem(sys.modules, "npy_folder", raising=False)
+    monkeypatch.setattr(rows, "ROWS", (*rows.ROWS, row))
+    return row
+
+
+@pytest.fixture
+def state() -> dict[str, np.ndarray[Any, Any]]:
+    rng = np.random.default_rng(0)
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in CONFIG.tensor_shapes().items()}
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_the_tests_of_the_page_pass(
+    name: str, case: str | None, npy: FormatRow, tmp_path: Path, state: dict[str, np.ndarray[Any, Any]]
+) -> None:
+    test: Callable[..., None] = THEIRS[name]
+    test(tmp_path, state, *([] if case is None else [case]))
+
+
+def test_the_command_of_the_page_follows_from_the_row(npy: FormatRow) -> None:
+    (command,) = [command for command in writer_commands() if command.name == "to-npy"]
+    assert command.help == npy.commands[0].help
+    assert command.arguments == {"format": "npy", "layouts": ()}
+
+
+def test_the_file_of_the_page_says_what_each_part_is(npy: FormatRow) -> None:
+    module: ModuleType = importlib.import_module("npy_folder")
+    assert module.FORMAT.name == npy.name
+    assert npy.load() is module.FORMAT
+
+
+def test_the_table_of_formats_is_that_of_the_rows() -> None:
+    page = (DOCS / "formats.md").read_text("utf-8")
+    table = re.findall(r"^\| `.*", page.split("## What each can hold")[0], re.MULTILINE)
+    assert table == [row.table_line() for row in rows.ROWS]
