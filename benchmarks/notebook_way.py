@@ -15,7 +15,8 @@ from typing import Any
 import tensorflow as tf
 import torch
 
-from exports.signatures import Signatures
+from exports.shared_functions import SharedFunctions
+from exports.signatures import signature_functions
 from tf_model.config import GPT2Config
 from tf_model.gpt2 import GPT2
 from tf_model.precision import DTYPES
@@ -60,12 +61,11 @@ def convert(folder: Path, output: Path, heads: int, dtype: str) -> None:
         for theirs, ours in _NAMES:
             name = name.replace(theirs, ours)
         variables[name].assign(tf.cast(tensor.float().numpy(), variables[name].dtype))
-    signatures = Signatures(model, CPM_TOKENS)
-    signatures.stacks.assign()
+    shared = SharedFunctions(model, CPM_TOKENS)
+    shared.stacks.assign()
     root = tf.Module()
-    root.weights, root.stacks = signatures.weights, signatures.stacks.variables
-    function = signatures.functions["serving_default"]
-    tf.saved_model.save(root, str(output), signatures=function)
+    root.weights, root.stacks = shared.weights, shared.stacks.variables
+    tf.saved_model.save(root, str(output), signatures=signature_functions(shared, ["serving_default"]))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -36,6 +36,10 @@ class Option:
         return isinstance(self.default, tuple)
 
     @property
+    def is_flag(self) -> bool:
+        return isinstance(self.default, bool)
+
+    @property
     def is_real(self) -> bool:
         return isinstance(self.default, float)
 

@@ -21,12 +21,16 @@ from tf_model.logits_processors import Constraints
 from tf_model.sampling import Sampling
 from tf_model.window import Window
 
+Tensors = dict[str, tf.Tensor]
+
 IDS = tf.TensorSpec([None, None], tf.int64)
 ROW = tf.TensorSpec([None], tf.int64)
 
 
 def spec(option: Option) -> tf.TensorSpec:
-    """The input that an option is: int64 or float32, of unknown rank."""
+    """The input that an option is: int64, float32 or bool, of unknown rank."""
+    if option.is_flag:
+        return tf.TensorSpec(None, tf.bool)
     return tf.TensorSpec(None, tf.float32 if option.is_real else tf.int64)
 
 
@@ -34,6 +38,11 @@ def default(option: Option) -> tf.Tensor:
     """What an input is when it is left out."""
     value = option.default if not isinstance(option.default, tuple) else [*option.default] or -1
     return tf.constant(value, spec(option).dtype)
+
+
+def to_int64(values: Mapping[str, tf.Tensor]) -> Tensors:
+    """Return the outputs of a signature: int32 is the model's own type, outputs are int64."""
+    return {name: tf.cast(x, tf.int64) if x.dtype == tf.int32 else x for name, x in values.items()}
 
 
 def check(condition: tf.Tensor, *message: Any) -> tf.Operation:

@@ -48,7 +48,7 @@ class LoadedModel:
         lengths = [len(prompt) for prompt in prompts]
         options = {key: _tensor(key, value) for key, value in inputs.items()}
         output = self._run(name, tf.constant(ids), tf.constant(lengths, tf.int64), **options)
-        return {key: value.numpy() for key, value in output.items() if not key.startswith("cache_")}
+        return {key: value.numpy() for key, value in output.items()}
 
     def logprobs(
         self,
@@ -76,20 +76,28 @@ class LoadedModel:
         return found
 
     def prefill(self, ids: Sequence[int], options: Mapping[str, Any]) -> State:
-        """Reads a prompt; with room for as many tokens as the model has positions."""
+        """Read a prompt; the state has room for as many tokens as the model has positions."""
         import tensorflow as tf
 
         window = {key: _tensor(key, options[key]) for key in _WINDOW}
         state = self._run("prefill", tf.constant([ids], tf.int64), tf.constant([len(ids)], tf.int64), **window)
         del state["logits"]
+        if "cache" not in state:
+            raise ModelError(
+                f"{self._folder}: made by an older version, with another state: convert the checkpoint again"
+            )
         return state
 
     def decode(self, ids: Sequence[int], state: State, options: Mapping[str, Any]) -> tuple[list[int], State]:
-        """Goes on from ``state``, in which a beginning of ``ids`` was read; gives the new tokens and the next state."""
+        """Go on from ``state``, in which a beginning of ``ids`` was read; return the new tokens and the next state.
+
+        Consumes ``state``: its memory becomes that of the next state.
+        """
         import tensorflow as tf
 
         given = {key: _tensor(key, value) for key, value in options.items()}
-        output = self._run("decode", tf.constant([ids], tf.int64), tf.constant([len(ids)], tf.int64), **state, **given)
+        given |= {**state, "donate_state": tf.constant(True)}
+        output = self._run("decode", tf.constant([ids], tf.int64), tf.constant([len(ids)], tf.int64), **given)
         length = int(output["lengths"][0])
         new = output["sequences"].numpy()[0, len(ids) : length].tolist()
         return new, {key: output[key] for key in state}

@@ -32,7 +32,8 @@ It needs `pip install tensorflow tensorflow_hub "setuptools<82"`, and nothing of
 | `beam_search` | `input_ids`, `input_lengths`, options of beams -> `sequences` [B, R, S + N], `lengths`, `scores` |
 | `score` | `input_ids`, `input_lengths` -> `logprobs` float32 [B, S] |
 | `logits` | `input_ids` -> `logits` float32 [B, S, V] |
-| `prefill`, `decode` | prompt -> `logits` and a state; text and state -> some tokens more and the next state |
+| `prefill` | prompt -> `logits` and a state: `cache`, `cache_lengths`, `window_start` |
+| `decode` | text so far and a state -> some tokens more and the next state; `donate_state` uses the state up |
 
 The options of `generate`, one number or one per row: {sampling}; of `beam_search`: {beams}.
 In Python `model.generate(input_ids, input_lengths, ...)` may leave out what has a default, and so may TF Serving's

@@ -19,7 +19,8 @@ from tensorflow.python.checkpoint import graph_view, save_util  # no public name
 from tensorflow.python.saved_model.save import save_and_return_nodes
 
 from exports.saved_model_folder import SIGNATURES
-from exports.signatures import Signatures
+from exports.shared_functions import SharedFunctions
+from exports.signatures import signature_functions
 from exports.tensor_bundle.writer import BundleWriter
 from support.errors import UserError
 from tf_model import quantization
@@ -151,10 +152,10 @@ def _write_graph(
     folder: Path, config: GPT2Config, dtype: str, tokens: SpecialTokens, names: Sequence[str]
 ) -> tuple[bytes, dict[str, _Slot]]:
     """Write everything but the weights; return the object graph and, for each variable, where it goes."""
-    signatures = Signatures(GPT2(config, dtype=dtype, initialize=False), tokens)
-    functions = {name: signatures.functions[name] for name in names}  # traced when they are saved
+    shared = SharedFunctions(GPT2(config, dtype=dtype, initialize=False), tokens)
+    functions = signature_functions(shared, names)
     root = tf.Module()
-    for name, child in {WEIGHTS: signatures.weights, STACKS: signatures.stacks.variables, **functions}.items():
+    for name, child in {WEIGHTS: shared.weights, STACKS: shared.stacks.variables, **functions}.items():
         setattr(root, name, child)  # functions with defaults in Python too, which ``root.signatures`` has not
     save_and_return_nodes(root, str(folder), signatures=functions, experimental_skip_checkpoint=True)
     object_graph = save_util.serialize_graph_view(graph_view.ObjectGraphView(root))[3]

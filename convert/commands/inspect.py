@@ -34,8 +34,6 @@ Report = dict[str, Any]
 _WIDTH = 100
 """Columns that a text is wrapped at."""
 
-_LAYER = re.compile(r"(?<=^cache_)\d+")
-
 _MEMORY = {
     "bytes_on_disk": "on disk",
     "bytes_loaded": "loaded, about",
@@ -155,9 +153,8 @@ def _bytes(count: int) -> str:
 
 
 def _named(tensors: Report) -> str:
-    """Tensors of a signature, with one for the caches of all layers."""
-    parts = (f"{_LAYER.sub('*', key)} {info['dtype']} {_extents(info['shape'])}" for key, info in tensors.items())
-    return ", ".join(dict.fromkeys(parts))
+    """The tensors of a signature."""
+    return ", ".join(f"{key} {info['dtype']} {_extents(info['shape'])}" for key, info in tensors.items())
 
 
 def _extents(shape: list[int | None] | None) -> str:

@@ -84,7 +84,7 @@ def test_logits_are_the_originals(p: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("read", [7, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 20, 63))])
 def test_texts_that_are_read_in_pieces(read: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exports.signatures.PREFILL_CHUNK", read)
+    monkeypatch.setattr("exports.shared_functions.PREFILL_CHUNK", read)
     exported = export(tmp_path)
     for size in (1, 6, 7, 8, 21, CONFIG.n_positions):
         ids = ids_of(2, size)

@@ -15,6 +15,7 @@ import torch
 import transformers
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
+from exports.decode_state import DONATE_STATE
 from exports.generation_options import BEAM_OPTIONS, COMMON_OPTIONS, SAMPLING_OPTIONS
 from exports.saved_model import write_saved_model
 from tests.conftest import INT8
@@ -228,7 +229,7 @@ def test_defaults_are_in_the_signatures(loaded: Loaded) -> None:
     sampled = {**COMMON_OPTIONS, **SAMPLING_OPTIONS}
     options: dict[str, Any] = {
         "generate": sampled,
-        "decode": sampled,
+        "decode": {**sampled, **DONATE_STATE},
         "beam_search": {**COMMON_OPTIONS, **BEAM_OPTIONS},
     }
     for name, table in options.items():
@@ -264,7 +265,6 @@ def test_a_server_that_fills_in_the_defaults(loaded: Loaded) -> None:
         for outputs in (
             found,
             serve("beam_search", prompts | beams),
-            serve("prefill", prompts),
             serve("score", prompts),
         ):
             assert {len(value) for value in outputs.values()} == {3}
@@ -318,7 +318,7 @@ def test_other_types_run_every_signature(dtype: str, tmp_path: Path) -> None:
     ):  # fmt: skip
         for key, value in half(name, PROMPTS, **options).items():
             assert np.isfinite(value.astype(np.float64)).all(), (name, key)
-            assert not key.startswith("cache_0") or value.dtype.name == PRECISIONS[dtype].compute
+            assert key != "cache" or value.dtype.name == PRECISIONS[dtype].compute
     logits = half("decode", PROMPTS, max_new_tokens=0, **state)["logits"]
     for prompt, row in zip(PROMPTS, logits, strict=True):
         expected = half.logits(prompt)[-1].numpy()
@@ -368,8 +368,8 @@ def test_the_forward_pass_is_in_the_graph_once(loaded: Loaded, tmp_path: Path) -
         assert (ops["BatchMatMulV2"], ops["BatchMatMulV3"], ops["Exp"], ops["Tanh"]) == (2, 2, 3, 1)
         nodes.append(len(every))
     per_layer = (nodes[1] - nodes[0]) / (layers[1] - layers[0])
-    assert per_layer <= 20
-    assert nodes[0] - layers[0] * per_layer <= 4200
+    assert per_layer <= 5
+    assert nodes[1] <= 4260
 
 
 def test_a_float32_product_and_its_bias_do_not_become_one_op(loaded: Loaded) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from exports.decode_state import DecodeState
 from tests.helpers.loaded import (
     CONFIG,
     Loaded,
@@ -19,6 +23,7 @@ from tests.helpers.loaded import (
     row_of,
     texts,
 )
+from tf_model.generation import Context
 
 PROMPTS = [[1, 2, 3, 4, 5, 6], [7], [8, 9, 10, 9, 8]]
 WINDOW = ("window_tokens", "window_line_token_id")
@@ -27,7 +32,7 @@ WINDOW = ("window_tokens", "window_line_token_id")
 def state_of(outputs: Tensors) -> Tensors:
     """Of the outputs of ``prefill`` or ``decode`` those that the next call takes."""
     return {
-        name: value for name, value in outputs.items() if name.startswith(("cache_", "window_")) and name not in WINDOW
+        name: value for name, value in outputs.items() if name.startswith(("cache", "window_")) and name not in WINDOW
     }
 
 
@@ -146,11 +151,9 @@ def test_a_state_is_good_for_many_branches(loaded: Loaded) -> None:
 def test_what_lies_behind_the_lengths_of_a_cache_does_not_matter(loaded: Loaded) -> None:
     state = state_of(loaded("prefill", PROMPTS))
     spoilt = {name: value.copy() for name, value in state.items()}
-    for name, value in spoilt.items():
-        if name not in ("window_start", "cache_lengths"):
-            for row, prompt in enumerate(PROMPTS):
-                assert np.abs(value[row, :, : len(prompt)]).min(axis=-1).all()
-                value[row, :, len(prompt) :] = 1e3
+    for row, prompt in enumerate(PROMPTS):
+        assert np.abs(spoilt["cache"][:, row, :, : len(prompt)]).min(axis=-1).all()
+        spoilt["cache"][:, row, :, len(prompt) :] = 1e3
     for new in (0, 30):
         first, second = (loaded("decode", PROMPTS, max_new_tokens=new, seed=1, **s) for s in (state, spoilt))
         assert texts(first) == texts(second)
@@ -168,23 +171,84 @@ def test_what_lies_behind_the_lengths_of_a_cache_does_not_matter(loaded: Loaded)
         ({"cache_lengths": [-1, 1, 5]}, "cache_lengths: expected no more than the cache has"),
         ({"cache_lengths": [2**62, 1, 5]}, "cache_lengths: expected no more than the cache has"),
         ({"cache_lengths": [0, 0, 0, 0]}, "cache_lengths must be one value or one per row"),
-        ({"cache": (2, 3, 33, 8)}, "cache: expected one capacity for all parts, and as many rows"),
-        ({"cache": (4, 3, 33, 8)}, "cache: expected one capacity for all parts, and as many rows"),
-        ({"cache": (0, 3, 33, 8)}, "cache: expected one capacity for all parts, and as many rows"),
-        ({"cache_01_values": (3, 3, 32, 8)}, "cache: expected one capacity for all parts, and as many rows"),
-        ({"cache_01_keys": (2, 3, 33, 8)}, "cache: expected one capacity for all parts, and as many rows"),
-        ({"cache": (3, 3, 5, 8)}, "cache_lengths: expected no more than the cache has"),
-        ({"cache": (3, 3, 34, 8)}, "cache: expected 1 to 32 positions and a spare one; found] .33"),
-        ({"cache": (3, 3, 1, 8), "cache_lengths": [0] * 3}, "cache: expected 1 to 32 positions"),
-        ({"cache": (3, 3, 0, 8), "cache_lengths": [0] * 3}, "cache: expected 1 to 32 positions"),
+        ({"cache": (4, 2, 3, 33, 8)}, "cache: expected as many rows as input_ids has"),
+        ({"cache": (4, 4, 3, 33, 8)}, "cache: expected as many rows as input_ids has"),
+        ({"cache": (4, 0, 3, 33, 8)}, "cache: expected as many rows as input_ids has"),
+        ({"cache": (4, 3, 3, 5, 8)}, "cache_lengths: expected no more than the cache has"),
+        ({"cache": (4, 3, 3, 34, 8)}, "cache: expected 1 to 32 positions and a spare one; found] .33"),
+        ({"cache": (4, 3, 3, 1, 8), "cache_lengths": [0] * 3}, "cache: expected 1 to 32 positions"),
+        ({"cache": (4, 3, 3, 0, 8), "cache_lengths": [0] * 3}, "cache: expected 1 to 32 positions"),
     ],
     ids=str,
 )
 def test_bad_states(loaded: Loaded, change: dict[str, Any], words: str) -> None:
     state = state_of(loaded("prefill", PROMPTS))
     for name, value in change.items():
-        for key in state:
-            if name in (key, "cache") and (name == key or key.startswith("cache_0")):
-                state[key] = np.zeros(value, np.float32) if isinstance(value, tuple) else np.array(value)
-    with pytest.raises(tf.errors.InvalidArgumentError, match=words):
-        loaded("decode", PROMPTS, **state)
+        state[name] = np.zeros(value, np.float32) if isinstance(value, tuple) else np.array(value)
+    for donate_state in (False, True):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+            loaded("decode", PROMPTS, **state, donate_state=donate_state)
+
+
+def address(tensor: tf.Tensor) -> int:
+    """Where the memory of an eager tensor begins."""
+    return int(np.frombuffer(memoryview(tensor), np.uint8).ctypes.data)
+
+
+def chain(loaded: Loaded, seeds: list[int], donate: list[bool]) -> tuple[list[list[int]], list[int]]:
+    """Texts of as many calls as ``donate`` has flags, 5 tokens each, and where the cache of each call lies."""
+    ids, lengths = (tf.constant(x, tf.int64) for x in (matrix(PROMPTS, 0), [6, 1, 5]))
+    state = loaded.model.prefill(ids, lengths)
+    del state["logits"]
+    places = [address(state["cache"])]
+    for given_away in donate:
+        options = loaded.tensors("decode", {"seed": seeds, "max_new_tokens": 5, "eos_token_id": -1})
+        outputs = loaded.model.decode(ids, lengths, **state, **options, donate_state=given_away)
+        ids, lengths, state = outputs["sequences"], outputs["lengths"], {name: outputs[name] for name in state}
+        places.append(address(state["cache"]))
+    found = {name: outputs[name].numpy() for name in ("sequences", "lengths", "logprobs")}
+    return texts(found), places
+
+
+@pytest.mark.parametrize("donate", [[True] * 12, [True, False, False, True] * 3], ids=["always", "now and then"])
+def test_a_state_that_is_given_away_makes_the_same_texts_in_its_own_memory(loaded: Loaded, donate: list[bool]) -> None:
+    """12 calls, over which windows move."""
+    expected, copies = chain(loaded, [1, 2, 3], [False] * 12)
+    found, places = chain(loaded, [1, 2, 3], donate)
+    assert found == expected
+    assert [a == b for a, b in itertools.pairwise(places)] == donate
+    assert all(a != b for a, b in itertools.pairwise(copies))
+
+
+def test_states_that_are_given_away_at_the_same_time_do_not_meet(loaded: Loaded) -> None:
+    alone = [chain(loaded, seeds, [False] * 8)[0] for seeds in ([1, 2, 3], [4, 5, 6])]
+    found: list[list[Any]] = [[], []]
+
+    def work(i: int) -> None:
+        found[i].extend(chain(loaded, [1 + 3 * i, 2 + 3 * i, 3 + 3 * i], [True] * 8)[0] for _ in range(5))
+
+    threads = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert found == [[alone[0]] * 5, [alone[1]] * 5]
+
+
+def test_constraints_with_a_state_get_inputs_and_outputs_of_their_own() -> None:
+    specs = {"kind": tf.TensorSpec([None], tf.int32), "used": tf.TensorSpec([None, 4], tf.float32)}
+    state = DecodeState(CONFIG, "float32", specs)
+    names = {"constraint_kind": (tf.int64, [None]), "constraint_used": (tf.float32, [None, 4])}
+    assert {name: (state.specs[name].dtype, state.specs[name].shape.as_list()) for name in names} == names
+    batch, capacity = 3, 7
+    rows = tf.constant([5, 1, 3])
+    memory = {"kind": tf.constant([1, 0, 2]), "used": tf.reshape(tf.range(12.0), [3, 4])}
+    cache = tf.random.stateless_uniform([2 * CONFIG.n_layer, batch * CONFIG.n_head * (capacity + 1), 8], [1, 2])
+    outputs = state.to_outputs(Context(cache, rows * 0, rows - 1, memory), tf.constant(batch))
+    assert set(outputs) == set(state.specs)
+    request: Any = SimpleNamespace(input_ids=tf.zeros([3, 5], tf.int32), input_lengths=rows)
+    found_capacity, context = state.from_inputs({**outputs, "donate_state": tf.constant(False)}, request)
+    assert found_capacity == capacity
+    tf.nest.map_structure(np.testing.assert_array_equal, context, Context(cache, rows * 0, rows - 1, memory))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="constraint_kind needs one value per row"):
+        state.from_inputs({**outputs, "constraint_kind": [1, 2], "donate_state": tf.constant(False)}, request)
