@@ -41,7 +41,7 @@ class Placeholder:
         return f"{self.module}.{self.name}"
 
     def called(self, args: tuple[Any, ...], kwargs: dict[Any, Any] | None = None) -> Placeholder:
-        """The inert result of calling this, or of calling what calling it gave."""
+        """Return the inert result of calling this, or of calling what calling it gave."""
         return Placeholder(self.module, self.name, args, kwargs)
 
     def __repr__(self) -> str:
@@ -66,7 +66,7 @@ class Function:
 
 
 def _elements(name: str, args: tuple[Any, ...]) -> Any:
-    """The one argument of a constructor such as ``set``: none, or a list, tuple or set."""
+    """Return the elements that a constructor such as ``set`` gets: no argument, or a list, tuple or set."""
     if not args:
         return ()
     if len(args) > 1 or not isinstance(args[0], _COLLECTIONS):
@@ -75,7 +75,7 @@ def _elements(name: str, args: tuple[Any, ...]) -> Any:
 
 
 def checked_key(key: Any) -> Any:
-    """``key`` if it can be a dict key.
+    """Return ``key`` if it can be a dict key.
 
     Tuples are the one thing that Python walks by itself, for their hash: deep ones overflow its stack, and of a tuple
     that has another one twice, which has another one twice..., it follows every path. So they must be small. Numbers
@@ -119,7 +119,7 @@ def _dict(args: tuple[Any, ...]) -> dict[Any, Any]:
 
 
 def _bytes(args: tuple[Any, ...]) -> bytes:
-    """``bytes()``, ``bytes(b"...")``; and text in Latin-1, which is how protocols 0 to 2 have bytes and bytearray."""
+    """Make bytes of no argument, of bytes, or of text in Latin-1, which is how protocols 0 to 2 have bytes."""
     if not args:
         return b""
     if len(args) == 1 and isinstance(args[0], (bytes, bytearray)):

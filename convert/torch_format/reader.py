@@ -1,4 +1,4 @@
-"""Reads what ``torch.save`` writes, in both of its formats, without PyTorch and without running what a file says.
+"""Read what ``torch.save`` writes, in both of its formats, without PyTorch and without running what a file says.
 
 The zip format (PyTorch 1.6 and later) has ``<prefix>/data.pkl``, the pickle of the object, and ``<prefix>/data/<key>``
 for the bytes of each storage. The legacy format is a row of pickles: a magic number, the protocol version 1001, facts
@@ -95,7 +95,7 @@ def _is_legacy(file: BinaryIO) -> bool:
 
 
 def _describe(head: bytes, size: int) -> str:
-    """What else the first 512 bytes of a file may be."""
+    """Describe a file that ``torch.save`` did not write, by its first 512 bytes."""
     if not size:
         return "an empty file"
     if head[257:262] == b"ustar":
@@ -117,7 +117,7 @@ def _describe(head: bytes, size: int) -> str:
 
 
 def _parse(saved_id: object) -> tuple[Any, str, int, Any]:
-    """The persistent id of a storage: its class, key, number of elements; and its part that is meant, or None."""
+    """Return the class, key and number of elements of a persistent id, and the part of the storage, or None."""
     if not isinstance(saved_id, tuple) or len(saved_id) not in (5, 6) or not isinstance(saved_id[0], str):
         raise ValueError(f"a persistent id is {short_repr(saved_id)}, expected the 5 or 6 items of a storage")
     kind, cls, key, _, count = saved_id[:5]
@@ -134,14 +134,14 @@ def _parse(saved_id: object) -> tuple[Any, str, int, Any]:
 
 
 def _is_module(saved_id: object) -> bool:
-    """The class of an ``nn.Module``, with its source text: the legacy format has these too."""
+    """Whether a persistent id is the class of an ``nn.Module``, with its source text, as the legacy format has them."""
     if not isinstance(saved_id, tuple) or len(saved_id) != 4 or not isinstance(saved_id[0], str):
         return False
     return saved_id[0] == "module"
 
 
 class _Zip:
-    """A zip archive, of which only entries that are stored as they are get used."""
+    """A zip archive; entries that are compressed are refused."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path, self.file = path, file
@@ -170,7 +170,7 @@ class _Zip:
         return CheckpointError(f"{self.path}: bad zip archive: {text}")
 
     def _find_prefix(self) -> str:
-        """What stands before ``data.pkl``: the file's name when PyTorch saved it, a slash at its end."""
+        """Return what is before ``data.pkl``: the file's name when PyTorch saved it, and a slash."""
         found = [name for name in self.entries if name == "data.pkl" or name.endswith("/data.pkl")]
         if len(found) == 1 and f"{found[0][:-8]}constants.pkl" in self.entries:
             raise CheckpointError(
@@ -185,7 +185,7 @@ class _Zip:
         return found[0][:-8]
 
     def place(self, name: str) -> tuple[int, int, int | None]:
-        """Offset, size and CRC-32 of an entry, after its local header has been compared with the directory."""
+        """Return offset, size and CRC-32 of an entry, after comparing its local header with the directory."""
         entry = self.entries[name]
         what = f"the entry {short_repr(name)}"
         if entry.flag_bits & _ENCRYPTED:
@@ -225,7 +225,7 @@ class _Zip:
         return value
 
     def find(self, saved_id: object) -> Any:
-        """What a persistent id stands for."""
+        """Return what a persistent id stands for."""
         cls, key, count, view = _parse(saved_id)
         if view is not None:
             raise ValueError(f"storage {short_repr(key)} is part of another one, which this format does not have")
@@ -248,7 +248,7 @@ class _Zip:
 
 
 class _Legacy:
-    """The format without an archive. Its object is read twice: how large the storages behind it are is said in it."""
+    """The format without an archive. Its object is read twice: it holds the sizes of the storages that follow it."""
 
     def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
         self.path, self.file, self.size = path, file, size
@@ -276,7 +276,7 @@ class _Legacy:
         return self.read(known=KNOWN, persistent=self.find)
 
     def declare(self, saved_id: Any) -> Any:
-        """Notes the type and size of a storage when it is mentioned first: so it has been written."""
+        """Note the type and size of a storage at its first mention, which is how it was written."""
         if _is_module(saved_id):
             return saved_id[1]
         cls, key, count, _ = _parse(saved_id)
@@ -288,7 +288,7 @@ class _Legacy:
         return None
 
     def _find_storages(self, keys: object) -> None:
-        """The file stands behind the storage keys: the storages follow, in that order."""
+        """Find the storages, which follow their keys in that order; the file's position is after the keys."""
         for key in keys if isinstance(keys, list) else [None]:
             if not isinstance(key, str) or key not in self.declared or key in self.roots:
                 raise CheckpointError(
@@ -313,7 +313,7 @@ class _Legacy:
             raise CheckpointError(f"{self.path}: storage {short_repr(missing)} is missing")
 
     def find(self, saved_id: Any) -> Any:
-        """What a persistent id stands for: a storage, a part of one, or the class of a module."""
+        """Return what a persistent id stands for: a storage, a part of one, or the class of a module."""
         if _is_module(saved_id):
             return saved_id[1]
         cls, key, count, view = _parse(saved_id)

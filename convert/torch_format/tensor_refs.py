@@ -52,10 +52,10 @@ class Storage:
         return self.count * self.dtype.itemsize
 
     def check(self) -> None:
-        """Reads the bytes and compares them with the CRC-32.
+        """Read the bytes and compare them with the CRC-32.
 
         Raises:
-            CheckpointError: other bytes than were written, or fewer.
+            CheckpointError: the bytes differ from those that were written, or some are missing.
         """
         try:
             with self.file.open("rb") as file:
@@ -93,7 +93,7 @@ class TensorRef:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def numpy(self) -> np.ndarray[Any, Any]:
-        """The values, as a read-only view of a mapping that holds these elements only and goes away with the array.
+        """Map the values: a read-only view of a mapping of these elements only, which goes away with the array.
 
         While the array lives it holds a file descriptor. It may be unaligned, in the legacy format.
 
@@ -121,12 +121,12 @@ class TensorRef:
 
 
 def _last(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
-    """The index of the last element of a tensor that has elements, counted from its first."""
+    """Return the index of the last element of a tensor that has elements, counted from its first."""
     return sum((extent - 1) * step for extent, step in zip(shape, stride, strict=True))
 
 
 def crc32(file: BinaryIO, offset: int, size: int) -> int:
-    """CRC-32 of a part of a file; of less when the file ends before."""
+    """Compute the CRC-32 of a part of a file; of less when the file ends before."""
     buffer, crc = memoryview(bytearray(min(_CHUNK, size))), 0
     file.seek(offset)
     while size > 0:
@@ -146,7 +146,7 @@ class StorageType:
 
 
 def integer(value: object, what: str) -> int:
-    """``value`` if it is an int64 that is not negative; ``ValueError`` otherwise."""
+    """Return ``value`` if it is an int64 that is not negative; raise ``ValueError`` otherwise."""
     if type(value) is not int or not 0 <= value <= _MAX:
         raise ValueError(f"{what} is {short_repr(value)}, expected an integer from 0 to 2**63 - 1")
     return value
@@ -161,7 +161,7 @@ def _integers(values: object, what: str) -> tuple[int, ...]:
 
 
 def _tensor(storage: Storage, args: tuple[Any, ...]) -> TensorRef:
-    """``args``: offset, size, stride; the tensor lies within the storage, or ``ValueError``."""
+    """Make the tensor of ``args``: offset, size, stride; raise ``ValueError`` unless it lies within the storage."""
     offset, shape, stride = integer(args[0], "an offset"), _integers(args[1], "size"), _integers(args[2], "stride")
     where = f"storage {short_repr(storage.key)}: a tensor of size {shape} and stride {stride}"
     if len(shape) != len(stride):
@@ -174,7 +174,7 @@ def _tensor(storage: Storage, args: tuple[Any, ...]) -> TensorRef:
 
 
 def _rebuild(name: str, least: int, most: int, dtype_at: int | None = None) -> Function:
-    """A function of ``torch._utils`` whose first four arguments are storage, offset, size, stride.
+    """Return a function of ``torch._utils`` whose first four arguments are storage, offset, size, stride.
 
     Hooks and requires_grad follow, which are left out, then a dtype in the newest one. Further arguments are marks that
     change the values (conjugated, negated), unless they are empty.
@@ -206,14 +206,14 @@ _DENSE = {
 
 
 def _parameter(args: tuple[Any, ...]) -> Any:
-    """A parameter is its tensor; whether it is trained, its hooks and its attributes are left out."""
+    """Return the tensor of a parameter; whether it is trained, its hooks and its attributes are left out."""
     if not args or not isinstance(args[0], (TensorRef, Placeholder)):
         raise ValueError(f"a parameter is made of {short_repr(args[0] if args else None)}, expected a tensor")
     return args[0]
 
 
 def _from_type(args: tuple[Any, ...]) -> Any:
-    """``torch._tensor._rebuild_from_type_v2(function, class, arguments, state)``: a tensor with attributes."""
+    """Call ``torch._tensor._rebuild_from_type_v2(function, class, arguments, state)``: a tensor with attributes."""
     if len(args) == 4 and isinstance(args[0], Function) and isinstance(args[1], Placeholder):
         plain = (args[1].module, args[1].name) == ("torch", "Tensor") and args[1].args is None
         if plain and isinstance(args[2], tuple) and args[0] in _DENSE.values():

@@ -1,8 +1,8 @@
-"""Writes the files that ``torch.save`` writes, one tensor at a time and without PyTorch.
+"""Write the files that ``torch.save`` writes, one tensor at a time and without PyTorch.
 
 The zip format: ``<prefix>/data.pkl`` is the pickled object, in which a tensor is the key, type and size of its storage;
 ``<prefix>/data/<key>`` are the bytes. So the pickle, which comes first, needs shapes and types only, and each tensor is
-made when its turn has come. Source: ``torch/serialization.py`` (``_save``), ``torch/_utils.py`` and, for the alignment,
+made when its turn comes. Source: ``torch/serialization.py`` (``_save``), ``torch/_utils.py`` and, for the alignment,
 ``caffe2/serialize/inline_container.cc``.
 
 There is no ``.format_version``: with it PyTorch may compute where a storage lies from how its own writer lays out an
@@ -31,11 +31,11 @@ from convert.tensors import Array, DType, row_blocks
 from convert.torch_format.tensor_refs import KNOWN, StorageType
 
 Values = Array | Iterable[Array]
-"""Of a tensor: one array of its shape, or arrays whose elements, one after the other in C order, are its own."""
+"""The values of a tensor: one array of its shape, or arrays that have its elements one after the other, in C order."""
 
 _VERSION = b"3\n"
 _ALIGNMENT = 64
-"""Bytes; the first byte of every entry is at a multiple of it, so that a mapped tensor is aligned."""
+"""In bytes: the first byte of every entry is at a multiple of it, so that a mapped tensor is aligned."""
 _LOCAL_HEADER, _ZIP64_FIELD, _FIELD = 30, 20, struct.Struct("<2sH")
 
 _STORAGES: dict[DType, str] = {
@@ -43,7 +43,7 @@ _STORAGES: dict[DType, str] = {
     for (module, name), value in KNOWN.items()
     if module == "torch" and isinstance(value, StorageType) and "Untyped" not in name
 }
-"""NumPy's type -> the class of storages in ``torch``. The unsigned types have none, except uint8."""
+"""NumPy's type -> the class of storages in ``torch``. Of the unsigned types only uint8 has one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Pending:
 
 
 def save(path: Path, value: Any) -> None:
-    """Writes ``value`` as a file for ``torch.load`` (``weights_only`` and ``mmap`` too).
+    """Write ``value`` as a file that ``torch.load`` reads, with ``weights_only`` and ``mmap`` too.
 
     The file appears under its name when it is complete. The object is a tree: what is in it twice is written twice,
     except a ``Pending``, which gives tensors that share a storage. The same input and file name give the same bytes.
@@ -95,7 +95,7 @@ def save(path: Path, value: Any) -> None:
 
 
 class Writer:
-    """A file whose tensors are being written, in the order in which the object mentions them.
+    """Write the tensors of a file one by one, in the order in which the object mentions them.
 
     Attributes:
         tensors: all of them.
@@ -107,7 +107,7 @@ class Writer:
         self._written = 0
 
     def write(self, values: Values) -> None:
-        """Writes the next tensor; ``values`` may be changed as soon as this returns.
+        """Write the next tensor; the caller may change ``values`` as soon as this returns.
 
         Raises:
             ValueError: they are of another type or number than was said, or every tensor is there already.
@@ -122,7 +122,7 @@ class Writer:
         self._written += 1
 
     def finish(self) -> None:
-        """Raises ``ValueError`` when tensors are missing; ends the file otherwise."""
+        """End the file; raise ``ValueError`` when tensors are missing."""
         if missing := len(self.tensors) - self._written:
             raise ValueError(f"{len(self.tensors)} tensors were announced, {missing} fewer came")
         with _entry(self._archive, f"{self._prefix}/version", len(_VERSION)) as file:
@@ -131,7 +131,7 @@ class Writer:
 
 @contextlib.contextmanager
 def writing(path: Path, value: Any) -> Iterator[Writer]:
-    """``save``, with the tensors given one by one: so several files can be written side by side.
+    """Write a file as ``save`` does, with the tensors given one by one, so that files can be written side by side.
 
     The file appears when the block ends, and not at all when it raises. Errors and arguments are those of ``save``.
     """
@@ -150,7 +150,7 @@ def writing(path: Path, value: Any) -> Iterator[Writer]:
 
 @contextlib.contextmanager
 def _appearing(path: Path) -> Iterator[Path]:
-    """A file to write into; it takes the name ``path`` when the block ends, and is removed when it raises."""
+    """Give a file to write into; it gets the name ``path`` when the block ends, and is removed when the block raises."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         yield partial
@@ -162,7 +162,7 @@ def _appearing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _entry(archive: zipfile.ZipFile, name: str, size: int) -> Iterator[IO[bytes]]:
-    """A new entry of ``size`` bytes, not compressed; ``zipfile`` puts its CRC-32 into the header afterwards."""
+    """Begin an uncompressed entry of ``size`` bytes; ``zipfile`` puts its CRC-32 into the header afterwards."""
     info = zipfile.ZipInfo(name)
     large = size > zipfile.ZIP64_LIMIT
     header = _LOCAL_HEADER + len(info.filename) + _ZIP64_FIELD * large + _FIELD.size
@@ -174,7 +174,7 @@ def _entry(archive: zipfile.ZipFile, name: str, size: int) -> Iterator[IO[bytes]
 
 
 def _write_values(file: IO[bytes], tensor: Pending, values: Values) -> None:
-    """Writes the values of ``tensor``; strided arrays are copied in blocks of a few MB."""
+    """Write the values of ``tensor``; strided arrays are copied in blocks of a few MB."""
     if isinstance(values, np.ndarray) and values.shape != tensor.shape:
         raise ValueError(f"a tensor of shape {list(tensor.shape)} was announced, {list(values.shape)} came")
     missing = tensor.count
@@ -213,7 +213,7 @@ class _Pickle:
         writer(self, value)
 
     def write_global(self, module: str, name: str) -> None:
-        """A class or function; from its second mention on by its number in the unpickler's memory."""
+        """Write a class or function; from its second mention on, its number in the unpickler's memory."""
         if (index := self._globals.get((module, name))) is not None:
             self.bytes += pickle.LONG_BINGET + struct.pack("<I", index)
             return
@@ -269,14 +269,14 @@ class _Pickle:
         self.bytes += pickle.SETITEMS
 
     def write_namespace(self, value: argparse.Namespace) -> None:
-        """As pickles of protocol 2 have an object: its class, and what its ``__dict__`` becomes."""
+        """Write an object as protocol 2 has it: its class, and what its ``__dict__`` becomes."""
         self.write_global("argparse", "Namespace")
         self.bytes += pickle.EMPTY_TUPLE + pickle.NEWOBJ
         self.write(vars(value))
         self.bytes += pickle.BUILD
 
     def write_tensor(self, value: Pending) -> None:
-        """``_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)``."""
+        """Write the call ``_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)``."""
         key = self._keys.setdefault(id(value), len(self.tensors))
         if key == len(self.tensors):
             self.tensors.append(value)
@@ -294,7 +294,7 @@ class _Pickle:
 
 
 def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Of a C-contiguous tensor, in elements; a dimension of size 0 counts as one of size 1, as in PyTorch."""
+    """Return the strides of a C-contiguous tensor, in elements; a dimension of size 0 counts as 1, as in PyTorch."""
     return tuple(math.prod(extent or 1 for extent in shape[i + 1 :]) for i in range(len(shape)))
 
 
