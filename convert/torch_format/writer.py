@@ -150,7 +150,7 @@ def writing(path: Path, value: Any) -> Iterator[Writer]:
 
 @contextlib.contextmanager
 def _appearing(path: Path) -> Iterator[Path]:
-    """Give a file to write into; it gets the name ``path`` when the block ends, and is removed when the block raises."""
+    """Give a file to write into; it gets the name ``path`` when the block ends, and is removed when it raises."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         yield partial

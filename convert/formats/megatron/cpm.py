@@ -132,8 +132,8 @@ def _load_shard(file: TorchFile) -> _Shard:
         raise CheckpointError(f"{file.path}: expected a dict under 'module' or 'model', found the keys {found}")
     if version := content.get("checkpoint_version"):  # Q, K and V are in another order since 1.0
         raise CheckpointError(
-            f"{file.path}: checkpoint_version is {short_repr(version)}, which CPM's Megatron has not: expected none, "
-            "or a language_model under 'model', as newer Megatron-LM has it"
+            f"{file.path}: checkpoint_version is {short_repr(version)}, which CPM's Megatron does not have: expected "
+            "none, or a language_model under 'model', as newer Megatron-LM has it"
         )
     numbers = {key: content[key] for key in ("iteration", "mp_world_size") if type(content.get(key)) is int}
     # Upstream's change_mp.py leaves None where something was.
@@ -194,7 +194,7 @@ def _check_rank_count(files: Sequence[RankFile], first: _Shard, *, alone: bool) 
         raise CheckpointError(f"{first.file}: {who} of a model split over {by_qkv} ranks: give the folder of them all")
     problem = f"{first.file}: from a model split over {pluralize(by_qkv, 'rank')}, but {_files_found(files)}"
     if len(files) > ranks:
-        raise CheckpointError(f"{problem}: those beside it are not of this model, or it was split wrongly")
+        raise CheckpointError(f"{problem}: those next to it are not of this model, or it was split wrongly")
     raise CheckpointError(f"{problem}: {files[-1].name_of(len(files))} is missing")
 
 

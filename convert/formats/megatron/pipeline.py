@@ -204,9 +204,9 @@ def load_shard(file: TorchFile) -> Shard:
     if not isinstance(model, dict) or not isinstance(model.get("language_model"), dict):
         found = list_names(content, 9) if isinstance(content, dict) else short_repr(content)
         raise CheckpointError(f"{file.path}: expected a dict with 'language_model' under 'model', found {found}")
-    beside = {key: value for key, value in model.items() if key != "language_model"}
+    others = {key: value for key, value in model.items() if key != "language_model"}
     state: dict[str, Any] = {}
-    _flatten({**model["language_model"], **beside}, "", state, file.path)
+    _flatten({**model["language_model"], **others}, "", state, file.path)
     weights = {name: value for name, value in state.items() if not name.endswith("_extra_state")}
     iteration = content.get("iteration")
     known = {"model", "args", "checkpoint_version", "iteration"}

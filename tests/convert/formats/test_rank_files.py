@@ -160,7 +160,7 @@ def test_shards_that_swapped_names_are_found(tmp_path: Path, state: State) -> No
 def test_a_version_that_orders_qkv_otherwise_is_refused(state: State, tmp_path: Path) -> None:
     """Flat names of CPM's, but the version of a later Megatron: read as CPM's it would be another model."""
     write_megatron(tmp_path, state, 2, edit=lambda rank, top: top.update(checkpoint_version=2.0))
-    assert "checkpoint_version is 2.0, which CPM's Megatron has not" in error_of(
+    assert "checkpoint_version is 2.0, which CPM's Megatron does not have" in error_of(
         lambda: open_cpm(tmp_path, heads=CONFIG.n_head)
     )
 
