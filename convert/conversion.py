@@ -178,7 +178,7 @@ def _request(
 
 
 def _record(request: WriteRequest, writer: Writer, dtype: str | None) -> dict[str, Any]:
-    """What the manifest says about how the checkpoint was written."""
+    """Return what the manifest says about how the checkpoint was written."""
     tokenizer = {} if writer.save_tokenizer is None else {"tokenizer": request.tokenizer is not None}
     return {"dtype": dtype, **tokenizer, **request.options, **writer.record(request)}
 

@@ -86,7 +86,7 @@ def choose_dtype() -> Choice:
 
 
 def choose(flags: Collection[str] | None, machine: str, has_kernel: Callable[[str], bool]) -> Choice:
-    """The first of ``RULES`` that holds.
+    """Return the first of ``RULES`` that holds.
 
     Args:
         flags: of the CPU; None where they are not known.
@@ -109,12 +109,12 @@ def choose(flags: Collection[str] | None, machine: str, has_kernel: Callable[[st
 
 
 def wanted(rules: Sequence[Rule] = RULES) -> str:
-    """The flags of each rule, for messages."""
+    """Return the flags of each rule, for messages."""
     return ", ".join(f"{rule.dtype} with {' or '.join(rule.flags)}" for rule in rules)
 
 
 def runs_here(dtype: str) -> bool:
-    """False where it is known that this CPU cannot compute with int8 of ``dtype``."""
+    """Return False where it is known that this CPU cannot compute with int8 of ``dtype``."""
     flags = cpu_flags()
     precision = PRECISIONS[dtype]
     if flags is None or precision.matrices != "int8" or precision.transposed:

@@ -102,7 +102,7 @@ def _inspect_checkpoint(path: Path, format: str | None, heads: int | None, itera
 
 
 def _open(path: Path, format: str | None, heads: int | None, iteration: str | None) -> tuple[Checkpoint, bool]:
-    """The checkpoint, and whether its number of heads is known; an unknown number is no error here."""
+    """Return the checkpoint, and whether its number of heads is known; an unknown number is no error here."""
     try:
         return open_checkpoint(path, heads=heads, iteration=iteration, format=format), True
     except CheckpointError:  # nobody knows the heads, or something else is wrong, which comes up again
@@ -142,7 +142,7 @@ def _inspect_saved_model(folder: SavedModelFolder) -> Inspection:
 
 
 def _stored_dtypes(folder: SavedModelFolder, expected: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-    """The type of each weight by its canonical name, from the index of the variables.
+    """Return the type of each weight by its canonical name, from the index of the variables.
 
     Raises:
         ConvertError: the index cannot be read, or other tensors or shapes are in it than expected.
@@ -171,7 +171,7 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 
 def _tensor_facts(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -> dict[str, Any]:
-    """What a checkpoint and a SavedModel have in common: the tensors in canonical order, and what they add up to."""
+    """Return what checkpoints and SavedModels have in common: tensors in canonical order, and their sums."""
     tensors = [{"name": name, "shape": list(shape), "dtype": dtypes[name]} for name, shape in shapes.items()]
     return {
         "dtypes": dict(Counter(tensor["dtype"] for tensor in tensors)),

@@ -41,7 +41,7 @@ def may_be_known(config: GPT2Config, shards: int) -> bool:
 
 
 def release_name(sha1: Sequence[str]) -> str | None:
-    """The published checkpoint whose shards, rank 0 first, have these SHA-1 hashes."""
+    """Return the published checkpoint whose shards, rank 0 first, have these SHA-1 hashes."""
     return RELEASES.get(tuple(sha1))
 
 
@@ -54,7 +54,7 @@ def describe(
     hasher: Hasher,
     parity: ParityReport | None,
 ) -> None:
-    """Writes the model card and, last of all, the manifest."""
+    """Write the model card and, last of all, the manifest."""
     import tensorflow as tf
 
     report = parity.to_dict() if parity else None
@@ -83,7 +83,7 @@ def describe(
 
 
 def describe_copy(folder: Path, checkpoint: Checkpoint, options: Mapping[str, Any], hasher: Hasher) -> None:
-    """Writes the manifest of a checkpoint that was written from another one, last of all."""
+    """Write the manifest of a checkpoint that was written from another one, last of all."""
     content = {
         "program": _PROGRAM,
         "source": _source(checkpoint, hasher),
@@ -95,7 +95,7 @@ def describe_copy(folder: Path, checkpoint: Checkpoint, options: Mapping[str, An
 
 
 def _source(checkpoint: Checkpoint, hasher: Hasher) -> dict[str, Any]:
-    """What a manifest says about the source; waits for the hashes of its files."""
+    """Return what a manifest says about the source; waits for the hashes of its files."""
     root = _root(checkpoint.info.files) if checkpoint.info.files else Path()  # a model in memory has none
     files = {str(file.relative_to(root)): describe_file(file, hasher) for file in checkpoint.info.files}
     release = release_name([entry.get("sha1", "") for entry in files.values()])
@@ -103,7 +103,7 @@ def _source(checkpoint: Checkpoint, hasher: Hasher) -> dict[str, Any]:
 
 
 def _versions(*libraries: str) -> dict[str, str]:
-    """The versions of those ``libraries`` that are installed: PyTorch is needed for ``verify`` alone."""
+    """Return the versions of those ``libraries`` that are installed: PyTorch is needed for ``verify`` alone."""
     found = {"python": platform.python_version()}
     for name in libraries:
         with contextlib.suppress(PackageNotFoundError):
@@ -112,5 +112,5 @@ def _versions(*libraries: str) -> dict[str, str]:
 
 
 def _root(files: Sequence[Path]) -> Path:
-    """The folder that the names of the files are told from."""
+    """Return the folder that the names of the files are told from."""
     return Path(os.path.commonpath([file.parent for file in files])).parent

@@ -48,7 +48,7 @@ def empty(shape: Sequence[int], dtype: DType, buffer: Array | None = None) -> Ar
 
 
 def widest(dtypes: Iterable[DType]) -> DType:
-    """The smallest of ``FLOATS`` that holds the values of all ``dtypes`` exactly; float16 and bfloat16 make float32."""
+    """Return the smallest of ``FLOATS`` that holds all ``dtypes`` exactly; float16 and bfloat16 make float32."""
     result: DType | None = None
     for dtype in dtypes:
         try:
@@ -105,7 +105,7 @@ def transpose(matrix: Array, out: Array) -> None:
 
 
 def transposed_blocks(matrix: Array) -> Iterator[Array]:
-    """The rows of the transpose of ``matrix``, some MB of them at a time."""
+    """Yield the rows of the transpose of ``matrix``, some MB of them at a time."""
     step = max(1, _TRANSPOSED_BYTES // max(1, matrix[:, :1].nbytes))
     for start in range(0, matrix.shape[1], step):
         columns = matrix[:, start : start + step]
@@ -146,7 +146,7 @@ def _not_finite(array: Array) -> tuple[int, list[int]]:
 
 
 def check_finite(name: str, array: Array, where: str | Path, sources: Sequence[tuple[str | Path, Array]] = ()) -> None:
-    """Checks that ``array``, to be called ``name``, has no NaN and no infinity.
+    """Check that ``array``, to be called ``name``, has no NaN and no infinity.
 
     Args:
         where: the file or folder for the message.

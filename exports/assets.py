@@ -17,7 +17,7 @@ GENERATION_DEFAULTS = {"do_sample": True, "temperature": 0.9, "top_p": 0.9, "max
 def write_assets(
     folder: Path, config: GPT2Config, dtype: str, tokens: SpecialTokens, tokenizer: Tokenizer | None
 ) -> None:
-    """Writes ``assets/`` of a SavedModel. The names are those of Hugging Face's files."""
+    """Write ``assets/`` of a SavedModel. The names are those of Hugging Face's files."""
     folder.mkdir(exist_ok=True)
     special = tokens.to_dict()
     write_json(folder / CONFIG, {**config.to_dict(), "dtype": dtype, **special})

@@ -52,7 +52,7 @@ class GenerationConfig:
         return bool(self.values["num_beams"] > 1)
 
     def inputs(self) -> dict[str, Any]:
-        """The options that the signature in question has."""
+        """Return the options that the signature in question has."""
         return {
             name: self.values[name] for name in (*COMMON_OPTIONS, *(BEAM_OPTIONS if self.beams else SAMPLING_OPTIONS))
         }
@@ -80,7 +80,7 @@ OPTION_ALIASES = {
 
 
 def read_defaults(path: Path) -> dict[str, Any]:
-    """The options in a ``generation_config.json``; what is not an option here is left out.
+    """Return the options in a ``generation_config.json``; what is not an option here is left out.
 
     Raises:
         OptionError: not such a file, or a value that an option cannot have.
@@ -216,7 +216,7 @@ _SMALLEST = 2.0**-126
 
 
 def _float32(value: float) -> float:
-    """What the graph makes of a number: too large becomes infinite (as does too far below 0), too small becomes 0."""
+    """Return what the graph makes of a number: too large becomes infinite, too small becomes 0."""
     try:
         single = float(struct.unpack("f", struct.pack("f", value))[0])
         return single if abs(single) >= _SMALLEST else 0.0
@@ -225,7 +225,7 @@ def _float32(value: float) -> float:
 
 
 def _short(value: Any) -> str:
-    """A value in a message of one line."""
+    """Show a value in a message of one line."""
     try:
         text = repr(value)
     except Exception:  # Python refuses to write a number of more than 4,300 digits, and a class may refuse anything

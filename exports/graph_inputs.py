@@ -28,14 +28,14 @@ ROW = tf.TensorSpec([None], tf.int64)
 
 
 def spec(option: Option) -> tf.TensorSpec:
-    """The input that an option is: int64, float32 or bool, of unknown rank."""
+    """Return the input that an option is: int64, float32 or bool, of unknown rank."""
     if option.is_flag:
         return tf.TensorSpec(None, tf.bool)
     return tf.TensorSpec(None, tf.float32 if option.is_real else tf.int64)
 
 
 def default(option: Option) -> tf.Tensor:
-    """What an input is when it is left out."""
+    """Return what an input is when it is left out."""
     value = option.default if not isinstance(option.default, tuple) else [*option.default] or -1
     return tf.constant(value, spec(option).dtype)
 
@@ -46,14 +46,14 @@ def to_int64(values: Mapping[str, tf.Tensor]) -> Tensors:
 
 
 def check(condition: tf.Tensor, *message: Any) -> tf.Operation:
-    """An assertion that becomes an InvalidArgumentError with the message and the values in it."""
+    """Return an assertion that becomes an InvalidArgumentError with the message and the values in it."""
     # The bare op: tf.debugging.Assert would add two functions to the graph for each.
     data = [tf.convert_to_tensor(part) for part in message]
     return tf.raw_ops.Assert(condition=tf.reduce_all(condition), data=data, summarize=8)
 
 
 def check_ids(ids: tf.Tensor, vocab_size: int, name: str) -> list[tf.Operation]:
-    """Checks that there are ids, of shape ``[B, S]``, and that they are tokens of the vocabulary."""
+    """Check that there are ids, of shape ``[B, S]``, and that they are tokens of the vocabulary."""
     return [
         check(tf.size(ids) > 0, f"{name} is empty: a prompt needs at least one token; its shape is", tf.shape(ids)),
         check(
@@ -71,7 +71,7 @@ def checked(value: tf.Tensor, *checks: tf.Operation) -> tf.Tensor:
 
 
 def per_row(value: tf.Tensor, batch: tf.Tensor, name: str) -> tf.Tensor:
-    """A scalar, one value, or one value per row -> ``[B]``."""
+    """Make ``[B]`` of a scalar, one value, or one value per row."""
     flat = tf.reshape(value, [-1])
     size = tf.size(flat)
     fits = check((size == 1) | (size == batch), f"{name} must be one value or one per row; rows", batch, "values", size)
@@ -79,7 +79,7 @@ def per_row(value: tf.Tensor, batch: tf.Tensor, name: str) -> tf.Tensor:
 
 
 def _tokens(value: tf.Tensor, batch: tf.Tensor, name: str) -> tf.Tensor:
-    """A scalar, ``[K]`` for all rows, or ``[B, K]`` -> ``[B, K]``, K at least 1."""
+    """Make ``[B, K]``, K at least 1, of a scalar, ``[K]`` for all rows, or ``[B, K]``."""
     rank = tf.rank(value)
     with tf.control_dependencies(
         [check(rank <= 2, f"{name} must be a list of tokens, or one per row; its rank is", rank)]
@@ -94,7 +94,7 @@ def _tokens(value: tf.Tensor, batch: tf.Tensor, name: str) -> tf.Tensor:
 def validated_options(
     options: Mapping[str, Option], inputs: Mapping[str, tf.Tensor], batch: tf.Tensor, vocab_size: int
 ) -> dict[str, tf.Tensor]:
-    """The options of a table, each checked and one per row, in the types that the model wants."""
+    """Return the options of a table, each checked and one per row, in the types that the model wants."""
     result = {}
     for name, option in options.items():
         rows = (_tokens if option.is_list else per_row)(inputs[name], batch, name)
@@ -165,7 +165,7 @@ def read_prompt(inputs: Mapping[str, tf.Tensor], config: GPT2Config) -> Prompt:
 
 
 def generation_request(prompt: Prompt, inputs: Mapping[str, tf.Tensor], config: GPT2Config) -> Request:
-    """The request that a prompt and the inputs named in ``SAMPLING_OPTIONS`` make."""
+    """Return the request that a prompt and the inputs named in ``SAMPLING_OPTIONS`` make."""
     ids = prompt.ids
     batch = tf.shape(ids)[0]
     given = {**prompt.options, **validated_options(SAMPLING_OPTIONS, inputs, batch, config.vocab_size)}
@@ -208,7 +208,7 @@ def require_uniform(values: tf.Tensor, name: str) -> tf.Tensor:
 
 
 def beam_request(prompt: Prompt, inputs: Mapping[str, tf.Tensor], config: GPT2Config) -> BeamRequest:
-    """The request that a prompt and the inputs named in ``BEAM_OPTIONS`` make."""
+    """Return the request that a prompt and the inputs named in ``BEAM_OPTIONS`` make."""
     ids, lengths, shared = prompt
     given = {**shared, **validated_options(BEAM_OPTIONS, inputs, tf.shape(ids)[0], config.vocab_size)}
     beams, results = (require_uniform(given[name], name) for name in ("num_beams", "num_return_sequences"))

@@ -39,7 +39,7 @@ class LoadedModel:
         self._folder = folder
 
     def call(self, name: str, prompts: Sequence[Sequence[int]], **inputs: Any) -> dict[str, Array]:
-        """Calls the signature ``name`` with prompts of any lengths. Options may be lists, one value per row."""
+        """Call the signature ``name`` with prompts of any lengths. Options may be lists, one value per row."""
         import tensorflow as tf
 
         ids = np.zeros((len(prompts), max(map(len, prompts))), np.int64)

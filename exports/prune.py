@@ -15,7 +15,7 @@ _KEPT = (WEIGHTS, STACKS, "signatures")
 
 
 def prune(folder: Path, target: Path, name: str) -> None:
-    """Makes a SavedModel in ``target``, an empty folder, that has the weights and the signature ``name`` of ``folder``.
+    """Make a SavedModel in ``target``, an empty folder, that has the weights and the signature ``name`` of ``folder``.
 
     The function of the signature stays as it is. The variables are linked to, not copied.
 
@@ -57,7 +57,7 @@ def _keep(repeated: Any, which: Any) -> None:
 
 
 def _reachable(library: dict[str, Any], start: str) -> set[str]:
-    """The functions that ``start`` calls, itself included."""
+    """Return the functions that ``start`` calls, itself included."""
     found: set[str] = set()
     todo = [start]
     while todo:

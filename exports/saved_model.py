@@ -73,7 +73,7 @@ def write_saved_model(
 
 
 def weight_key(name: str) -> str:
-    """The key of the tensor with the canonical ``name`` in the checkpoint; TensorFlow doubles the dots of names."""
+    """Return the key of the tensor ``name`` (canonical) in the checkpoint; TensorFlow doubles the dots."""
     return f"{WEIGHTS}/{name.replace('.', '..')}/.ATTRIBUTES/VARIABLE_VALUE"
 
 
@@ -82,7 +82,7 @@ def _stack_key(name: str) -> str:
 
 
 def _members(config: GPT2Config) -> dict[str, list[str]]:
-    """The variables of the graph, and the canonical tensors that are in each."""
+    """Return the variables of the graph, and the canonical tensors that are in each."""
     members: dict[str, list[str]] = {}
     for name in config.tensor_shapes():
         members.setdefault(stack_name(name) or name, []).append(name)
@@ -97,7 +97,7 @@ def _write_slot(
     dtype: str,
     read: Callable[[str, np.dtype], np.ndarray],
 ) -> None:
-    """Writes the tensors that make up a variable: in its dtype, or as int8 followed by scales and offsets."""
+    """Write the tensors that make up a variable: in its dtype, or as int8 followed by scales and offsets."""
     small: dict[str, list[np.ndarray]] = {}
 
     def stored(member: str) -> np.ndarray:

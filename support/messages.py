@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def list_names(values: Iterable[object], limit: int = 3) -> str:
-    """The first of ``values`` and how many more there are, on one line whatever a file called them."""
+    """Return the first of ``values`` and how many more there are, on one line whatever a file called them."""
     texts = [text if text.isprintable() else ascii(text) for text in map(str, values)]
     texts = [text if len(text) <= 100 else f"{text[:97]}..." for text in texts]
     return ", ".join(texts[:limit]) + (f" and {len(texts) - limit} more" if len(texts) > limit else "")

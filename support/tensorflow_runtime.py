@@ -15,7 +15,7 @@ from support.files import anonymous_file
 
 @contextlib.contextmanager
 def quiet_stderr() -> Iterator[None]:
-    """What C code writes to stderr within the block is dropped, and shown after all when the block fails.
+    """Drop what C code writes to stderr within the block, or show it after all when the block fails.
 
     For ``import tensorflow``: 2.21 reports on the machine's CPU and GPU before any log level takes effect.
     """
@@ -43,7 +43,7 @@ _ASSERTION = re.compile(r"assertion failed: \[([^\[\]]*)\]")
 
 
 def one_line_message(error: Exception) -> str:
-    """What an error is about, in one line."""
+    """Return what an error is about, in one line."""
     lines = [line.strip() for line in str(getattr(error, "message", "") or error).splitlines()]
     first = next((line for line in lines if line and not line.startswith(_FRAMES)), type(error).__name__)
     match = _ASSERTION.fullmatch(first)

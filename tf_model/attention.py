@@ -14,7 +14,7 @@ and 8 would not. The rounding of int8 activations makes such bits large."""
 
 
 def attend(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, visible: tf.Tensor) -> tf.Tensor:
-    """The values, mixed by attention, ``[B, heads, s, head_dim]``. Softmax is in float32 whatever the dtype.
+    """Return the values, mixed by attention, ``[B, heads, s, head_dim]``. Softmax is in float32 whatever the dtype.
 
     Args:
         query: ``[B, heads, s, head_dim]``, scaled.

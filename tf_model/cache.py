@@ -26,7 +26,7 @@ full blocks for short and long rows, and a row's last bits do not depend on how 
 
 
 def capacity_for(needed: tf.Tensor, limit: tf.Tensor | int) -> tf.Tensor:
-    """The capacity of a cache for ``needed`` positions, int32, at most ``limit``.
+    """Return the capacity of a cache for ``needed`` positions, int32, at most ``limit``.
 
     It is rounded up, so that attention over it, with the spare position, is in full blocks for short and long rows:
     else a row's last bits would depend on how long the longest one of its batch is. Two blocks are the least: Eigen
@@ -53,7 +53,7 @@ class LayerCache(NamedTuple):
     end: tf.Tensor
 
     def write(self, slots: tf.Tensor, keys_and_values: tf.Tensor) -> LayerCache:
-        """Puts ``[B, s, 2, heads, head_dim]`` into the layer's rows ``slots`` ``[B * s * 2 * heads]``, in place."""
+        """Put ``[B, s, 2, heads, head_dim]`` into the layer's rows ``slots`` ``[B * s * 2 * heads]``, in place."""
         rows = tf.reshape(keys_and_values, [-1, self.buffer.shape[-1]])
         return self._replace(buffer=tf.raw_ops.InplaceUpdate(x=self.buffer, i=slots + self.begin, v=rows))
 
@@ -66,14 +66,14 @@ class LayerCache(NamedTuple):
 
 
 def allocate(n_layer: int, batch: tf.Tensor, heads: int, capacity: tf.Tensor, width: int, dtype: Any) -> tf.Tensor:
-    """A zeroed cache of ``capacity`` positions. Zeroed, because 0 * NaN in the attention is NaN."""
+    """Return a zeroed cache of ``capacity`` positions. Zeroed, because 0 * NaN in the attention is NaN."""
     shape = tf.stack([2 * n_layer, batch * heads * (capacity + 1), width])
     buffer = tf.raw_ops.Empty(shape=shape, dtype=tf.as_dtype(dtype), init=True)
     return tf.ensure_shape(buffer, [2 * n_layer, None, width])
 
 
 def layers(cache: tf.Tensor) -> list[LayerCache]:
-    """The places of all layers: each is to be given the buffer that the one before it returned."""
+    """Return the places of all layers: each is to be given the buffer that the one before it returned."""
     parts, rows = tf.shape(cache)[0], tf.shape(cache)[1]
     number = cache.shape[0] // 2
     bounds = tf.split(tf.range(0, (parts + 1) * rows, 2 * rows), number + 1)
@@ -82,7 +82,7 @@ def layers(cache: tf.Tensor) -> list[LayerCache]:
 
 
 def reorder_rows(cache: tf.Tensor, source: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-    """A new cache whose text t is text ``source[t]`` of ``cache``; a text has ``rows`` rows in each part.
+    """Return a new cache whose text t is text ``source[t]`` of ``cache``; a text has ``rows`` rows in each part.
 
     Always a copy, also of a text that stays where it is: the next write is in place, and the old cache is used up.
     """
@@ -92,7 +92,7 @@ def reorder_rows(cache: tf.Tensor, source: tf.Tensor, rows: tf.Tensor) -> tf.Ten
 
 
 def slots(position: tf.Tensor, valid: tf.Tensor, heads: int, capacity: tf.Tensor) -> tf.Tensor:
-    """A layer's rows for tokens at ``position`` ``[B, s]``; those not ``valid``, or past the end, get the spare one.
+    """Return a layer's rows for tokens at ``position`` ``[B, s]``; invalid or late ones get the spare row.
 
     Everything is int32.
 

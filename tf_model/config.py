@@ -135,7 +135,7 @@ class GPT2Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GPT2Config:
-        """The inverse of ``to_dict``; keys of others are ignored."""
+        """Make a config of what ``to_dict`` returns; other keys are ignored."""
         known = {field.name for field in dataclasses.fields(cls)}
         try:
             return cls(**{key: value for key, value in values.items() if key in known and value is not None})

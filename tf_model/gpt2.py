@@ -81,7 +81,7 @@ class GPT2(keras.Model):
         return tf.reshape(self.logits(rows), [batch, size, self.config.vocab_size])
 
     def allocate(self, batch: tf.Tensor, capacity: tf.Tensor) -> tf.Tensor:
-        """An empty cache for ``capacity`` positions of ``batch`` rows."""
+        """Return an empty cache for ``capacity`` positions of ``batch`` rows."""
         config = self.config
         return kv.allocate(config.n_layer, batch, config.n_head, capacity, config.head_dim, self.compute_dtype)
 
@@ -94,7 +94,7 @@ class GPT2(keras.Model):
         capacity: tf.Tensor,
         blocks: Sequence[ApplyBlock] = (),
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Reads new tokens, each row's behind what its cache has: a prompt, one token, a window; only s differs.
+        """Read new tokens, each row's behind what its cache has: a prompt, one token, a window; only s differs.
 
         Args:
             tokens: int32 ``[B, s]``, rows right-padded with any valid id.
@@ -150,11 +150,11 @@ class GPT2(keras.Model):
         return x, tf.ensure_shape(tf.reshape(buffer, tf.shape(cache)), cache.shape)
 
     def logits(self, rows: tf.Tensor) -> tf.Tensor:
-        """Final layer norm and output matrix: logits float32 ``[N, V]`` of rows ``[N, h]``."""
+        """Apply the final layer norm and the output matrix: logits float32 ``[N, V]`` of rows ``[N, h]``."""
         return tf.cast(self.lm_head.table.matmul(self.ln_f(rows)), tf.float32)
 
     def canonical_variables(self) -> dict[str, tf.Variable]:
-        """The weights as TensorFlow variables under their canonical names (``precision.stored_tensors``)."""
+        """Return the weights as TensorFlow variables under their canonical names (``precision.stored_tensors``)."""
         named = {}
         for variable in self.variables:
             scope, leaf = variable.path.removeprefix(f"{self.name}/").rsplit("/", 1)

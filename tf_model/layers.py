@@ -123,7 +123,7 @@ class Matrix:
             self.weight = layer.add_weight(name=name, shape=shape, initializer=initializer)
 
     def lookup(self, index: tf.Tensor) -> tf.Tensor:
-        """The rows ``index`` of any shape, float32 ``[..., in]``."""
+        """Return the rows ``index`` of any shape, float32 ``[..., in]``."""
         # A gather from the variable itself makes TensorFlow copy the table at every later read, as the output matrix.
         table = tf.convert_to_tensor(self.weight.value)
         if self.scale is None:

@@ -163,7 +163,7 @@ def no_repeat_ngrams(logits: tf.Tensor, size: tf.Tensor, history: tf.Tensor, len
 
 
 def forbid(logits: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
-    """Sets the logits of ``tokens`` int32 ``[B, K]`` to -inf; a negative one stands for none."""
+    """Set the logits of ``tokens`` int32 ``[B, K]`` to -inf; a negative one stands for none."""
     batch, vocabulary = tf.shape(logits)[0], logits.shape[-1]
     row = tf.tile(tf.range(batch)[:, tf.newaxis], [1, tf.shape(tokens)[1]])
     place = tf.stack([row, tf.where(tokens >= 0, tokens, vocabulary)], axis=-1)

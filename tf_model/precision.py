@@ -74,7 +74,7 @@ class Stored(NamedTuple):
 
 
 def stored_tensors(config: GPT2Config, dtype: str) -> dict[str, Stored]:
-    """The tensors of a SavedModel: the canonical ones in their order, each int8 matrix followed by scale and offset."""
+    """Return a SavedModel's tensors: the canonical ones in order, each int8 matrix before scale and offset."""
     precision = PRECISIONS[dtype]
     tensors = {}
     for name, shape in config.tensor_shapes().items():
@@ -95,7 +95,7 @@ def is_transposed(name: str, dtype: str) -> bool:
 
 
 def stack_name(name: str) -> str | None:
-    """The canonical name of a block's tensor without the block's number, as of all blocks; None of another tensor."""
+    """Return the canonical name of a block's tensor without the block's number; None of another tensor."""
     return _BLOCK.sub("h.", name) if _BLOCK.match(name) else None
 
 

@@ -56,7 +56,7 @@ def sample_tokens(logits: tf.Tensor, sampling: Sampling, step: tf.Tensor) -> tf.
 
 
 def filtered_probabilities(logits: tf.Tensor, sampling: Sampling) -> tf.Tensor:
-    """The distribution after all filters, float32 ``[B, V]``: 0 for what is not kept, not normalised."""
+    """Return the distribution after all filters, float32 ``[B, V]``: 0 for what is not kept, not normalised."""
     divisor = tf.where(sampling.temperature > 0, sampling.temperature, 1.0)[:, tf.newaxis]
     # The largest is subtracted first: a tiny temperature then gives 0 and -inf, not inf - inf.
     scaled = (logits - tf.reduce_max(logits, axis=-1, keepdims=True)) / divisor
@@ -66,7 +66,7 @@ def filtered_probabilities(logits: tf.Tensor, sampling: Sampling) -> tf.Tensor:
 
 
 def _threshold(weights: tf.Tensor, sampling: Sampling) -> tf.Tensor:
-    """The smallest weight that top_k, top_p and min_p keep, ``[B, 1]``.
+    """Return the smallest weight that top_k, top_p and min_p keep, ``[B, 1]``.
 
     Each of the three keeps the most probable tokens down to some weight, so the largest of their bounds serves all.
     """
@@ -78,7 +78,7 @@ def _threshold(weights: tf.Tensor, sampling: Sampling) -> tf.Tensor:
     unused = (top_k == size) & (top_p >= 1.0)
 
     def among(candidates: int) -> tuple[tf.Tensor, tf.Tensor]:
-        """The bound, and whether it is certain that no token beyond the candidates belongs to the kept ones."""
+        """Return the bound, and whether it is certain that no token beyond the candidates belongs to the kept ones."""
         best = tf.math.top_k(weights, candidates).values
         summands = tf.cast(best, tf.float64)
         in_top_k = tf.range(candidates)[tf.newaxis] < top_k
@@ -124,7 +124,7 @@ def _typical(weights: tf.Tensor, typical_p: tf.Tensor) -> tf.Tensor:
 
 
 def _inverse_cdf(weights: tf.Tensor, quantile: tf.Tensor) -> tf.Tensor:
-    """The first index whose cumulated weight exceeds ``quantile`` (float64 ``[B]``, below 1) of the row's sum.
+    """Return the first index whose cumulated weight exceeds ``quantile`` (float64 ``[B]``, below 1) of the row's sum.
 
     float64, because a float32 sum over 30,000 tokens loses the rare ones. An index of weight 0 is never chosen.
     """
@@ -154,7 +154,7 @@ def _first_beyond(weights: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.
 
 
 def uniform(seed: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-    """A number in [0, 1) for each (seed, step), float64 ``[B]``, the same on every run and in every batch.
+    """Return a number in [0, 1) for each (seed, step), float64 ``[B]``, the same on every run and in every batch.
 
     TensorFlow's stateless generators take one seed for a whole tensor; this takes one per row. It is SplitMix64
     (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"): the hashed seed starts a sequence,

@@ -66,7 +66,7 @@ class StackedBlocks:
         )
 
     def assign(self) -> None:
-        """Takes over the weights that the blocks of the model have now."""
+        """Take over the weights that the blocks of the model have now."""
         for stack, weights in zip(self.variables.values(), zip(*self._blocks, strict=True), strict=True):
             stack.assign(tf.stack([weight.value for weight in weights]))
 

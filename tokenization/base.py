@@ -25,11 +25,11 @@ class StreamDecoder(Protocol):
     """
 
     def push(self, token_id: int) -> str:
-        """The text that ``token_id`` completes; often nothing, when it ends within a character."""
+        """Return the text that ``token_id`` completes; often nothing, when it ends within a character."""
         ...
 
     def finish(self) -> str:
-        """What was held back; no token may be pushed afterwards."""
+        """Return what was held back; no token may be pushed afterwards."""
         ...
 
 
@@ -54,24 +54,24 @@ class Tokenizer(Protocol):
         ...
 
     def encode_prompt(self, text: str) -> list[int]:
-        """What generation starts from, never empty; where nothing is known to start from, an empty text is an error."""
+        """Return what generation starts from, never empty; without a start token an empty text is an error."""
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ``ids``; padding is nothing, the end of a document stays visible."""
+        """Return the text of ``ids``; padding is nothing, the end of a document stays visible."""
         ...
 
     def stream_decoder(self) -> StreamDecoder:
-        """A new decoder for the tokens of one row."""
+        """Return a new decoder for the tokens of one row."""
         ...
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Copies the tokenizer's own files into ``folder``, unchanged."""
+        """Copy the tokenizer's own files into ``folder``, unchanged."""
         ...
 
 
 def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """The text of ``ids`` in parts, each as soon as its tokens are there; no part is empty."""
+    """Yield the text of ``ids`` in parts, each as soon as its tokens are there; no part is empty."""
     decoder = tokenizer.stream_decoder()
     for token_id in ids:
         if part := decoder.push(token_id):
@@ -106,7 +106,7 @@ def checked_text(text: str) -> str:
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file, its line ends as line feeds."""
+    """Read a UTF-8 file, its line ends as line feeds."""
     try:
         return path.read_text("utf-8")
     except OSError as error:
@@ -116,5 +116,5 @@ def read_text(path: Path) -> str:
 
 
 def copy_files(files: Iterable[Path], folder: str | Path) -> list[Path]:
-    """Copies ``files`` under their own names; returns the copies."""
+    """Copy ``files`` under their own names; return the copies."""
     return [Path(shutil.copyfile(file, Path(folder) / file.name)) for file in files]

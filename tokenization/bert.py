@@ -144,7 +144,7 @@ class BertTokenizer:
         return [*self.start_token_ids, *self.encode(text)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ``ids``, joined without spaces but between two words of other scripts than Chinese.
+        """Return the text of ``ids``, joined without spaces but between two words of other scripts than Chinese.
 
         ``[PAD]``, ``[CLS]`` and ``[MASK]`` become nothing; ``[SEP]``, the end of a document, and ``[UNK]`` stay.
         """
@@ -152,15 +152,15 @@ class BertTokenizer:
         return "".join([decoder.push(i) for i in ids])
 
     def stream_decoder(self) -> StreamDecoder:
-        """Gives each piece at once: a piece is whole characters, and the space in front of it depends on the past."""
+        """Give each piece at once: a piece is whole characters, and the space in front of it depends on the past."""
         return _Joiner(self)
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Copies the tokenizer's own files into ``folder``, unchanged; ``BertTokenizer(folder)`` loads them again."""
+        """Copy the tokenizer's own files into ``folder``, unchanged; ``BertTokenizer(folder)`` loads them again."""
         return copy_files(self._files, folder)
 
     def join(self, last: str, token_id: int) -> tuple[str, str]:
-        """What ``token_id`` adds to a text that ends in the character ``last``, and the last character after it."""
+        """Return what ``token_id`` adds to a text that ends in ``last``, and the last character after it."""
         (token_id,) = checked_ids([token_id], self.vocab_size)
         piece = self.pieces[token_id]
         if not piece or token_id in self._invisible:

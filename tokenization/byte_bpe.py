@@ -43,7 +43,7 @@ _BYTES = _byte_symbols()
 
 
 def _files(path: Path) -> tuple[Path | None, Path]:
-    """The vocabulary, if there is one, and the merges."""
+    """Return the vocabulary, if there is one, and the merges."""
     folder = path if path.is_dir() else path.parent
     names = (*MERGES, FILE)
     merges = next((folder / name for name in names if (folder / name).is_file()), None) if path.is_dir() else path
@@ -111,7 +111,7 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
 
 
 def _check(pieces: dict[str, int], merges: dict[tuple[str, str], int], vocabulary: Path, source: Path) -> None:
-    """That the merges lead to the pieces and to nothing else: a wrong or a cut file would give wrong ids silently."""
+    """Check that the merges lead to the pieces and nothing else: a wrong file would give wrong ids silently."""
     missing = next((symbol for symbol in _BYTES if symbol not in pieces), None)
     if missing is not None:
         raise TokenizerError(
@@ -208,24 +208,24 @@ class ByteBPETokenizer:
         return self.encode(text) or [self.eos_token_id]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ``ids``; bytes that are no UTF-8 become U+FFFD, ``<|endoftext|>`` stays visible."""
+        """Return the text of ``ids``; bytes that are no UTF-8 become U+FFFD, ``<|endoftext|>`` stays visible."""
         return self.bytes_of(ids).decode("utf-8", "replace")
 
     def bytes_of(self, ids: Iterable[int]) -> bytes:
-        """The bytes of ``ids``, which need not end with a character."""
+        """Return the bytes of ``ids``, which need not end with a character."""
         return b"".join([self._bytes[i] for i in checked_ids(ids, self.vocab_size)])
 
     def stream_decoder(self) -> StreamDecoder:
-        """Holds back the bytes of a character until it is complete."""
+        """Hold back the bytes of a character until it is complete."""
         return _ByteStream(self)
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Copies the tokenizer's own files into ``folder``, unchanged; the folder can be loaded again."""
+        """Copy the tokenizer's own files into ``folder``, unchanged; the folder can be loaded again."""
         return copy_files(self._files, folder)
 
 
 def _bytes_of(piece: str) -> bytes:
-    """The bytes that a piece stands for; one with other characters in it is a marker and stands for itself."""
+    """Return the bytes that a piece stands for; one with other characters in it is a marker and stands for itself."""
     if all(symbol in _BYTES for symbol in piece):
         return bytes([_BYTES[symbol] for symbol in piece])
     return piece.encode("utf-8")

@@ -27,7 +27,7 @@ _NEWLINE_ID, _EOD_ID = 3, 7
 
 @functools.cache
 def _jieba() -> Any:
-    """A jieba tokenizer of our own, with the dictionary that jieba ships and nothing else.
+    """Return a jieba tokenizer of our own, with the dictionary that jieba ships and nothing else.
 
     ``jieba.cut`` would use the process-wide tokenizer (whose words anybody may have changed), log to stderr, and read
     and write a cache in the temp folder, which fails when that is read-only and trusts whoever wrote the file.
@@ -47,7 +47,7 @@ def segment(text: str) -> str:
 
 
 def _load_model(path: Path) -> Any:
-    """The SentencePiece processor of ``path``; the older of CPM's two files is read as if it were the newer one.
+    """Return the SentencePiece processor of ``path``; the older of CPM's two files is read as if it were the newer one.
 
     The files differ in pieces 3 and 7: the older one has the control symbols ``<cls>`` and ``<eod>`` where the newer
     one has the ordinary pieces U+2583 (score -2) and ``<eod>`` (score 0), without which a line feed cannot be encoded.
@@ -146,7 +146,7 @@ class CPMTokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ``ids``; padding and the other control ids become nothing, ``<eod>`` stays visible."""
+        """Return the text of ``ids``; padding and the other control ids become nothing, ``<eod>`` stays visible."""
         text: str = self._model.decode(checked_ids(ids, self.vocab_size))
         return text.translate(_TO_TEXT)
 
@@ -158,5 +158,5 @@ class CPMTokenizer:
         return GrowingText(self.decode) if self._has_bytes else PieceByPiece(self.decode)
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Copies the tokenizer's own files into ``folder``, unchanged; ``CPMTokenizer(folder)`` loads them again."""
+        """Copy the tokenizer's own files into ``folder``, unchanged; ``CPMTokenizer(folder)`` loads them again."""
         return copy_files(self._files, folder)

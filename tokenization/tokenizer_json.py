@@ -33,7 +33,7 @@ _STEPS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 
 
 def read_tokenizer_json(path: Path, kind: str) -> tuple[dict[str, int], Mapping[str, Any]]:
-    """The pieces with their ids, those that were added among them, and the whole of the file.
+    """Return the pieces with their ids, those that were added among them, and the whole of the file.
 
     Args:
         path: the file.
@@ -84,7 +84,7 @@ def with_added(folder: Path, pieces: dict[str, int]) -> tuple[dict[str, int], li
 
 
 def kind_of(path: Path) -> str:
-    """The type of the model in the file.
+    """Return the type of the model in the file.
 
     Raises:
         TokenizerError: it is damaged, or of a type that is not read.

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _int8(dtypes: Sequence[str]) -> Iterable[str]:
-    """What these types take beside memory."""
+    """Yield what these types take beside memory."""
     if vnni := [dtype for dtype in dtypes if not PRECISIONS[dtype].transposed]:
         lacking = "" if all(map(runs_here, vnni)) else "; this one has none"
         yield f"{' and '.join(vnni)}: needs a CPU with VNNI instructions{lacking}"
@@ -79,7 +79,7 @@ def _int8(dtypes: Sequence[str]) -> Iterable[str]:
 
 
 def lines(report: Report) -> Iterable[str]:
-    """The report as text: facts, memory, signatures, tensors."""
+    """Yield the report as text: facts, memory, signatures, tensors."""
     yield f"{report['path']}: {report['format'].replace('_', ' ')}{' checkpoint' * (report['kind'] == 'checkpoint')}"
     yield from _table([(f"  {name}", value) for name, value in _facts(report).items() if value is not None])
     yield ""
@@ -103,7 +103,7 @@ def lines(report: Report) -> Iterable[str]:
 
 
 def _facts(report: Report) -> dict[str, str | None]:
-    """What stands at the top, by its label; None is left out."""
+    """Return what stands at the top, by its label; None is left out."""
     config, manifest = report["config"], report.get("manifest")
     heads = config["n_head"] or f"not in the files; possible: {', '.join(map(str, report['possible_heads']))}"
     source = (manifest or {}).get("source")
@@ -134,7 +134,7 @@ def _facts(report: Report) -> dict[str, str | None]:
 
 
 def _maths(config: Report) -> Iterable[str]:
-    """What tells one GPT-2 from another beside its sizes."""
+    """Yield what tells one GPT-2 from another beside its sizes."""
     yield config["activation_function"]
     kind = "UER-py's layer norms" if config.get("layer_norm") == UER else "layer norms"
     yield f"{kind} with epsilon {config['layer_norm_epsilon']:g}"
@@ -153,7 +153,7 @@ def _bytes(count: int) -> str:
 
 
 def _named(tensors: Report) -> str:
-    """The tensors of a signature."""
+    """Return the tensors of a signature."""
     return ", ".join(f"{key} {info['dtype']} {_extents(info['shape'])}" for key, info in tensors.items())
 
 
@@ -162,7 +162,7 @@ def _extents(shape: list[int | None] | None) -> str:
 
 
 def _grouped(tensors: list[Report]) -> list[tuple[str, str, str, str]]:
-    """A row for the tensors that are the same in all layers: name with ``*`` for the layer, shape, type, number."""
+    """Return a row for the tensors that are the same in all layers: name with ``*``, shape, type, number."""
     rows = Counter(
         (re.sub(r"^h\.\d+\.", "h.*.", tensor["name"]), str(tensor["shape"]), tensor["dtype"]) for tensor in tensors
     )

@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser, format: str, layouts: tuple[s
 
 
 def _options(formats: tuple[str, ...]) -> dict[WriteOption, list[str]]:
-    """The options of all ``formats``, and which of these have each."""
+    """Return the options of all ``formats``, and which of these have each."""
     owners: dict[WriteOption, list[str]] = {}
     for name in formats:
         for option in find_writer(name).options:
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _given_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of the format that is written.
+    """Return the options of the format that is written.
 
     Raises:
         ConvertError: an option of another layout is given.

@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _dtype(args: argparse.Namespace, inputs: list[Path]) -> str:
-    """What ``--dtype`` says or, for ``auto``, what this machine is made for, told on stderr."""
+    """Return what ``--dtype`` says or, for ``auto``, what this machine is made for, told on stderr."""
     if args.dtype != AUTO:
         if args.verify:
             check_runs_here(args.dtype, args.output, "Convert and verify")
@@ -112,7 +112,7 @@ def _write(
     folder: Path, checkpoint: Checkpoint, dtype: str, tokens: SpecialTokens, tokenizer: Tokenizer | None,
     hasher: Hasher, quiet: bool,
 ) -> None:  # fmt: skip
-    """Fills ``folder`` with the SavedModel and its assets."""
+    """Fill ``folder`` with the SavedModel and its assets."""
     with quiet_stderr():  # takes seconds: only once the input is known to be good
         import tensorflow as tf
 

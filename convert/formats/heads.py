@@ -13,12 +13,12 @@ HEADS = {768: 12, 1024: 16, 2560: 32}
 
 
 def possible_heads(hidden: int, p: int) -> list[int]:
-    """The numbers of heads that divide the hidden size and can be shared out to ``p`` ranks, ascending."""
+    """Return the numbers of heads that divide the hidden size and can be shared out to ``p`` ranks, ascending."""
     return [heads for heads in range(p, hidden + 1, p) if hidden % heads == 0]
 
 
 def head_count_from_manifest(path: Path, hidden: int) -> int | None:
-    """What the manifest of a copy that this program wrote says; CPM's files themselves say nothing.
+    """Return what the manifest of a copy that this program wrote says; CPM's files themselves say nothing.
 
     Args:
         path: the copy, or the folder of its iteration.
@@ -37,7 +37,7 @@ def head_count_from_manifest(path: Path, hidden: int) -> int | None:
 def resolve_head_count(
     file: Path, hidden: int, p: int, given: int | None, allow_unknown_heads: bool, stored: int | None = None
 ) -> int:
-    """The number of heads: as stored or given, else that of the published model of this size.
+    """Return the number of heads: as stored or given, else that of the published model of this size.
 
     With ``allow_unknown_heads`` a number that nobody knows is p.
 

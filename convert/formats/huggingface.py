@@ -68,7 +68,7 @@ _UNSUPPORTED = {"scale_attn_weights": True, "add_cross_attention": False}
 
 
 def _find(candidate: Candidate) -> tuple[Path, str] | None:
-    """The folder that a candidate stands for, itself or the one of a file of weights, and its weights' name."""
+    """Return the folder that a candidate stands for, itself or the one of a file of weights, and its weights' name."""
     path = candidate.path
     if candidate.is_file and _SHARD.fullmatch(path.name):
         path = path.parent
@@ -127,7 +127,7 @@ def _notes(folder: Path, values: Mapping[str, Any]) -> Iterator[str]:
 def _config(
     folder: Path, values: Mapping[str, Any], tensors: Mapping[str, LazyTensor], prefix: str, options: OpenOptions
 ) -> GPT2Config:
-    """The sizes by the tensors, everything else by ``config.json``, which must not say other sizes.
+    """Return the sizes by the tensors, everything else by ``config.json``, which must not say other sizes.
 
     Raises:
         CheckpointError: it does, or it is of another model.
@@ -168,7 +168,7 @@ def _shape(canonical: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _check_tied(where: Path, embedding: LazyTensor, head: LazyTensor) -> None:
-    """The copy of a tied output matrix has to be one: which of the two was meant, nothing else would tell."""
+    """Check that the copy of a tied output matrix is one: nothing else would tell which of the two was meant."""
     if not same_values(embedding.numpy(), head.numpy()):
         raise CheckpointError(
             f"{head.file}: {_HEAD} differs from {embedding.name}, but {where.name} does not say that it may: give it "

@@ -59,7 +59,7 @@ _STEP = re.compile(r"-(\d{1,15})$", re.ASCII)
 
 
 def _find(candidate: Candidate) -> tuple[Path, str | None] | None:
-    """The folder that a candidate stands for, and the checkpoint in it that it names; None for the folder's own.
+    """Return the folder that a candidate stands for, and the checkpoint in it that it names; None for the folder's own.
 
     A path is the folder, one of its files, or what TensorFlow calls a checkpoint: ``folder/model.ckpt``, which is the
     beginning of the names of some files and no file itself.
@@ -88,7 +88,7 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
     expected = {_name(canonical): _shape(canonical, shape) for canonical, shape in shapes.items()}
 
     def ignored(found: str) -> bool:
-        """What a training keeps next to the weights: ``model/wte/Adam``, ``beta1_power``."""
+        """Return what a training keeps next to the weights: ``model/wte/Adam``, ``beta1_power``."""
         ancestors = (found[:end] for end, letter in enumerate(found) if letter == "/")
         return not found.startswith("model/") or any(ancestor in expected for ancestor in ancestors)
 
@@ -115,7 +115,7 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
 
 
 def _config(where: Path, index: Path, tensors: Mapping[str, LazyTensor], options: OpenOptions) -> GPT2Config:
-    """The sizes by the tensors, heads by ``hparams.json``, which must not say other sizes."""
+    """Return the sizes by the tensors, heads by ``hparams.json``, which must not say other sizes."""
     values = read_json_object(where, CheckpointError) if where.exists() else {}
     vocab_size, n_embd = matrix_shape(index, tensors, _WTE)
     n_positions, _ = matrix_shape(index, tensors, _WPE)
@@ -129,7 +129,7 @@ def _config(where: Path, index: Path, tensors: Mapping[str, LazyTensor], options
 
 
 def _choose(folder: Path, entries: Sequence[Path], given: str | None, iteration: str | None) -> str:
-    """The name of the checkpoint to read, of those in ``folder``."""
+    """Return the name of the checkpoint to read, of those in ``folder``."""
     names = sorted(prefixes(entries), key=lambda name: (_step(name) or 0, name))
     there = f"there is {list_names((name + INDEX for name in names), 9)}" if names else f"there is no file *{INDEX}"
     if iteration is not None:
@@ -165,7 +165,7 @@ def _step(name: str) -> int | None:
 
 
 def _tracked(tracker: Path) -> str:
-    """The name in a file ``checkpoint``, without the folder of the machine where it was written.
+    """Return the name in a file ``checkpoint``, without the folder of the machine where it was written.
 
     It is a protocol buffer as text, whose strings have escapes for all bytes that are not ASCII.
     """

@@ -57,7 +57,7 @@ class SafeTensor:
 
 
 def read_header(file: Path) -> dict[str, LazyTensor]:
-    """The tensors of a file by name.
+    """Return the tensors of a file by name.
 
     Raises:
         CheckpointError: not such a file, or one that is damaged or contradicts itself.
@@ -115,7 +115,7 @@ def _entry(file: Path, name: str, entry: Any) -> tuple[int, SafeTensor]:
 
 
 def read_index(index: Path, header: Callable[[Path], dict[str, LazyTensor]] = read_header) -> dict[str, LazyTensor]:
-    """The tensors of all files that an index names, each in the file that it says.
+    """Return the tensors of all files that an index names, each in the file that it says.
 
     Args:
         index: as ``model.safetensors.index.json``.
@@ -134,7 +134,7 @@ def read_index(index: Path, header: Callable[[Path], dict[str, LazyTensor]] = re
 
 
 def files_of(index: Path) -> dict[Path, list[str]]:
-    """The files that an index names, and the tensors that it says are in each.
+    """Return the files that an index names, and the tensors that it says are in each.
 
     Raises:
         CheckpointError: it cannot be read, names no file beside it, or one that is not there.
@@ -163,13 +163,13 @@ class Writer:
         self._file = file
 
     def write(self, values: Array) -> None:
-        """The next tensor, C-contiguous."""
+        """Write the next tensor, C-contiguous."""
         self._file.write(values.reshape(-1).view(np.uint8).data)
 
 
 @contextmanager
 def writing(path: Path, tensors: Mapping[str, tuple[tuple[int, ...], DType]]) -> Iterator[Writer]:
-    """A ``Writer`` for a new file with ``tensors``, name -> shape and type, none of which has to be in memory."""
+    """Give a ``Writer`` for a new file with ``tensors``, name -> shape and type, none of which has to be in memory."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file without it
     end = 0
     for name, (shape, dtype) in tensors.items():

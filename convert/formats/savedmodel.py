@@ -49,7 +49,7 @@ _BLOCK = 1 << 18
 
 
 def weight_name(key: str) -> str | None:
-    """The canonical name in a key of the variables, where it is a weight's: TensorFlow has written its dots twice."""
+    """Return the canonical name in a weight's key; TensorFlow has doubled the dots in keys of variables."""
     match = _VARIABLE.fullmatch(key)
     return match[1].replace("..", ".") if match else None
 
@@ -151,7 +151,7 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
 
 
 def _tensors(folder: SavedModelFolder) -> tuple[dict[str, LazyTensor], list[Path]]:
-    """The weights by their canonical names, and the files with their values."""
+    """Return the weights by their canonical names, and the files with their values."""
     found, files = open_bundle(folder.variables, lambda key: weight_name(key) is not None)
     tensors: dict[str, LazyTensor] = {}
     for key, tensor in found.items():

@@ -45,7 +45,7 @@ class LazyTensor(Protocol):
         """Whether it has none, in a format whose files mostly have: damage would not be noticed."""
 
     def numpy(self) -> Array:
-        """The values, mapped where the file allows it; ``CheckpointError`` where they are damaged."""
+        """Return the values, mapped where the file allows it; ``CheckpointError`` where they are damaged."""
 
 
 class TensorRecipe(NamedTuple):
@@ -189,7 +189,7 @@ def check_tensors(where: Path, tensors: Mapping[str, LazyTensor], expected: Expe
 
 
 def matrix_shape(where: Path, tensors: Mapping[str, LazyTensor], name: str) -> tuple[int, int]:
-    """The shape of a matrix that sizes are read from; dimensions of 1 in front of it are dropped.
+    """Return the shape of a matrix that sizes are read from; dimensions of 1 in front of it are dropped.
 
     Raises:
         CheckpointError: it is not there, or no matrix.

@@ -59,19 +59,19 @@ class BundleTensor:
 
 
 def prefix_of(file: Path) -> str | None:
-    """The name that the checkpoint has of which ``file`` is a part, by its name only."""
+    """Return the name that the checkpoint has of which ``file`` is a part, by its name only."""
     if match := _DATA.fullmatch(file.name):
         return match[1]
     return file.stem if file.suffix in (INDEX, ".meta") else None
 
 
 def prefixes(entries: Iterable[Path]) -> list[str]:
-    """The names of the checkpoints among the entries of a folder: those of the files that end with ``.index``."""
+    """Return the names of the checkpoints in a folder: those of the files that end with ``.index``."""
     return sorted(path.stem for path in entries if path.suffix == INDEX and path.stem and path.is_file())
 
 
 def data_files(prefix: Path) -> list[Path]:
-    """The files with the values of a checkpoint.
+    """Return the files with the values of a checkpoint.
 
     Raises:
         CheckpointError: there are none, or some are missing.
@@ -94,7 +94,7 @@ def data_files(prefix: Path) -> list[Path]:
 def open_bundle(
     prefix: Path, wanted: Callable[[str], bool] = lambda key: True
 ) -> tuple[dict[str, BundleTensor], list[Path]]:
-    """The tensors of a checkpoint by name, and the files that their values are in; only the index is read.
+    """Return the tensors of a checkpoint by name, and the files that their values are in; only the index is read.
 
     Args:
         prefix: path of the files without ``.index`` and ``.data-*``.

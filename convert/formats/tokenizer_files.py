@@ -44,7 +44,7 @@ _CONFIGS: tuple[tuple[type, dict[str, str]], ...] = (
 
 
 def tokenizer_for(given: Path | None, checkpoint: Checkpoint) -> Tokenizer | None:
-    """The tokenizer in the folder ``given``, else the checkpoint's own, if it has one.
+    """Return the tokenizer in the folder ``given``, else the checkpoint's own, if it has one.
 
     Raises:
         TokenizerError: it cannot be used, or has more pieces than the model.
@@ -62,7 +62,7 @@ def tokenizer_for(given: Path | None, checkpoint: Checkpoint) -> Tokenizer | Non
 
 
 def tokens_for(given: Path | None, tokenizer: Tokenizer | None, checkpoint: Checkpoint) -> SpecialTokens:
-    """The special tokens: of a tokenizer that was ``given``, else what the source says, else of its own tokenizer."""
+    """Return the special tokens: of a ``given`` tokenizer, else the source's, else of its own tokenizer."""
     tokens = checkpoint.tokens or NO_TOKENS
     if tokenizer is None or (given is None and tokens.eos_token_id is not None):
         return tokens
@@ -114,7 +114,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def save_for_huggingface(tokenizer: Tokenizer, folder: Path) -> list[Path]:
-    """The tokenizer's files as ``AutoTokenizer`` finds them.
+    """Return the tokenizer's files as ``AutoTokenizer`` finds them.
 
     transformers has nothing that gives CPM's ids (its ``CpmTokenizer`` does without jieba's words). What it gets is the
     list of pieces, by which it decodes, and which converters ask for; a text that is not pieces is an error there.
@@ -153,7 +153,7 @@ def _write_config(tokenizer: Tokenizer, folder: Path, values: Mapping[str, Any])
 
 
 def save_for_openai(tokenizer: Tokenizer, folder: Path) -> list[Path]:
-    """The files of a byte-level BPE as OpenAI calls them; of others it knows none, they keep their names."""
+    """Return the files of a byte-level BPE as OpenAI calls them; of others it knows none, they keep their names."""
     if not isinstance(tokenizer, ByteBPETokenizer):
         return tokenizer.save(folder)
     files = save_as(tokenizer, folder, TO_OPENAI)
@@ -161,7 +161,7 @@ def save_for_openai(tokenizer: Tokenizer, folder: Path) -> list[Path]:
 
 
 def save_for_uer(tokenizer: Tokenizer, folder: Path) -> list[Path]:
-    """The tokenizer's files, and the list of pieces that UER-py reads where a BERT vocabulary came in another form."""
+    """Return the tokenizer's files, with the list of pieces that UER-py reads where BERT's came in another form."""
     files = tokenizer.save(folder)
     if isinstance(tokenizer, BertTokenizer) and not any(file.suffix == ".txt" for file in files):
         files.append(folder / "vocab.txt")
@@ -171,7 +171,7 @@ def save_for_uer(tokenizer: Tokenizer, folder: Path) -> list[Path]:
 
 
 def _missing(tokenizer: ByteBPETokenizer, folder: Path, vocabulary: str, merges: str) -> list[Path]:
-    """Writes what of the two files is not there: some vocabularies come in another form."""
+    """Write what of the two files is not there: some vocabularies come in another form."""
     written = []
     if not (folder / vocabulary).exists():
         written.append(folder / vocabulary)
@@ -184,5 +184,5 @@ def _missing(tokenizer: ByteBPETokenizer, folder: Path, vocabulary: str, merges:
 
 
 def save_as(tokenizer: Tokenizer, folder: Path, names: Mapping[str, str]) -> list[Path]:
-    """Copies the tokenizer's files, those that are in ``names`` under their other name."""
+    """Copy the tokenizer's files, those that are in ``names`` under their other name."""
     return [file.rename(folder / names.get(file.name, file.name)) for file in tokenizer.save(folder)]

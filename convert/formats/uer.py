@@ -94,7 +94,7 @@ def source_names(name: str) -> tuple[str, ...]:
 
 
 def _files(candidate: Candidate) -> list[Path]:
-    """The files that may be meant: the path itself, or every ``.bin`` in it."""
+    """Return the files that may be meant: the path itself, or every ``.bin`` in it."""
     if candidate.is_file:
         return [candidate.path]
     return [path for path in candidate.entries() if path.suffix == ".bin"]
@@ -107,7 +107,7 @@ def _recognise(candidate: Candidate) -> bool:
 
 
 def _newest_names(state: Mapping[Any, Any]) -> dict[Any, Any]:
-    """The tensors by UER's newest names, without the ``module.`` that ``nn.DataParallel`` puts before every name."""
+    """Return the tensors by UER's newest names, without the ``module.`` of ``nn.DataParallel``."""
     if all(isinstance(name, str) and name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return {_OLD_NAMES.get(name, name): value for name, value in state.items()}
@@ -142,7 +142,7 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
 
 
 def _config(file: Path, tensors: Mapping[str, LazyTensor], options: OpenOptions) -> GPT2Config:
-    """The sizes by the tensors, heads and activation by ``config.json``."""
+    """Return the sizes by the tensors, heads and activation by ``config.json``."""
     (embedding,), (head,) = source_names("wte.weight"), source_names("lm_head.weight")
     vocab_size, n_embd = matrix_shape(file, tensors, embedding)
     n_positions, _ = matrix_shape(file, tensors, source_names("wpe.weight")[0])
@@ -202,7 +202,7 @@ def _check(request: WriteRequest) -> None:
 
 
 def _size(request: WriteRequest) -> int:
-    """The weights, the embedding again as output matrix, names and headers."""
+    """Return the weights, the embedding again as output matrix, names and headers."""
     config = request.checkpoint.config
     embedding = config.vocab_size * config.n_embd * request.dtypes["wte.weight"].itemsize
     head = embedding if config.tie_word_embeddings else 0

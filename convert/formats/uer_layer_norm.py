@@ -88,7 +88,7 @@ def with_layer_norm(checkpoint: Checkpoint, kind: str, *, copy: bool = False) ->
 
 
 def advice(config: GPT2Config) -> str:
-    """The end of a message that a format has another epsilon: what helps where the layer norms were UER-py's."""
+    """Return the end of a message that a format has another epsilon: what helps where the layer norms were UER-py's."""
     if (config.layer_norm, config.layer_norm_epsilon) == (STANDARD, EPSILONS[STANDARD]):
         return "--uer-layer-norm standard copies the layer norms of UER-py as they are"
     return "choose another format"

@@ -47,7 +47,7 @@ SAVED_MODEL = Kind(
 def new_folder(
     destination: Path, *, force: bool, size: int, inputs: Sequence[Path] = (), kind: Kind = SAVED_MODEL
 ) -> Iterator[Path]:
-    """Gives an empty folder beside ``destination`` to write into; it takes the destination's name when the block ends.
+    """Give an empty folder beside ``destination`` to write into; it takes the destination's name when the block ends.
 
     The folder is ``.<name>.partial/new``; ``.<name>.partial`` is locked while it is in use, and what a killed run left
     in it is cleared by the next one. When the block ends, everything is flushed to the disk and renamed. When it
@@ -85,7 +85,7 @@ def new_folder(
 
 
 def check_destination(destination: Path, force: bool, inputs: Sequence[Path], kind: Kind = SAVED_MODEL) -> None:
-    """Checks that ``destination`` may become the new folder without a loss of anything but an older result.
+    """Check that ``destination`` may become the new folder without a loss of anything but an older result.
 
     Raises:
         ConvertError: it may not.
@@ -131,7 +131,7 @@ def _translated(destination: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _made(folder: Path) -> Iterator[None]:
-    """Makes a folder and its parents; those that were made are removed again when the block raises."""
+    """Make a folder and its parents; those that were made are removed again when the block raises."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -145,7 +145,7 @@ def _made(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(partial: Path, destination: Path) -> Iterator[None]:
-    """Makes ``partial`` with an empty folder in it, holds a lock on it, and removes it when the block ends.
+    """Make ``partial`` with an empty folder in it, hold a lock on it, and remove it when the block ends.
 
     The kernel drops the lock with the process, however that ends.
     """
@@ -185,13 +185,13 @@ def _locked(partial: Path, destination: Path) -> Iterator[None]:
 
 
 def _check_leftovers(partial: Path) -> None:
-    """Raises ``ConvertError`` for somebody else's folder: it has other things in it than an earlier run leaves."""
+    """Raise ``ConvertError`` for somebody else's folder: it has other things in it than an earlier run leaves."""
     if {path.name for path in partial.iterdir()} - {_NEW, _OLD}:
         raise ConvertError(f"{partial}: is in the way, and nothing that this program left: move it elsewhere")
 
 
 def _clear(partial: Path) -> None:
-    """Empties what an earlier run has left, and makes the folder to write into."""
+    """Empty what an earlier run has left, and make the folder to write into."""
     for path in partial.iterdir():
         shutil.rmtree(path)
     (partial / _NEW).mkdir()
@@ -213,7 +213,7 @@ def _flush_entry(path: Path) -> None:
 
 
 def _move(partial: Path, destination: Path) -> None:
-    """Renames the new folder; one that is in the way goes to ``partial``, to be removed there."""
+    """Rename the new folder; one that is in the way goes to ``partial``, to be removed there."""
     new = partial / _NEW
     if not destination.exists():
         new.rename(destination)

@@ -26,7 +26,7 @@ Hashes = dict[str, str]
 
 
 def hash_file(path: Path, algorithms: Sequence[str] = ("sha256",)) -> Hashes:
-    """The hashes of a file's content.
+    """Return the hashes of a file's content.
 
     Raises:
         OSError: the file cannot be read.
@@ -36,7 +36,7 @@ def hash_file(path: Path, algorithms: Sequence[str] = ("sha256",)) -> Hashes:
 
 
 def _hash(file: RawIOBase, algorithms: Sequence[str], stop: threading.Event) -> Hashes:
-    """Reads ``file`` once in blocks, until its end or until ``stop`` is set."""
+    """Read ``file`` once in blocks, until its end or until ``stop`` is set."""
     digests = [hashlib.new(name, usedforsecurity=False) for name in algorithms]
     buffer = bytearray(min(_CHUNK, max(1, os.fstat(file.fileno()).st_size)))
     view = memoryview(buffer)
@@ -82,7 +82,7 @@ class Hasher:
             task()
 
     def add(self, path: Path, algorithms: Sequence[str] = ("sha256",)) -> None:
-        """Starts with a file that is complete. It may be renamed at once: it is open already."""
+        """Start with a file that is complete. It may be renamed at once: it is open already."""
         self._places.get()
         file = path.open("rb", buffering=0)
         result: Future[Hashes] = Future()
@@ -100,13 +100,13 @@ class Hasher:
         self._tasks.put(task)
 
     def record(self, path: Path, hashes: Hashes) -> None:
-        """Takes the hashes of a file that somebody else has computed, as its writer may."""
+        """Take the hashes of a file that somebody else has computed, as its writer may."""
         known: Future[Hashes] = Future()
         known.set_result(hashes)
         self._results[_identity(path)] = known
 
     def result(self, path: Path) -> Hashes:
-        """The hashes of a file that was added, or of any other now; waits for them."""
+        """Return the hashes of a file that was added, or of any other now; waits for them."""
         known = self._results.get(_identity(path))
         return hash_file(path) if known is None else known.result()
 

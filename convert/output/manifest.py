@@ -65,7 +65,7 @@ def describe_file(path: Path, hasher: Hasher) -> dict[str, Any]:
 
 
 def write_manifest(folder: Path, content: Mapping[str, Any], hasher: Hasher, name: str = MANIFEST) -> None:
-    """Writes the manifest ``name``: ``content``, and under ``files`` every file that is in ``folder`` now."""
+    """Write the manifest ``name``: ``content``, and under ``files`` every file that is in ``folder`` now."""
     files = {file: describe_file(folder / file, hasher) for file in _files(folder, name)}
     path = folder / name
     path.parent.mkdir(exist_ok=True)
@@ -75,7 +75,7 @@ def write_manifest(folder: Path, content: Mapping[str, Any], hasher: Hasher, nam
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a SavedModel or checkpoint of ours.
+    """Return the manifest of a SavedModel or checkpoint of ours.
 
     Raises:
         ManifestError: there is none, or not one of ours.

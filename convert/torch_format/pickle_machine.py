@@ -51,7 +51,7 @@ class _Source:
         return data
 
     def readline(self) -> bytes:
-        """The rest of a line; the byte read before is the opcode: of INT, LONG, GET, PUT, which have digits."""
+        """Return the rest of a line; the byte read before is the opcode: of INT, LONG, GET, PUT, which have digits."""
         limit = _NUMBER_LINE if self._code in (b"I", b"L", b"g", b"p") else _LINE
         data = self._stream.readline(min(limit, self._size - self._position))
         self._position += len(data)
@@ -98,7 +98,7 @@ class _Machine:
         return self.stack.pop()
 
     def pop_mark(self) -> list[Any]:
-        """What lies above the last mark, off the stack."""
+        """Take what lies above the last mark off the stack."""
         if not self.outer:
             raise ValueError("it goes back to a mark which is not there")
         items, self.stack = self.stack, self.outer.pop()
@@ -110,7 +110,7 @@ class _Machine:
         return self.stack[-1]
 
     def call(self, function: Any, args: Any, kwargs: Any = None) -> Any:
-        """The one place where a pickle has something called: a ``Function`` of the table, never anything else."""
+        """Call ``Function`` of the table, never anything else: the one place where a pickle has something called."""
         if not isinstance(args, tuple) or not (kwargs is None or isinstance(kwargs, dict)):
             raise ValueError(
                 f"{short_repr(function)} is called with {short_repr(args)}, {short_repr(kwargs)} as arguments"
@@ -141,7 +141,7 @@ class _Machine:
         self.push(value)
 
     def text(self, value: str) -> None:
-        """A str of Python 2, of which genops makes Latin-1: that stays, unless it is UTF-8."""
+        """Push a str of Python 2, of which genops makes Latin-1: that stays, unless it is UTF-8."""
         try:
             self.push(value.encode("latin-1").decode("utf-8"))
         except UnicodeDecodeError:
@@ -224,7 +224,7 @@ class _Machine:
         self.push(self.find(module, name))
 
     def extension(self, code: int) -> None:
-        """A number registered with copyreg in the process that wrote the file."""
+        """Push what a number stands for that copyreg had in the process that wrote the file."""
         self.push(Placeholder("copyreg.extension", str(code)))
 
     def reduce(self, _: None) -> None:

@@ -105,14 +105,14 @@ class Reference(Protocol):
 
 
 def cpm_reference(files: Sequence[Path], n_head: int) -> Reference:
-    """The forward pass of CPM's shards, which shares nothing with the conversion but the ``.pt`` reader."""
+    """Run the forward pass of CPM's shards, which shares nothing with the conversion but the ``.pt`` reader."""
     from convert.verification.megatron_forward import MegatronReference
 
     return MegatronReference(files, n_head)
 
 
 def any_reference(checkpoint: Checkpoint) -> Reference:
-    """The forward pass of a checkpoint of any format, through the reader that the conversion uses."""
+    """Run the forward pass of a checkpoint of any format, through the reader that the conversion uses."""
     from convert.verification.reference_forward import CheckpointReference
 
     return CheckpointReference(checkpoint)

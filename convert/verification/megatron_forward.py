@@ -34,7 +34,7 @@ class MegatronReference:
     """
 
     def __init__(self, files: Sequence[Path], n_head: int, *, block: int = _BLOCK) -> None:
-        """Reads the headers.
+        """Read the headers.
 
         Args:
             files: the shards, rank 0 first.
@@ -67,7 +67,7 @@ class MegatronReference:
     def rows_of(
         self, prompts: Sequence[Sequence[int]], on_layer: Callable[[], object] = lambda: None
     ) -> list[torch.Tensor]:
-        """What the last layer gives, float32 ``[S, h]`` for each prompt: every weight is read once for all of them.
+        """Return the last layer's output, float32 ``[S, h]`` for each prompt: each weight is read once for all.
 
         Args:
             prompts: token ids, each prompt 1 to ``n_positions`` of them.
@@ -99,7 +99,7 @@ class MegatronReference:
         return ref
 
     def _read(self, rank: int, name: str) -> np.ndarray[Any, Any]:
-        """A rank's tensor as the file has it, mapped; its storage has been compared with its CRC-32."""
+        """Return a rank's tensor as the file has it, mapped; its storage has been compared with its CRC-32."""
         storage: Storage = self._ref(rank, name).storage
         if (key := (storage.file, storage.key)) not in self._intact:
             storage.check()
@@ -128,7 +128,7 @@ class MegatronReference:
         return total + torch.cat([positions[:size] for size in sizes])
 
     def _attention(self, layer: str, x: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
-        """The sum over the ranks of what each makes of its own heads, then the bias, once."""
+        """Return the sum over the ranks of what each makes of its own heads, then the bias, once."""
         total = torch.zeros_like(x)
         name = f"{layer}.attention"
         for rank in range(len(self._files)):
@@ -171,12 +171,12 @@ class MegatronReference:
 
 
 def _gelu(x: torch.Tensor) -> torch.Tensor:
-    """The tanh form, as ``gelu_impl`` of ``mpu/transformer.py`` writes it."""
+    """Return the tanh form, as ``gelu_impl`` of ``mpu/transformer.py`` writes it."""
     return 0.5 * x * (1.0 + torch.tanh(0.7978845608028654 * x * (1.0 + 0.044715 * x * x)))
 
 
 def _float32(values: np.ndarray[Any, Any]) -> torch.Tensor:
-    """A float32 tensor in memory of its own; numpy has no bfloat16 that PyTorch takes, so its bits are passed on."""
+    """Return a float32 tensor in memory of its own; bfloat16 is passed on as bits, which NumPy lacks."""
     own = np.array(values, order="C")
     if own.dtype.name == "bfloat16":
         return torch.from_numpy(own.view(np.int16)).view(torch.bfloat16).to(torch.float32)
@@ -184,7 +184,7 @@ def _float32(values: np.ndarray[Any, Any]) -> torch.Tensor:
 
 
 def _shard(file: Path) -> Mapping[str, Any]:
-    """A rank's tensors under Megatron's names, without the ``module.`` that wrappers put before them."""
+    """Return a rank's tensors under Megatron's names, without the ``module.`` that wrappers put before them."""
     top = load(file)
     states = [top[key] for key in ("module", "model") if isinstance(top.get(key), dict)] if type(top) is dict else []
     if not states:

@@ -202,7 +202,7 @@ class LogitsComparison:
         self._gaps.append(source.max(axis=-1) - source[rows, converted.argmax(axis=-1)])
 
     def result(self) -> PromptParity:
-        """The comparison of all positions that were added."""
+        """Return the comparison of all positions that were added."""
         gaps = np.concatenate(self._gaps)
         tokens, predicted = len(gaps), len(self._targets)
         if not all(map(math.isfinite, (self._difference, self._kl, self._low, self._high))):
@@ -242,7 +242,7 @@ class LogitsComparison:
 
 
 def _log_softmax(logits: Array) -> Array:
-    """The logarithm of the softmax over the last axis, float64."""
+    """Return the logarithm of the softmax over the last axis, float64."""
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=-1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

@@ -44,7 +44,7 @@ class CheckpointReference:
     def rows_of(
         self, prompts: Sequence[Sequence[int]], on_layer: Callable[[], object] = lambda: None
     ) -> list[torch.Tensor]:
-        """What the last layer gives, float32 ``[S, h]`` for each prompt; see ``MegatronReference.rows_of``."""
+        """Return what the last layer gives, float32 ``[S, h]`` for each prompt; see ``MegatronReference.rows_of``."""
         sizes = [len(prompt) for prompt in prompts]
         ids = torch.tensor([token for prompt in prompts for token in prompt])
         positions = self._read("wpe.weight")

@@ -108,12 +108,12 @@ class ParityReport:
         )
 
     def worst(self, count: int) -> list[tuple[int, PromptParity]]:
-        """The ``count`` prompts that use most of their tolerance, with their numbers from 1; the worst first."""
+        """Return the ``count`` prompts that use most of their tolerance, with their numbers from 1; the worst first."""
         numbered = list(enumerate(self.prompts, 1))
         return sorted(numbered, key=lambda item: (item[1].passed, -item[1].excess(self.bounds)))[:count]
 
     def summary(self) -> str:
-        """The verdict and the numbers of all prompts together, in one line."""
+        """Return the verdict and the numbers of all prompts together, in one line."""
         near_ties = "" if self.agreement == self.top1 else f" ({self.agreement:.2%} with near ties)"
         perplexity = f"{_describe(self.perplexity)}; " if self.perplexity else ""
         longest = max(prompt.tokens for prompt in self.prompts)
@@ -135,7 +135,7 @@ class ParityReport:
         return f"the logits are as close to the checkpoint's as {self.dtype} has to be"
 
     def table(self) -> str:
-        """A line for each prompt, where there are many for the worst few, and the summary."""
+        """Return a line for each prompt, where there are many for the worst few, and the summary."""
         rows = list(enumerate(self.prompts, 1))
         ending = []
         if len(rows) > _MAX_ROWS:
@@ -156,7 +156,7 @@ class ParityReport:
         return "\n".join([*lines, *ending, self.summary()])
 
     def to_dict(self) -> dict[str, Any]:
-        """The report for JSON: numbers, strings, booleans and None."""
+        """Return the report for JSON: numbers, strings, booleans and None."""
         return {
             "passed": self.passed,
             "dtype": self.dtype,
@@ -187,7 +187,7 @@ _TEXT_WIDTHS = (11, 11, 10)
 
 
 def _row(cells: Sequence[str], text_cells: Sequence[str], place: str, place_width: int) -> str:
-    """A line of the table; ``text_cells`` and the place are there where the prompts are of a text."""
+    """Return a line of the table; ``text_cells`` and the place are there where the prompts are of a text."""
     columns = [*zip(cells, _WIDTHS, strict=True), *zip(text_cells, _TEXT_WIDTHS, strict=bool(text_cells))]
     numbers = " ".join(f"{cell:>{width}}" for cell, width in columns)
     return f"{place:<{place_width}} {numbers}" if place_width else numbers

@@ -80,7 +80,7 @@ class DirectFile:
         self._close()
 
     def write(self, data: Bytes) -> None:
-        """Adds bytes; they may be changed as soon as this returns.
+        """Add bytes; they may be changed as soon as this returns.
 
         Raises:
             OSError: these bytes, or some that were given earlier, cannot be written.
@@ -95,7 +95,7 @@ class DirectFile:
                 self._hand_over()
 
     def finish(self) -> str:
-        """Waits until everything is written, and closes the file.
+        """Wait until everything is written, and close the file.
 
         Returns:
             the hexadecimal SHA-256 of its content.
@@ -111,7 +111,7 @@ class DirectFile:
         return self._digest.hexdigest()
 
     def _hand_over(self) -> None:
-        """Starts writing and hashing the first free block; afterwards there is a free one again."""
+        """Start writing and hashing the first free block; afterwards there is a free one again."""
         block = self._free.popleft()
         part = block[: self._filled].data
         jobs = self._writer.submit(self._put, part, self._offset), self._hasher.submit(self._digest.update, part)
@@ -122,14 +122,14 @@ class DirectFile:
             self._wait()
 
     def _wait(self) -> None:
-        """Waits for the oldest block, which is free then."""
+        """Wait for the oldest block, which is free then."""
         block, jobs = self._pending.popleft()
         for job in jobs:
             job.result()
         self._free.append(block)
 
     def _put(self, part: memoryview, offset: int) -> None:
-        """Writes all of ``part``; in the writer's thread."""
+        """Write all of ``part``; in the writer's thread."""
         while len(part):
             if self._direct and len(part) % _SECTOR:  # the end of the file; or the rest of a write that was cut short
                 self._switch(on=False)

@@ -24,12 +24,12 @@ _FOOTER = struct.Struct("<40sQ")
 
 
 def masked(crc: int) -> int:
-    """A CRC-32C as files keep it, so that the CRC of bytes that have CRCs in them is as good as any other."""
+    """Return a CRC-32C as files keep it, so that the CRC of bytes that have CRCs in them is as good as any other."""
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFF_FFFF
 
 
 def varint(value: int) -> bytes:
-    """A number that is not negative, 7 bits a byte."""
+    """Encode a number that is not negative, 7 bits a byte."""
     result = bytearray()
     while value > 0x7F:
         result.append(value & 0x7F | 0x80)
@@ -39,7 +39,7 @@ def varint(value: int) -> bytes:
 
 
 def table(entries: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """The whole file for ``entries``, which are sorted by key.
+    """Return the whole file for ``entries``, which are sorted by key.
 
     Raises:
         ValueError: two keys are equal, or out of order.
@@ -89,7 +89,7 @@ class _Block:
 
 
 def _append(file: bytearray, block: _Block) -> bytes:
-    """Adds a block and its trailer: 0, as it is not compressed, and the CRC-32C of all; where it is, as two varints."""
+    """Add a block and its trailer: 0, as it is not compressed, and the CRC-32C of all; where it is, as two varints."""
     place, content = len(file), block.content()
     stored = content + b"\0"
     file += stored + struct.pack("<I", masked(google_crc32c.value(stored)))
@@ -97,5 +97,5 @@ def _append(file: bytearray, block: _Block) -> bytes:
 
 
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:
-    """The number of bytes that two keys have in common at their beginning."""
+    """Return the number of bytes that two keys have in common at their beginning."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -50,7 +50,7 @@ class BundleWriter:
         self._file.__exit__(kind, error, trace)
 
     def add(self, key: str, value: np.ndarray[Any, Any]) -> None:
-        """Adds a tensor of numbers, of any shape.
+        """Add a tensor of numbers, of any shape.
 
         Raises:
             TypeError: TensorFlow has no such numbers, or the machine has them in another byte order.
@@ -67,7 +67,7 @@ class BundleWriter:
         blocks: Iterable[np.ndarray[Any, Any]],
         keys: Sequence[str] = (),
     ) -> None:
-        """Adds a tensor of numbers whose values come in blocks, one after the other as they lie in the file.
+        """Add a tensor of numbers whose values come in blocks, one after the other as they lie in the file.
 
         Args:
             key: of the whole.
@@ -103,7 +103,7 @@ class BundleWriter:
         self._enter(key, kind, shape, start, crc)
 
     def add_string(self, key: str, value: bytes) -> None:
-        """Adds a scalar of type string. Its length stands before it, as a varint and with a CRC-32C of its own.
+        """Add a scalar of type string. Its length stands before it, as a varint and with a CRC-32C of its own.
 
         The CRC of the whole is over the length as uint32, the masked CRC of it, and the bytes.
 
@@ -135,7 +135,7 @@ class BundleWriter:
         return sha256
 
     def _enter(self, key: str, dtype: tf.DType, shape: tuple[int, ...], start: int, crc: int) -> None:
-        """Notes the tensor that ends where the file ends now."""
+        """Note the tensor that ends where the file ends now."""
         name = key.encode()
         if not name or name in self._entries:
             raise ValueError(f"two tensors have the key {key!r}" if name else "a tensor has no key")
