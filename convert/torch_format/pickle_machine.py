@@ -224,7 +224,7 @@ class _Machine:
         self.push(self.find(module, name))
 
     def extension(self, code: int) -> None:
-        """Push what a number stands for that copyreg had in the process that wrote the file."""
+        """Push an inert value for a number that copyreg knew in the process that wrote the file."""
         self.push(Placeholder("copyreg.extension", str(code)))
 
     def reduce(self, _: None) -> None:
