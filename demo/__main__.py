@@ -1,4 +1,4 @@
-"""The demo: converts the checkpoint in this folder, loads the result with tensorflow_hub, prints verses.
+"""The demo: converts the checkpoint in this folder, loads the SavedModel with tensorflow_hub, prints poems.
 
 python -m demo [--tune NAME ...] [--number N] [--seed N] [--output FOLDER]
 """
@@ -10,17 +10,24 @@ import sys
 import tempfile
 from pathlib import Path
 
-from convert.cli import main as convert
-from support.command_line import Parser, main_guard, utf8_text
+from support.command_line import Parser, main_guard, set_environment, utf8_text
 
 CHECKPOINT = Path(__file__).parent / "song-ci"
 TUNES = ("浣溪沙", "鹧鸪天", "菩萨蛮", "如梦令")
 HEADS = 4
 
 
+def convert_checkpoint(folder: Path) -> None:
+    """Write the SavedModel of the demo's checkpoint to ``folder``; an older one is replaced."""
+    import convert
+
+    checkpoint = convert.open_checkpoint(CHECKPOINT, heads=HEADS)
+    convert.to_savedmodel(checkpoint, folder, tokenizer=CHECKPOINT / "tokenizer", overwrite=True)
+
+
 def verses(folder: Path, tunes: list[str], number: int, seed: int = -1) -> list[str]:
-    """``number`` poems for each tune, sampled by the SavedModel in ``folder``."""
-    import inference  # once the conversion has said what is not installed, if anything
+    """Sample ``number`` poems for each tune from the SavedModel in ``folder``."""
+    import inference
     from tokenization import chinese_punctuation
 
     generator = inference.load(folder)
@@ -46,7 +53,7 @@ def tune_name(text: str) -> str:
 
 
 def main() -> None:
-    parser = Parser(prog="python -m demo", description="Converts the demo checkpoint, prints verses.")
+    parser = Parser(prog="python -m demo", description="Converts the demo checkpoint and prints poems.")
     parser.add_argument(
         "--tune", nargs="+", type=tune_name, default=list(TUNES), metavar="NAME", help=f"default: {' '.join(TUNES)}"
     )
@@ -54,16 +61,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=-1, metavar="N", help="the same seed gives the same poems")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="keep the SavedModel here (default: nowhere)")
     args = parser.parse_args()
+    set_environment(hide_gpus=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.output or Path(temporary) / "song-ci-savedmodel"
         kept = f" to {folder}" if args.output else ""
         print(f"Converting {CHECKPOINT.name}{kept} and loading it with tensorflow_hub ...", flush=True)
-        code = convert(
-            ["pytorch-to-tf", "--checkpoint", str(CHECKPOINT), "--tokenizer", str(CHECKPOINT / "tokenizer"),
-             "--heads", str(HEADS), "--output", str(folder), "--quiet", "--force"]
-        )  # fmt: skip
-        if code:
-            sys.exit(code)
+        convert_checkpoint(folder)
         for poem in verses(folder, args.tune, args.number, args.seed):
             print(f"\n{poem}")
 

@@ -31,7 +31,7 @@ ROOM_EXCEPTIONS = {
 FLOORS = (
     ("cli", "__main__"),
     ("commands",),
-    ("conversion", "verification", "inspection", "dtype_choice", "provenance"),
+    ("savedmodel_conversion", "conversion", "verification", "inspection", "dtype_choice", "provenance"),
     ("formats",),
     ("torch_format", "output", "checkpoint", "tensors"),
 )

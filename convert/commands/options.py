@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from convert.formats.format import WriteOption
@@ -81,3 +83,9 @@ def add_tokenizer_option(parser: argparse.ArgumentParser, what: str) -> None:
         help="folder with the tokenizer's own files (CPM: chinese_vocab.model; BERT: vocab.txt; GPT-2: vocab.json and "
         f"merges.txt), {what}; default: those beside the checkpoint, where its format has them",
     )
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Print what a user should know on stderr, a line each."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)

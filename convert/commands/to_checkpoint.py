@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from convert.commands.options import (
     add_tokenizer_option,
     add_write_option,
     checkpoint_spec,
+    print_notes,
 )
 from convert.conversion import DTYPES, find_writer, to_checkpoint
 from convert.formats.format import WriteOption, resolve_options
@@ -81,8 +81,7 @@ def run(args: argparse.Namespace) -> None:
             progress=progress,
         )
     if not args.quiet:
-        for note in result.notes:
-            print(f"note: {note}", file=sys.stderr)
+        print_notes(result.notes)
         print(result.summary())
 
 
