@@ -16,7 +16,7 @@ import numpy as np
 from exports.generation_config import GenerationConfig, read_defaults, resolve
 from exports.saved_model_folder import ModelError, SavedModelFolder
 from inference.presets import PLAIN, TextStyle, combine_options, find_style
-from tokenization import Tokenizer, TokenizerError, load_tokenizer, unknown_characters
+from tokenization import Tokenizer, TokenizerError, load_tokenizer
 
 if TYPE_CHECKING:
     from tf_model.config import GPT2Config
@@ -111,9 +111,9 @@ class RequestReader:
     def _unknown(self, prompt: EncodedPrompt) -> str | None:
         if prompt.typed is None or self.tokenizer.unknown_token_id not in prompt.ids:
             return None
-        characters = unknown_characters(self.tokenizer, prompt.typed)
-        names = " ".join(characters[:10]) + (f" and {len(characters) - 10} more" if len(characters) > 10 else "")
-        return f"prompt {_beginning(prompt)}: the model's vocabulary does not have {names}" if characters else None
+        parts = self.tokenizer.unknown_parts(prompt.typed)
+        names = " ".join(parts[:10]) + (f" and {len(parts) - 10} more" if len(parts) > 10 else "")
+        return f"prompt {_beginning(prompt)}: the model's vocabulary does not have {names}" if parts else None
 
     def _too_long(self, prompt: EncodedPrompt, config: TextConfig) -> str | None:
         limit = self.config.n_positions

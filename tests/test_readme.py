@@ -52,7 +52,7 @@ def run_here(package: str, words: list[str], capsys: pytest.CaptureFixture[str])
 
 
 def _is_progress(line: str) -> bool:
-    return re.match("(convert|source|converted|compare): .* left$", line) is not None
+    return re.match("(convert|source|converted|compare|score): .* left$", line) is not None
 
 
 @pytest.fixture(scope="module")

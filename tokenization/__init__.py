@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tokenization.base import StreamDecoder, Tokenizer, TokenizerError, decode_stream, unknown_characters
+from tokenization.base import StreamDecoder, Tokenizer, TokenizerError, decode_stream
 from tokenization.bert import BertTokenizer
 from tokenization.byte_bpe import ByteBPETokenizer
 from tokenization.cpm import CPMTokenizer
@@ -23,7 +23,6 @@ __all__ = [
     "chinese_punctuation",
     "decode_stream",
     "load_tokenizer",
-    "unknown_characters",
 ]
 
 

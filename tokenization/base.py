@@ -61,6 +61,10 @@ class Tokenizer(Protocol):
         """Return the text of ``ids``; padding is nothing, the end of a document stays visible."""
         ...
 
+    def unknown_parts(self, text: str) -> list[str]:
+        """Return the characters or words of ``text`` that become the unknown id, each once, in their order."""
+        ...
+
     def stream_decoder(self) -> StreamDecoder:
         """Return a new decoder for the tokens of one row."""
         ...
@@ -78,13 +82,6 @@ def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
             yield part
     if part := decoder.finish():
         yield part
-
-
-def unknown_characters(tokenizer: Tokenizer, text: str) -> list[str]:
-    """Return the characters of ``text`` that become the unknown id by themselves, each once, in their order."""
-    unknown = tokenizer.unknown_token_id
-    characters = dict.fromkeys(character for character in text if not character.isspace())
-    return [] if unknown is None else [c for c in characters if unknown in tokenizer.encode(c)]
 
 
 def checked_ids(ids: Iterable[int], vocab_size: int) -> list[int]:

@@ -151,6 +151,12 @@ class BertTokenizer:
         decoder = _Joiner(self)
         return "".join([decoder.push(i) for i in ids])
 
+    def unknown_parts(self, text: str) -> list[str]:
+        """Return the words and Chinese characters of ``text`` that become ``[UNK]``, each once, in their order."""
+        encoding = self._backend.encode(checked_text(text), add_special_tokens=False)
+        places = zip(encoding.ids, encoding.offsets, strict=True)
+        return list(dict.fromkeys(text[first:end] for token, (first, end) in places if token == self.unknown_token_id))
+
     def stream_decoder(self) -> StreamDecoder:
         """Give each piece at once: a piece is whole characters, and the space in front of it depends on the past."""
         return _Joiner(self)

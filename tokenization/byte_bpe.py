@@ -215,6 +215,10 @@ class ByteBPETokenizer:
         """Return the bytes of ``ids``, which need not end with a character."""
         return b"".join([self._bytes[i] for i in checked_ids(ids, self.vocab_size)])
 
+    def unknown_parts(self, text: str) -> list[str]:
+        """Return nothing: every byte has a piece."""
+        return []
+
     def stream_decoder(self) -> StreamDecoder:
         """Hold back the bytes of a character until it is complete."""
         return _ByteStream(self)

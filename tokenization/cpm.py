@@ -150,6 +150,15 @@ class CPMTokenizer:
         text: str = self._model.decode(checked_ids(ids, self.vocab_size))
         return text.translate(_TO_TEXT)
 
+    def unknown_parts(self, text: str) -> list[str]:
+        """Return the characters of ``text`` that become id 0 where they stand, each once, in their order.
+
+        Some characters have a piece at the beginning of a word only.
+        """
+        pieces = self._model.encode_as_pieces(segment(checked_text(text)))
+        unknown = [piece for piece in pieces if self._model.piece_to_id(piece) == self.unknown_token_id]
+        return list(dict.fromkeys("".join(unknown).replace("\u2581", "")))
+
     def stream_decoder(self) -> StreamDecoder:
         """Decode each token for itself, unless the vocabulary has pieces for single bytes.
 

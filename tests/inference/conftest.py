@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from inference import TextGenerator
+from inference.cli import main
 from tests.conftest import once
 from tests.helpers.text_models import KINDS, TextModel, load, write
 
@@ -43,3 +46,29 @@ def bert(text_model: Callable[[str], TextModel]) -> TextModel:
 @pytest.fixture(scope="session")
 def bpe(text_model: Callable[[str], TextModel]) -> TextModel:
     return text_model("bpe")
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="session")
+def generator(song_ci: Path) -> TextGenerator:
+    """The demo's model."""
+    return TextGenerator.load(song_ci)
+
+
+@pytest.fixture
+def run(
+    song_ci: Path, generator: TextGenerator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Runs a command in this process, with the demo's model, loaded already -> exit code, stdout, stderr."""
+    monkeypatch.setattr(TextGenerator, "load", lambda folder, **_: generator)
+
+    def call(command: str, *arguments: object) -> tuple[int, str, str]:
+        try:
+            code = main([command, str(song_ci), *map(str, arguments)])
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        return code, *capsys.readouterr()
+
+    return call

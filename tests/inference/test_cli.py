@@ -22,35 +22,11 @@ from inference.cli import PROGRAM
 from inference.jsonl import open_results
 from inference.text_generator import TextGenerator
 from tests.conftest import ROOT
+from tests.helpers.assertions import assert_one_line
+from tests.inference.conftest import Run
 
 PROMPTS = ["浣溪沙", "菩萨蛮\n"]
 FEW = ["--max-new-tokens", "8", "--seed", "1"]
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="module")
-def generator(song_ci: Path) -> TextGenerator:
-    return TextGenerator.load(song_ci)
-
-
-@pytest.fixture
-def run(
-    song_ci: Path, generator: TextGenerator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Run:
-    """Runs a command in this process, with a model that is loaded already -> exit code, stdout, stderr."""
-    monkeypatch.setattr(TextGenerator, "load", lambda folder, **_: generator)
-    before = signal.getsignal(signal.SIGTERM)
-
-    def call(command: str, *arguments: str) -> tuple[int, str, str]:
-        try:
-            code = main([command, str(song_ci), *arguments])
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        return code, *capsys.readouterr()
-
-    return call
 
 
 def records(path: Path) -> list[dict[str, Any]]:
@@ -61,7 +37,7 @@ def text(generator: TextGenerator, prompt: str, seed: int = 1, **options: Any) -
     return generator.generate(prompt, seed=seed, **{"max_new_tokens": 8, **options})[0].text
 
 
-def test_prints_texts(run: Run, generator: TextGenerator) -> None:
+def test_texts_are_printed_after_their_prompts(run: Run, generator: TextGenerator) -> None:
     first, second = (text(generator, prompt) for prompt in PROMPTS)
     assert run("generate", *PROMPTS, *FEW) == (0, f"{PROMPTS[0]}{first}\n{'=' * 20}\n{PROMPTS[1]}{second}\n", "")
     assert run("generate", PROMPTS[0], *FEW, "--no-prompt") == (0, f"{first}\n", "")
@@ -69,13 +45,13 @@ def test_prints_texts(run: Run, generator: TextGenerator) -> None:
     assert run("generate", PROMPTS[0], *FEW, "--stream", "--no-prompt") == (0, f"{first}\n", "")
 
 
-def test_words_behind_options(run: Run) -> None:
+def test_prompts_may_stand_after_options(run: Run) -> None:
     expected = run("generate", *PROMPTS, *FEW, "--truncate", "。", "--eos-token-id", "7")
     assert run("generate", "--truncate", "。", PROMPTS[0], *FEW, "--eos-token-id", "7", PROMPTS[1]) == expected
     assert run("ask", "春", *FEW, "秋") == run("ask", "春", "秋", *FEW)
 
 
-def test_every_option(run: Run, generator: TextGenerator) -> None:
+def test_every_option_reaches_the_model(run: Run, generator: TextGenerator) -> None:
     given = {"max_new_tokens": 9, "min_new_tokens": 2, "repetition_penalty": 1.2, "no_repeat_ngram_size": 3,
              "suppress_tokens": [14, 15], "eos_token_id": [7, 5], "temperature": 1.5, "top_k": 500, "top_p": 0.95,
              "min_p": 0.001, "typical_p": 0.99, "seed": 4, "window_tokens": 100, "window_line_token_id": 3}  # fmt: skip
@@ -98,7 +74,7 @@ def test_every_option(run: Run, generator: TextGenerator) -> None:
     assert [json.loads(line)["text"] for line in out.splitlines()] == [result.text for result in found]
 
 
-def test_window(run: Run, generator: TextGenerator) -> None:
+def test_the_window_keeps_lines_or_tokens(run: Run, generator: TextGenerator) -> None:
     options: dict[str, Any] = {"max_new_tokens": 300, "eos_token_id": -1, "seed": 1}
     words = ["--max-new-tokens", "300", "--eos-token-id", "-1", "--seed", "1", "--no-prompt"]
     by = {"tokens": -1, "line": generator.tokenizer.line_token_id}
@@ -109,7 +85,7 @@ def test_window(run: Run, generator: TextGenerator) -> None:
     assert len(set(texts.values())) == 2
 
 
-def test_json_and_output(run: Run, generator: TextGenerator, tmp_path: Path) -> None:
+def test_json_and_output_have_the_same_records(run: Run, generator: TextGenerator, tmp_path: Path) -> None:
     prompts, output = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
     prompts.write_text(json.dumps({"prompt": PROMPTS[0], "score": 5}), "utf-8")
     code, _, err = run("generate", "--prompts", str(prompts), *FEW, "--json")
@@ -137,7 +113,7 @@ def _key(record: dict[str, Any]) -> tuple[str, int]:
 
 
 @pytest.mark.parametrize("more", [[], ["--num-beams", "3"]])
-def test_resume(run: Run, tmp_path: Path, more: list[str]) -> None:
+def test_resume_makes_what_is_missing_and_leaves_what_is_there(run: Run, tmp_path: Path, more: list[str]) -> None:
     """What is there is left alone, what is missing comes out as if nothing had happened."""
     output = tmp_path / "out.jsonl"
     seed = [] if more else ["--seed", "1"]
@@ -157,7 +133,7 @@ def test_resume(run: Run, tmp_path: Path, more: list[str]) -> None:
     assert len(records(output)) == 18
 
 
-def test_two_runs_and_somebodys_file(run: Run, tmp_path: Path) -> None:
+def test_another_runs_file_and_somebody_elses_stay_as_they_are(run: Run, tmp_path: Path) -> None:
     output = tmp_path / "out"
     with open_results(output):
         code, _, err = run("generate", PROMPTS[0], *FEW, "--output", str(output))
@@ -169,7 +145,7 @@ def test_two_runs_and_somebodys_file(run: Run, tmp_path: Path) -> None:
         assert output.read_text() == "my novel"
 
 
-def test_preset(run: Run) -> None:
+def test_a_preset_prints_no_end_of_document(run: Run) -> None:
     arguments = ["浣溪沙\n一曲新词", "--preset", "lyric", "--max-length", "40", "--seed", "1"]
     code, out, _ = run("generate", *arguments)
     assert code == 0
@@ -181,7 +157,7 @@ def test_preset(run: Run) -> None:
     assert run("generate", "一曲", "--preset", "novel", "--max-new-tokens", "3", "--number", "2")[0] == 0
 
 
-def test_ask(run: Run, generator: TextGenerator, tmp_path: Path) -> None:
+def test_ask_puts_examples_before_the_question(run: Run, generator: TextGenerator, tmp_path: Path) -> None:
     examples = tmp_path / "examples.tsv"
     examples.write_bytes("\ufeff一？\t二\u2028三\r\n\n四？\t五\n".encode())
     shots = "问题：一？\n答案：二\u2028三\n问题：四？\n答案：五\n问题：六\n答案："
@@ -231,15 +207,14 @@ BAD: list[tuple[list[str], str]] = [
 
 
 @pytest.mark.parametrize(("arguments", "words"), BAD, ids=[str(n) for n in range(len(BAD))])
-def test_mistakes(run: Run, arguments: list[str], words: str) -> None:
+def test_a_mistake_is_one_line(run: Run, arguments: list[str], words: str) -> None:
     code, out, err = run("generate", *arguments)
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith("error: ")
-    assert words in err
+    assert (code, out) == (2, "")
+    assert_one_line(err, words)
 
 
 @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["generate"], ["ask", "x"], ["generate", "/absent", "a"]])
-def test_no_command_or_model(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_command_or_model_is_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     try:
         code = main(arguments)
     except SystemExit as exit_:
@@ -254,7 +229,7 @@ def test_a_bad_prompt_stops_the_run_before_it_begins(run: Run, tmp_path: Path) -
     assert "\\u3000" in err
 
 
-def test_a_prompt_longer_than_the_model(run: Run, generator: TextGenerator) -> None:
+def test_a_prompt_longer_than_the_model_is_noted(run: Run, generator: TextGenerator) -> None:
     prompt = "春风又绿江南岸" * 60
     tokens = len(generator.tokenizer.encode_prompt(prompt))
     few = ["--max-new-tokens", "2", "--no-prompt"]
@@ -267,13 +242,13 @@ def test_a_prompt_longer_than_the_model(run: Run, generator: TextGenerator) -> N
     assert run("generate", prompt, *few, "--quiet")[2] == ""
 
 
-def test_stdin(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_come_from_stdin_as_utf8(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\ufeff浣溪沙\r\n\n菩萨蛮".encode()), "ascii"))
     _, out, _ = run("generate", "--prompts", "-", "--json", *FEW)
     assert [json.loads(line)["prompt"] for line in out.splitlines()] == ["浣溪沙", "菩萨蛮"]
 
 
-def test_chat_without_a_terminal(run: Run, generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chat_continues_line_after_line(run: Run, generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty line goes on; what cannot be encoded is said, and the next line is read."""
     first = text(generator, "浣溪沙")
     second = text(generator, "浣溪沙" + first)
@@ -319,7 +294,7 @@ def until(condition: Callable[[], Any], seconds: float = 60) -> None:
         pytest.param(signal.SIGKILL, -9, "", marks=pytest.mark.slow),
     ],
 )
-def test_interrupted_and_resumed(
+def test_an_interrupted_run_loses_nothing_and_is_resumed(
     run: Run, song_ci: Path, tmp_path: Path, sent: signal.Signals, code: int, said: str
 ) -> None:
     output = tmp_path / "out.jsonl"
@@ -340,14 +315,14 @@ def test_interrupted_and_resumed(
     assert all(record["seed"] == 1 + record["number"] for record in found)
 
 
-def test_a_reader_that_has_seen_enough(song_ci: Path) -> None:
+def test_a_reader_that_has_seen_enough_ends_the_run_quietly(song_ci: Path) -> None:
     words = " ".join(f"'{word}'" for word in command(song_ci, "generate", "浣溪沙", *FEW, "--number", "3"))
     script = f"{words} | true; echo ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (result.stdout.split(), result.stderr) == (["141"], "")
 
 
-def test_a_full_disk(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, contextlib.suppress(OSError), open("/dev/full", "w") as full:
         patch.setattr("sys.stdout", full)
         code, _, error = run("generate", "浣溪沙", *FEW)
@@ -374,7 +349,7 @@ def terminal(song_ci: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
     os.close(ours)
 
 
-def test_chat_in_a_terminal(terminal: tuple[int, subprocess.Popen[bytes]]) -> None:
+def test_chat_in_a_terminal_obeys_ctrl_c_and_ctrl_d(terminal: tuple[int, subprocess.Popen[bytes]]) -> None:
     """Ctrl-C stops the text and not the program, an empty line goes on, Ctrl-D ends it."""
     ours, process = terminal
     os.set_blocking(ours, False)

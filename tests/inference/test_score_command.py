@@ -4,37 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from inference import TextGenerator, load
-from inference.cli import main
+from inference import TextGenerator
 from tests.conftest import ROOT
-from tests.helpers.assertions import assert_one_line_error
+from tests.helpers.assertions import assert_one_line
+from tests.inference.conftest import Run
 
 HELD_OUT = ROOT / "demo" / "held-out.jsonl"
-Score = Callable[..., int]
 
 
-@pytest.fixture(scope="module")
-def generator(song_ci: Path) -> TextGenerator:
-    return load(song_ci)
-
-
-@pytest.fixture
-def score(song_ci: Path, generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> Score:
-    """Runs the command in this process, with a model that is loaded already -> exit code."""
-    monkeypatch.setattr(TextGenerator, "load", lambda folder, **_: generator)
-    return lambda *words: main(["score", str(song_ci), *map(str, words)])
-
-
-def test_figures_of_each_document_and_of_all(
-    score: Score, generator: TextGenerator, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert score("--text", HELD_OUT, "--json", "--batch-size", "3", "--quiet") == 0
-    out, err = capsys.readouterr()
+def test_figures_of_each_document_and_of_all(run: Run, generator: TextGenerator) -> None:
+    code, out, err = run("score", "--text", HELD_OUT, "--json", "--batch-size", "3", "--quiet")
     *documents, total = map(json.loads, out.splitlines())
     texts = [json.loads(line) for line in HELD_OUT.read_text("utf-8").splitlines()]
     assert [document["line"] for document in documents] == list(range(1, len(texts) + 1))
@@ -50,38 +33,31 @@ def test_figures_of_each_document_and_of_all(
     assert total["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
     assert total["perplexity"] == pytest.approx(generator.perplexity(texts), rel=1e-4)
     assert total["perplexity"] == pytest.approx(48.74, rel=0.1)  # of all held-out poems, recorded by the training
-    assert err == ""
+    assert (code, err) == (0, "")
 
 
-def test_a_text_file_is_one_document(
-    score: Score, generator: TextGenerator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_text_file_is_one_document(run: Run, generator: TextGenerator, tmp_path: Path) -> None:
     text = "\n".join(json.loads(line) for line in HELD_OUT.read_text("utf-8").splitlines()[:6])
     (tmp_path / "poems.txt").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
-    assert score("--text", tmp_path / "poems.txt", "--quiet") == 0
-    header, total = capsys.readouterr().out.splitlines()
+    header, total = run("score", "--text", tmp_path / "poems.txt", "--quiet")[1].splitlines()
     (expected,) = generator.score(text)
     assert header.split()[:4] == ["document", "tokens", "characters", "perplexity"]
     assert total.split()[:3] == ["total", str(len(expected.tokens) - 1), str(len(text))]
     assert float(total.split()[3]) == pytest.approx(expected.perplexity, rel=1e-3)
 
 
-def test_a_document_of_one_token_has_no_perplexity(
-    score: Score, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_document_of_one_token_has_no_perplexity(run: Run, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "春"}\n"春风"\n', "utf-8")
-    assert score("--text", tmp_path / "a.jsonl") == 0
-    assert capsys.readouterr().out.splitlines()[1].split() == ["line", "1", "0", "1", "-", "-"]
-    assert score("--text", tmp_path / "a.jsonl", "--json") == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[0])["perplexity"] is None
+    _, table, _ = run("score", "--text", tmp_path / "a.jsonl")
+    assert table.splitlines()[1].split() == ["line", "1", "0", "1", "-", "-"]
+    _, lines, _ = run("score", "--text", tmp_path / "a.jsonl", "--json")
+    assert json.loads(lines.splitlines()[0])["perplexity"] is None
 
 
-def test_unknown_tokens_are_counted_on_stderr(score: Score, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_tokens_are_counted_on_stderr(run: Run, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("春☃风☂", "utf-8")
-    assert score("--text", tmp_path / "a.txt") == 0
-    assert "does not have 2 of 5 tokens" in capsys.readouterr().err
-    assert score("--text", tmp_path / "a.txt", "--quiet") == 0
-    assert capsys.readouterr().err == ""
+    assert "does not have 2 of 5 tokens" in run("score", "--text", tmp_path / "a.txt")[2]
+    assert run("score", "--text", tmp_path / "a.txt", "--quiet")[2] == ""
 
 
 @pytest.mark.parametrize(
@@ -98,17 +74,19 @@ def test_unknown_tokens_are_counted_on_stderr(score: Score, tmp_path: Path, caps
     ],
 )
 def test_a_file_that_cannot_be_used_is_one_line(
-    score: Score, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes | None, words: str
+    run: Run, tmp_path: Path, name: str, content: bytes | None, words: str
 ) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    assert score("--text", tmp_path / name) == 2
-    assert_one_line_error(capsys, name, words)
+    code, _, err = run("score", "--text", tmp_path / name)
+    assert code == 2
+    assert_one_line(err, name, words)
 
 
-def test_bad_batch_sizes_are_one_line(score: Score, capsys: pytest.CaptureFixture[str]) -> None:
-    assert score("--text", HELD_OUT, "--batch-size", "0") == 2
-    assert_one_line_error(capsys, "--batch-size is 0")
+def test_bad_batch_sizes_are_one_line(run: Run) -> None:
+    code, _, err = run("score", "--text", HELD_OUT, "--batch-size", "0")
+    assert code == 2
+    assert_one_line(err, "--batch-size is 0")
 
 
 def test_scoring_reports_its_progress(generator: TextGenerator) -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from inference import load
+from inference import TextGenerator
 from tests.conftest import ROOT
+from tests.inference.conftest import Run
 from tokenization import chinese_punctuation
 
-C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 WORDS = ["浣溪沙", "--seed", "1", "--max-new-tokens", "80"]
 
 
@@ -40,72 +40,68 @@ def on_a_terminal(arguments: list[str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def text(song_ci: Path) -> str:
+def text(generator: TextGenerator) -> str:
     """The text of ``WORDS``, as the model makes it."""
-    (result,) = load(song_ci).generate("浣溪沙", seed=1, max_new_tokens=80)
+    (result,) = generator.generate("浣溪沙", seed=1, max_new_tokens=80)
     assert "," in result.text
     return result.full_text
 
 
 def test_a_terminal_shows_chinese_punctuation_and_that_a_model_is_loaded(song_ci: Path, text: str) -> None:
-    for more in ([], ["--stream"]):
-        loading, shown = on_a_terminal(command("generate", song_ci, *WORDS, *more)).split("\n", 1)
-        assert loading == f"Loading {song_ci} ..."
-        assert shown == chinese_punctuation(text) + "\n"
-        assert "，" in shown
+    loading, shown = on_a_terminal(command("generate", song_ci, *WORDS)).split("\n", 1)
+    assert loading == f"Loading {song_ci} ..."
+    assert shown == chinese_punctuation(text) + "\n"
+    assert "，" in shown
 
 
-def test_a_pipe_has_the_text_as_the_model_made_it_unless_chinese_is_asked_for(song_ci: Path, text: str) -> None:
-    for more, expected in (([], text), (["--punctuation", "chinese"], chinese_punctuation(text))):
-        result = subprocess.run(
-            command("generate", song_ci, *WORDS, *more), cwd=ROOT, capture_output=True, text=True, check=True
-        )
-        assert (result.stdout, result.stderr) == (expected + "\n", "")
+@pytest.mark.parametrize("more", [[], ["--stream"]])
+def test_a_pipe_has_the_text_as_the_model_made_it_unless_chinese_is_asked_for(
+    run: Run, text: str, more: list[str]
+) -> None:
+    assert run("generate", *WORDS, *more) == (0, text + "\n", "")
+    assert run("generate", *WORDS, *more, "--punctuation", "model") == (0, text + "\n", "")
+    assert run("generate", *WORDS, *more, "--punctuation", "chinese") == (0, chinese_punctuation(text) + "\n", "")
 
 
-def test_json_keeps_the_text_of_the_model(song_ci: Path, text: str) -> None:
-    arguments = command("generate", song_ci, *WORDS, "--json", "--punctuation", "chinese", "--quiet")
-    result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "浣溪沙" + json.loads(result.stdout)["text"] == text
+def test_json_and_files_keep_the_text_of_the_model(run: Run, text: str, tmp_path: Path) -> None:
+    _, out, _ = run("generate", *WORDS, "--json", "--punctuation", "chinese")
+    assert "浣溪沙" + json.loads(out)["text"] == text
+    run("generate", *WORDS, "--output", tmp_path / "out.jsonl", "--punctuation", "chinese")
+    assert (tmp_path / "out.jsonl").read_text("utf-8") == out
 
 
-def test_chinese_prompts_are_read_and_printed_whatever_the_locale_is(song_ci: Path, text: str) -> None:
-    arguments = command("generate", song_ci, *WORDS, "--truncate", "秋風")
-    environment = {**os.environ, **C_LOCALE}
+@pytest.mark.parametrize("name", ["generate", "chat"])
+def test_chinese_is_read_and_printed_whatever_the_locale_is(song_ci: Path, text: str, name: str) -> None:
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     environment.pop("PYTHONIOENCODING", None)
-    result = subprocess.run(arguments, cwd=ROOT, capture_output=True, check=True, env=environment)
-    assert (result.stdout.decode(), result.stderr) == (text + "\n", b"")
-
-
-def test_chat_reads_utf8_whatever_the_locale_is(song_ci: Path, text: str) -> None:
-    environment = {**os.environ, **C_LOCALE}
-    environment.pop("PYTHONIOENCODING", None)
+    words = WORDS if name == "generate" else WORDS[1:]
     result = subprocess.run(
-        command("chat", song_ci, *WORDS[1:]), cwd=ROOT, capture_output=True, check=True, env=environment,
-        input="浣溪沙\n".encode(),
+        command(name, song_ci, *words, "--truncate", "没有"), cwd=ROOT, capture_output=True, check=True,
+        env=environment, input="浣溪沙\n".encode(),
     )  # fmt: skip
     assert result.stderr == b""
-    assert result.stdout.decode() == text.removeprefix("浣溪沙") + "\n"
+    assert result.stdout.decode() == (text if name == "generate" else text.removeprefix("浣溪沙")) + "\n"
 
 
-def test_characters_that_the_vocabulary_lacks_are_named(song_ci: Path, tmp_path: Path) -> None:
+def test_characters_that_the_vocabulary_lacks_are_named(run: Run, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("浣溪沙\n春☃风☂☃\n", "utf-8")
-    arguments = command("generate", song_ci, "--prompts", str(tmp_path / "prompts.txt"), "--max-new-tokens", "1")
-    result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert result.stderr == "note: prompt '春☃风☂☃': the model's vocabulary does not have ☃ ☂\n"
-    result = subprocess.run([*arguments, "--quiet"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert result.stderr == ""
+    arguments = ["--prompts", str(tmp_path / "prompts.txt"), "--max-new-tokens", "1"]
+    _, _, err = run("generate", *arguments)
+    assert err == "note: prompt '春☃风☂☃': the model's vocabulary does not have ☃ ☂\n"
+    assert run("generate", *arguments, "--quiet")[2] == ""
 
 
-def test_python_m_exports_works_and_says_where_it_went(song_ci: Path) -> None:
-    arguments = ["generate", str(song_ci), "浣溪沙", "--seed", "1", "--max-new-tokens", "4"]
+def test_python_m_exports_works_and_says_where_it_went() -> None:
     now, before = (
-        subprocess.run([sys.executable, "-m", name, *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+        subprocess.run(
+            [sys.executable, "-m", name, "generate", "/absent", "春"], cwd=ROOT, capture_output=True, text=True,
+            check=False,
+        )
         for name in ("inference", "exports")
-    )
-    assert before.stdout == now.stdout
-    assert (now.stderr, before.stderr.count("\n")) == ("", 1)
-    assert "`python -m exports` is now `python -m inference`" in before.stderr
+    )  # fmt: skip
+    note, error = before.stderr.splitlines()
+    assert note.startswith("note: `python -m exports` is now `python -m inference`")
+    assert (before.returncode, error + "\n") == (now.returncode, now.stderr)
 
 
 @pytest.mark.parametrize(

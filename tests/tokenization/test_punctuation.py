@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import ROOT
-from tokenization import ChinesePunctuation, CPMTokenizer, chinese_punctuation, unknown_characters
-from tokenization.bert import BertTokenizer
+from tokenization import ChinesePunctuation, CPMTokenizer, chinese_punctuation
 
 
 @pytest.mark.parametrize(
@@ -49,15 +46,3 @@ def test_parts_give_the_text_of_the_whole(parts: list[str]) -> None:
 def test_a_continuation_begins_after_its_prompt(before: str, text: str) -> None:
     marks = ChinesePunctuation(before)
     assert marks.push(text) + marks.finish() == chinese_punctuation(before + text)[len(before) :]
-
-
-def test_unknown_characters_are_named_once_in_their_order() -> None:
-    tokenizer = CPMTokenizer(ROOT / "demo" / "song-ci" / "tokenizer")
-    assert unknown_characters(tokenizer, "春x 风☃，春\n☃x") == ["x", "☃"]
-    assert unknown_characters(tokenizer, "浣溪沙，\n") == []
-
-
-def test_a_vocabulary_of_pieces_names_its_unknown_characters(tmp_path: Path) -> None:
-    vocabulary = tmp_path / "vocab.txt"
-    vocabulary.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n春\n风\n", "utf-8")
-    assert unknown_characters(BertTokenizer(vocabulary), "春风秋雨") == ["秋", "雨"]
