@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from tests.conftest import ROOT
-from tests.helpers.text_models import write_tokenizer
+from tests.helpers.small_vocabularies import write_tokenizer
 from tokenization import BertTokenizer, ByteBPETokenizer, CPMTokenizer
 
 
