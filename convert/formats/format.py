@@ -10,7 +10,7 @@ from typing import Any
 
 from convert.checkpoint import Checkpoint
 from convert.formats.candidate import Candidate
-from convert.formats.heads import resolve_head_count
+from convert.formats.heads import HEADS, possible_heads, resolve_head_count
 from convert.tensors import Array, DType
 from support.errors import ConvertError
 from support.messages import list_names, short_repr
@@ -46,7 +46,10 @@ class OpenOptions:
             ranks: model-parallel ranks that the heads are shared out to.
             stored: what the files say.
         """
-        return resolve_head_count(where, hidden, ranks, self.n_head, self.allow_unknown_heads, stored)
+        is_unknown = self.n_head is None and stored is None and HEADS.get(hidden) not in possible_heads(hidden, ranks)
+        if is_unknown and self.allow_unknown_heads:
+            return ranks
+        return resolve_head_count(where, hidden, ranks, self.n_head, stored)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The number of attention heads, which the shapes of a GPT-2's tensors do not tell."""
+"""The number of attention heads, which cannot be read from the shapes of a GPT-2's tensors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ def possible_heads(hidden: int, p: int) -> list[int]:
 
 
 def head_count_from_manifest(path: Path, hidden: int) -> int | None:
-    """Return what the manifest of a copy that this program wrote says; CPM's files themselves say nothing.
+    """Return the number of heads that the manifest of a copy records; None where there is no such manifest.
+
+    CPM's files themselves do not record it.
 
     Args:
         path: the copy, or the folder of its iteration.
@@ -34,25 +36,26 @@ def head_count_from_manifest(path: Path, hidden: int) -> int | None:
     return None
 
 
-def resolve_head_count(
-    file: Path, hidden: int, p: int, given: int | None, allow_unknown_heads: bool, stored: int | None = None
-) -> int:
-    """Return the number of heads: as stored or given, else that of the published model of this size.
+def resolve_head_count(where: Path, hidden: int, ranks: int, given: int | None, stored: int | None = None) -> int:
+    """Return the number of heads: as stored or given, else that of the published model of this hidden size.
 
-    With ``allow_unknown_heads`` a number that nobody knows is p.
+    Args:
+        where: the file for messages.
+        hidden: the hidden size.
+        ranks: model-parallel ranks that the heads are shared out to.
+        given: what the user says; None if nothing.
+        stored: what the files say; None if nothing.
 
     Raises:
         CheckpointError: heads do not divide the hidden size or cannot be shared out to the ranks, nobody knows them, or
             other ones are given than are stored.
     """
     if stored is not None and given is not None and stored != given:
-        raise CheckpointError(f"{file}: says {stored} heads, but --heads {given}: leave that out")
+        raise CheckpointError(f"{where}: says {stored} heads, but --heads {given}: leave that out")
     heads = stored if stored is not None else HEADS.get(hidden) if given is None else given
-    possible = possible_heads(hidden, p)
+    possible = possible_heads(hidden, ranks)
     if heads in possible:
         return heads
-    if given is None and allow_unknown_heads and stored is None:
-        return p
     likely = [n for n in possible if 32 <= hidden // n <= 128]
     hint = f"likely {list_names(likely, 20)} (32 to 128 wide), " if likely else ""
     if stored is not None:
@@ -62,5 +65,5 @@ def resolve_head_count(
     else:
         problem = f"{given} heads do not fit"
     advice = "" if stored is not None else "give --heads, "
-    problem += f" (hidden size {hidden}, {pluralize(p, 'rank')})"
-    raise CheckpointError(f"{file}: {problem}: {advice}{hint}possible {list_names(possible, 40)}")
+    problem += f" (hidden size {hidden}, {pluralize(ranks, 'rank')})"
+    raise CheckpointError(f"{where}: {problem}: {advice}{hint}possible {list_names(possible, 40)}")

@@ -6,11 +6,13 @@ That each format is read and written as its own ecosystem has it, the tests of t
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from convert.conversion import to_checkpoint
 from convert.formats.registry import open_checkpoint
 from convert.formats.rows import NAMES
 from convert.formats.uer_layer_norm import with_layer_norm
@@ -21,25 +23,31 @@ from tf_model.config import STANDARD, GPT2Config
 CONFIG = GPT2Config(vocab_size=48, n_positions=16, n_embd=24, n_layer=2, n_head=6)
 """What every format can hold: gelu's tanh form, epsilon 1e-5, a tied output matrix, 4 h wide."""
 
-COMMANDS = {
-    "savedmodel": ["to-tf"],
-    "huggingface": ["to-huggingface"],
-    "openai-tf1": ["to-openai"],
-    "uer": ["to-uer"],
-    "megatron-lm": ["to-megatron", "--layout", "megatron-lm", "--tensor-parallel", "3"],
-    "megatron": ["to-megatron", "--tensor-parallel", "2"],
+OPTIONS: dict[str, dict[str, Any]] = {
+    "savedmodel": {},
+    "huggingface": {},
+    "openai-tf1": {},
+    "uer": {"uer_layer_norm": STANDARD},  # layer norms that are not copied change by a rounding
+    "megatron-lm": {"tensor_parallel": 3},
+    "megatron": {"tensor_parallel": 2},
 }
 QUICK = {("megatron", "savedmodel"), ("savedmodel", "huggingface")}
 HALVES = ("huggingface", "uer", "megatron-lm", "megatron")
 """Formats that hold all tensors in float16: layer norms of a SavedModel and everything of OpenAI's are float32."""
 
 
-def convert(source: Path, target: str, folder: Path, *options: str) -> Path:
-    """``source`` in the format ``target``. UER-py's layer norms are copied: converted ones change by a rounding."""
-    heads = ["--heads", "6"] if open_checkpoint(source, allow_unknown_heads=True).info.format == "megatron" else []
+def convert(source: Path, target: str, folder: Path, dtype: str | None = None) -> Path:
+    """Write ``source`` in the format ``target``; the layer norms of UER-py are copied."""
     output = folder / target
-    run(COMMANDS[target][0], "--checkpoint", source, "--output", output, *COMMANDS[target][1:], *heads, *options,
-        "--uer-layer-norm", "standard")  # fmt: skip
+    checkpoint = open_checkpoint(source, uer_layer_norm=STANDARD, allow_unknown_heads=True)
+    heads = CONFIG.n_head if checkpoint.info.format == "megatron" else None
+    if target == "savedmodel":
+        given = [] if heads is None else ["--heads", str(heads)]
+        types = [] if dtype is None else ["--dtype", dtype]
+        run("to-tf", "--checkpoint", source, "--output", output, "--uer-layer-norm", STANDARD, *given, *types)
+    else:
+        checkpoint = open_checkpoint(source, heads=heads, uer_layer_norm=STANDARD)
+        to_checkpoint(checkpoint, output, format=target, dtype=dtype, options=OPTIONS[target])
     return output
 
 
@@ -60,12 +68,12 @@ def originals(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     folder = tmp_path_factory.mktemp("originals")
     state = random_state(CONFIG, np.random.default_rng(11))
     write_megatron(folder / "source", state, 3, dtype=request.param, extras=False)
-    formats = COMMANDS if request.param == torch.float32 else HALVES
+    formats = OPTIONS if request.param == torch.float32 else HALVES
     return {name: convert(folder / "source", name, folder) for name in formats}
 
 
-def test_every_format_is_here() -> None:
-    assert set(COMMANDS) == set(NAMES)
+def test_every_format_has_a_row_in_this_test() -> None:
+    assert set(OPTIONS) == set(NAMES)
 
 
 PAIRS = [
@@ -73,14 +81,16 @@ PAIRS = [
     pytest.param(
         name, through, marks=[pytest.mark.slow] if "savedmodel" in (name, through) and pair not in QUICK else []
     )
-    for name in COMMANDS
-    for through in COMMANDS
+    for name in OPTIONS
+    for through in OPTIONS
     for pair in [(name, through)]
 ]
 
 
 @pytest.mark.parametrize(("name", "through"), PAIRS)
-def test_there_and_back(name: str, through: str, originals: dict[str, Path], tmp_path: Path) -> None:
+def test_every_weight_comes_back_bit_for_bit_through_every_format(
+    name: str, through: str, originals: dict[str, Path], tmp_path: Path
+) -> None:
     if name not in originals or through not in originals:
         pytest.skip("does not hold everything in float16")
     between = convert(originals[name], through, tmp_path / "between")
@@ -90,10 +100,10 @@ def test_there_and_back(name: str, through: str, originals: dict[str, Path], tmp
 
 @pytest.mark.parametrize("through", [pytest.param("savedmodel", marks=pytest.mark.slow), "openai-tf1"])
 @pytest.mark.parametrize("name", HALVES)
-def test_float16_through_float32(name: str, through: str, tmp_path: Path) -> None:
+def test_float16_comes_back_bit_for_bit_through_float32(name: str, through: str, tmp_path: Path) -> None:
     """Widened on the way, and the same again when float16 is asked for."""
     state = random_state(CONFIG, np.random.default_rng(12))
     write_megatron(tmp_path / "source", state, 3, dtype=torch.float16, extras=False)
     original = convert(tmp_path / "source", name, tmp_path)
     between = convert(original, through, tmp_path / "between")
-    assert_same(convert(between, name, tmp_path / "back", "--dtype", "float16"), original)
+    assert_same(convert(between, name, tmp_path / "back", "float16"), original)

@@ -109,7 +109,7 @@ def reshard(source: Path, output: Path, p: int, *options: str, command: str = "r
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("p", "q"), [*itertools.product((1, 2, 4), repeat=2), (2, 3), (3, 2), (4, 6), (1, 12)])
-def test_there_and_back(p: int, q: int, dtype: str, tmp_path: Path) -> None:
+def test_reshard_and_back_keeps_every_bit(p: int, q: int, dtype: str, tmp_path: Path) -> None:
     state = make_state(dtype)
     source = write_megatron(tmp_path / "source", state, p, extras=False)
     assert reshard(tmp_path / "source", tmp_path / "there", q, command="to-megatron") == 0
@@ -123,7 +123,7 @@ def test_there_and_back(p: int, q: int, dtype: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("to", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_another_type(dtype: str, to: str, tmp_path: Path) -> None:
+def test_another_type_is_written(dtype: str, to: str, tmp_path: Path) -> None:
     """As PyTorch casts; and where each tensor has its own, it keeps it unless told otherwise."""
     state = {name: tensor.to(DTYPES[dtype]) for name, tensor in random_state(CONFIG, np.random.default_rng(3)).items()}
     state[FINAL] = state[FINAL].float()
@@ -142,7 +142,7 @@ def test_double_precision_is_kept(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
 
 
-def test_no_larger_than_what_torch_saves(tmp_path: Path) -> None:
+def test_files_are_no_larger_than_those_of_torch(tmp_path: Path) -> None:
     """Upstream's script saves views with the storage of the whole; here a shard has its own values."""
     write_megatron(tmp_path / "source", make_state("float32"), 1)
     assert reshard(tmp_path / "source", tmp_path / "copy", 4) == 0
@@ -152,7 +152,7 @@ def test_no_larger_than_what_torch_saves(tmp_path: Path) -> None:
         assert file.stat().st_size <= (tmp_path / file.name).stat().st_size
 
 
-def test_the_same_bytes_by_any_way(tmp_path: Path) -> None:
+def test_every_way_to_a_number_of_ranks_gives_the_same_bytes(tmp_path: Path) -> None:
     """A copy depends on the weights alone: not on the way, the day or the number of shards in between."""
     write_megatron(tmp_path / "source", make_state("float16"), 2)
     for p, name, source in ((2, "direct", "source"), (1, "1", "source"), (4, "4", "1"), (2, "around", "4")):
@@ -169,7 +169,7 @@ def iteration_in(root: Path) -> tuple[str, Any]:
 
 @pytest.mark.parametrize("layout", ["deepspeed", "megatron"])
 @pytest.mark.parametrize(("key", "extras"), [("module", True), ("model", False)])
-def test_iterations_and_layouts(layout: Any, key: Any, extras: bool, tmp_path: Path) -> None:
+def test_every_iteration_and_layout_is_read(layout: Any, key: Any, extras: bool, tmp_path: Path) -> None:
     state = make_state("float16")
     options: dict[str, Any] = {"layout": layout, "key": key, "extras": extras}
     write_megatron(tmp_path / "a", state, 2, iteration=70, **options)
@@ -189,7 +189,7 @@ def test_iterations_and_layouts(layout: Any, key: Any, extras: bool, tmp_path: P
     assert iteration_in(tmp_path / "of no iteration") == ("release", None)
 
 
-def test_what_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_notes_and_the_closing_line_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One note on what a training would need, which a copy has no more; one closing line."""
     write_megatron(tmp_path / "source", make_state("float16"), 2)
     assert reshard(tmp_path / "source", tmp_path / "copy", 4, quiet=False) == 0
@@ -219,7 +219,7 @@ def test_nothing_in_the_source_is_run(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not (tmp_path / "it was run").exists()
 
 
-def test_the_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_manifest_names_source_options_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_megatron(tmp_path / "source", make_state("float16"), 2)
     copy = tmp_path / "copy"
     assert reshard(tmp_path / "source", copy, 4, "--dtype", "bfloat16") == 0
@@ -258,7 +258,7 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
-def test_which_numbers_of_ranks_are_possible() -> None:
+def test_the_possible_numbers_of_ranks_are_listed() -> None:
     """The figures of CPM's published models; and widths that do not follow from each other."""
     sizes = {"vocab_size": 30000, "n_positions": 1024}
     assert possible_ranks(GPT2Config(**sizes, n_embd=2560, n_layer=32, n_head=32)) == [1, 2, 4, 8, 16]
@@ -335,7 +335,9 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_is_refused(case: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_input_is_refused_in_one_line(
+    case: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """One line, exit code 2, nothing at the destination."""
     spoil, options, words = BAD[case]
     spoil(root)
@@ -347,7 +349,7 @@ def test_what_is_refused(case: str, root: Path, tmp_path: Path, capsys: pytest.C
     assert not (tmp_path / "out").exists()
 
 
-def test_heads_are_asked_for(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_heads_are_asked_for(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--checkpoint", str(root), "--output", str(tmp_path / "copy"), "--tensor-parallel", "2"]
     assert main(["reshard", *arguments]) == 2
     assert "give --heads" in capsys.readouterr().err
@@ -358,7 +360,7 @@ def test_heads_are_asked_for(root: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert not (tmp_path / "copy").exists()
 
 
-def test_no_space(
+def test_a_full_disk_is_found_before_the_first_byte(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
@@ -401,7 +403,7 @@ def test_nothing_but_an_older_copy_is_replaced(root: Path, tmp_path: Path, capsy
         (copy / added).unlink()
 
 
-def test_any_name_but_those_that_are_no_text(root: Path, tmp_path: Path) -> None:
+def test_any_name_of_a_folder_works_but_one_that_is_not_text(root: Path, tmp_path: Path) -> None:
     """TensorFlow has no say here: its patterns are names like others."""
     assert reshard(root, tmp_path / "模型 [1]*?", 1) == 0
     assert_holds(tmp_path / "模型 [1]*?", make_state("float16"), 1)
@@ -428,7 +430,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.parametrize("number", [1, 28])  # before the first tensor, before the last one
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT"])
-def test_killed_while_it_writes(name: str, number: int, root: Path, tmp_path: Path) -> None:
+def test_a_killed_run_leaves_nothing(name: str, number: int, root: Path, tmp_path: Path) -> None:
     """Nothing is at the destination; the older copy still is, where there was one. The next run clears up."""
     copy, kill = tmp_path / "out" / "copy", signal.Signals[name]
     arguments = ["reshard", "--checkpoint", root, "--output", copy, "--heads", "12", "--force", "--tensor-parallel"]
@@ -452,7 +454,7 @@ def test_killed_while_it_writes(name: str, number: int, root: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("limit", [3000, 8000])
-def test_the_disk_fills_up(limit: int, root: Path, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_leaves_nothing(limit: int, root: Path, tmp_path: Path) -> None:
     """The kernel's limit on a file's size stands in for a disk."""
     code = (
         "import resource, signal, sys\n"
@@ -482,7 +484,7 @@ sys.exit(code)
 
 
 @pytest.mark.slow
-def test_all_of_cpm_generate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_of_cpm_generate_is_resharded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """2,597,073,920 parameters from 2 shards to 1, 4 and 2 again: the same bits, in less than 1.5 GB of memory."""
     if shutil.disk_usage(tmp_path).free < 20e9:
         pytest.skip("20 GB of free disk are needed")

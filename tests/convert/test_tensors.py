@@ -16,7 +16,7 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     return bool(np.array_equal(a.view(np.uint32), b.view(np.uint32)))
 
 
-def test_every_finite_value_is_exact() -> None:
+def test_every_finite_float16_is_cast_exactly() -> None:
     out = np.empty(FINITE.shape, np.float32)
     assign(out, FINITE)
     assert same_bits(out, FINITE.astype(np.float32))
@@ -34,7 +34,7 @@ def test_infinities_and_nan_stay_what_they_are() -> None:
 @pytest.mark.parametrize(
     "shape", [(0,), (5,), (300_000,), (0, 4), (700, 513), (3, 100, 700), (2, 3, 5, 7), (1,), (1, 1), (9, 1, 70)]
 )
-def test_any_shape_and_strides(shape: tuple[int, ...]) -> None:
+def test_arrays_of_any_shape_and_strides_are_cast(shape: tuple[int, ...]) -> None:
     values = np.random.default_rng(0).normal(size=tuple(2 * extent for extent in shape)).astype(np.float16)
     source = values[tuple(slice(None, None, 2) for _ in shape)]
     out = np.full(values.shape, 9.0, np.float32)
@@ -46,7 +46,7 @@ def test_any_shape_and_strides(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("source", [np.float16, np.float32, np.float64, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("target", [np.float16, np.float32, np.float64, ml_dtypes.bfloat16])
-def test_other_types_are_numpys(source: type, target: type) -> None:
+def test_other_types_are_cast_as_numpy_does(source: type, target: type) -> None:
     values = np.array([0.0, -0.0, 1.5, -3e4, 6e-8, 1e30]).astype(np.float32)
     with np.errstate(over="ignore"):
         values = values.astype(source)

@@ -116,7 +116,7 @@ def _save_torch(model: transformers.GPT2LMHeadModel, folder: Path, state: dict[s
 
 
 @pytest.mark.parametrize("saved", SAVED)
-def test_every_kind_of_folder(saved: str, tmp_path: Path) -> None:
+def test_every_kind_of_folder_is_read(saved: str, tmp_path: Path) -> None:
     model = random_model()
     SAVED[saved](model, tmp_path / "theirs")
     if saved == "several files":
@@ -217,7 +217,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_folders(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_folder_is_refused_in_one_line(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spoil, words = BROKEN[case]
     random_model().save_pretrained(tmp_path / "theirs")
     spoil(tmp_path / "theirs")
@@ -248,14 +248,14 @@ INDEX = "model.safetensors.index.json"
         ),
     ],
 )
-def test_broken_indices(spoil: Callable[[Path], object], words: str, tmp_path: Path) -> None:
+def test_a_broken_index_is_refused(spoil: Callable[[Path], object], words: str, tmp_path: Path) -> None:
     random_model().save_pretrained(tmp_path, max_shard_size="60KB")
     spoil(tmp_path)
     with pytest.raises(CheckpointError, match=words.replace("[", r"\[")):
         open_checkpoint(tmp_path, format="huggingface")
 
 
-def test_files_are_what_the_library_reads(tmp_path: Path) -> None:
+def test_the_safetensors_library_reads_what_is_written(tmp_path: Path) -> None:
     random_model().save_pretrained(tmp_path / "theirs")
     run("to-huggingface", "--checkpoint", tmp_path / "theirs", "--output", tmp_path / "ours", "--dtype", "float16")
     found = safetensors.numpy.load_file(tmp_path / "ours" / "model.safetensors")
@@ -300,7 +300,7 @@ def test_an_index_says_which_of_two_copies_counts(tmp_path: Path) -> None:
         assert np.array_equal(value, state[WTE].numpy())
 
 
-def test_without_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_config_it_is_taken_for_the_usual_gpt2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     random_model().save_pretrained(tmp_path / "theirs")
     (tmp_path / "theirs" / "config.json").unlink()
     words = ["to-huggingface", "--checkpoint", str(tmp_path / "theirs"), "--output", str(tmp_path / "ours")]
@@ -352,7 +352,7 @@ def test_no_end_of_text_is_made_up(said: Any, end: int | None, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("given", [False, True])
-def test_whose_end_of_text_counts(given: bool, demo: Path, tmp_path: Path) -> None:
+def test_a_given_tokenizers_end_of_text_counts_more_than_the_configs(given: bool, demo: Path, tmp_path: Path) -> None:
     """Of a folder with a tokenizer, what its config says; of a tokenizer that was asked for, the tokenizer's."""
     model = random_model(vocab_size=6000, eos_token_id=11, pad_token_id=12)
     model.save_pretrained(tmp_path / "theirs")
@@ -363,7 +363,7 @@ def test_whose_end_of_text_counts(given: bool, demo: Path, tmp_path: Path) -> No
     assert (tmp_path / "ours" / "chinese_vocab.model").is_file()
 
 
-def test_sizes_by_their_other_names(tmp_path: Path) -> None:
+def test_sizes_are_found_by_their_other_names(tmp_path: Path) -> None:
     """A hidden size of 768 has 12 heads in CPM's models, but not if the config says 8."""
     random_model(n_embd=768, n_head=8, n_inner=16).save_pretrained(tmp_path)
     values = read_config(tmp_path)
@@ -380,21 +380,21 @@ def test_sizes_by_their_other_names(tmp_path: Path) -> None:
         open_checkpoint(tmp_path, format="huggingface")
 
 
-def test_an_adapter_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_adapter_is_named_in_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     random_model().save_pretrained(tmp_path / "theirs")
     (tmp_path / "theirs" / "adapter_model.safetensors").touch()
     assert main(["to-huggingface", "--checkpoint", str(tmp_path / "theirs"), "--output", str(tmp_path / "ours")]) == 0
     assert "adapter_model.safetensors: an adapter, which is left out" in capsys.readouterr().err
 
 
-def test_cpms_format_has_one_epsilon(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cpms_format_refuses_another_epsilon(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     random_model(layer_norm_epsilon=1e-3).save_pretrained(tmp_path / "theirs")
     words = ["--checkpoint", str(tmp_path / "theirs"), "--output", str(tmp_path / "ours"), "--tensor-parallel", "1"]
     assert main(["to-megatron", *words]) == 2
     assert "layer_norm_epsilon is 0.001, there it is always 1e-05" in capsys.readouterr().err
 
 
-def test_two_formats_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_formats_in_one_folder_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     random_model().save_pretrained(tmp_path / "theirs")
     run("to-openai", "--checkpoint", tmp_path / "theirs", "--output", tmp_path / "openai")
     shutil.copytree(tmp_path / "openai", tmp_path / "theirs", dirs_exist_ok=True)

@@ -147,7 +147,7 @@ def _train(folder: Path, steps: tuple[int, ...]) -> dict[int, Tensors]:
     return weights
 
 
-def test_what_a_training_leaves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_training_leaves_is_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = _train(tmp_path / "run1", (9, 1000, 2000))
     names = load(tmp_path / "run1/model-9").keys()
     assert {"beta1_power", "global_step", "model/wte/Adam", "model/h0/attn/c_attn/w/Adam_1"} <= names
@@ -166,7 +166,7 @@ def test_what_a_training_leaves(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert_same(load(tmp_path / "ours/model.ckpt"), weights[1000])
 
 
-def test_every_way_to_name_it(tmp_path: Path) -> None:
+def test_every_path_that_names_the_checkpoint_opens_it(tmp_path: Path) -> None:
     folder = save(tmp_path / "你 好", random_tensors(), "model-7")
     (folder / "model-7.meta").write_bytes(b"a graph")
     for name in ("", "checkpoint", "hparams.json", "model-7", "model-7.index", "model-7.meta",
@@ -179,7 +179,7 @@ def test_every_way_to_name_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["/somewhere/else/model-7", "C:\\\\models\\\\model-7", "./model-7", r"\344\275\240/model-7"]
 )
-def test_the_checkpoint_file_of_another_machine(text: str, tmp_path: Path) -> None:
+def test_the_checkpoint_file_of_another_machine_is_understood(text: str, tmp_path: Path) -> None:
     folder = save(tmp_path, random_tensors(), "model-7")
     save(tmp_path, random_tensors(1), "model-8")
     (folder / "checkpoint").write_text(f'all_model_checkpoint_paths: "model-8"\nmodel_checkpoint_path: "{text}"\n')
@@ -187,7 +187,7 @@ def test_the_checkpoint_file_of_another_machine(text: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("letter", "*?[]\\")
-def test_a_path_that_tensorflow_takes_for_a_pattern(letter: str, tmp_path: Path) -> None:
+def test_a_path_that_tensorflow_takes_for_a_pattern_is_refused(letter: str, tmp_path: Path) -> None:
     folder = save(tmp_path / f"a{letter}b", random_tensors())
     with pytest.raises(CheckpointError, match=f"from a path with {re.escape(letter)} in it: rename it"):
         open_checkpoint(folder, format="openai-tf1")
@@ -209,7 +209,7 @@ def test_sizes_are_read_from_the_tensors(tmp_path: Path, capsys: pytest.CaptureF
     assert "openai-tf1 checkpoint" in capsys.readouterr().out
 
 
-def test_parts_of_the_data_in_several_files(tmp_path: Path) -> None:
+def test_data_in_several_files_is_read(tmp_path: Path) -> None:
     """As MergeV2Checkpoints leaves them, which a training on several devices ends with."""
     tensors = random_tensors()
     for part in range(2):
@@ -233,7 +233,7 @@ def test_parts_of_the_data_in_several_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
-def test_hugging_face_and_back(kind: torch.dtype, tmp_path: Path) -> None:
+def test_hugging_face_and_back_keeps_every_bit(kind: torch.dtype, tmp_path: Path) -> None:
     """Float32 bit for bit; the two half types by way of float32, which holds them exactly."""
     name = str(kind).removeprefix("torch.")
     random_model().to(kind).save_pretrained(tmp_path / "theirs")
@@ -245,7 +245,7 @@ def test_hugging_face_and_back(kind: torch.dtype, tmp_path: Path) -> None:
     assert {tensor.dtype for tensor in load(tmp_path / "between/model.ckpt").values()} == {np.dtype(np.float32)}
 
 
-def test_savedmodel_and_back(tmp_path: Path) -> None:
+def test_savedmodel_and_back_keeps_every_bit(tmp_path: Path) -> None:
     tensors = random_tensors()
     run("to-tf", "--checkpoint", save(tmp_path / "theirs", tensors), "--output", tmp_path / "between")
     run("to-openai", "--checkpoint", tmp_path / "between", "--output", tmp_path / "ours")
@@ -253,7 +253,7 @@ def test_savedmodel_and_back(tmp_path: Path) -> None:
     assert main(["check", str(tmp_path / "ours")]) == 0
 
 
-def test_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_files_that_openais_code_needs_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     random_model(activation_function="gelu_pytorch_tanh").half().save_pretrained(tmp_path / "theirs")
     capsys.readouterr()
     assert main(["to-openai", "--checkpoint", str(tmp_path / "theirs"), "--output", str(tmp_path / "ours")]) == 0
@@ -269,7 +269,7 @@ def test_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert shapes == {name: value.shape for name, value in random_tensors().items()}
 
 
-def test_written_in_another_type(tmp_path: Path) -> None:
+def test_another_type_can_be_written(tmp_path: Path) -> None:
     tensors = random_tensors()
     save(tmp_path / "theirs", tensors)
     run("to-openai", "--checkpoint", tmp_path / "theirs", "--output", tmp_path / "half", "--dtype", "bfloat16")
@@ -279,7 +279,7 @@ def test_written_in_another_type(tmp_path: Path) -> None:
     assert_same(load(tmp_path / "whole/model.ckpt"), {name: v.astype(np.float32) for name, v in expected.items()})
 
 
-def test_a_restored_graph_of_tensorflow_1(tmp_path: Path) -> None:
+def test_a_graph_of_tensorflow_1_restores_it(tmp_path: Path) -> None:
     """What gpt-2-simple does with what is written: variables of float32, and a Saver."""
     random_model().save_pretrained(tmp_path / "theirs")
     run("to-openai", "--checkpoint", tmp_path / "theirs", "--output", tmp_path / "ours")
@@ -329,7 +329,7 @@ def test_another_tokenizer_keeps_its_names(demo: Path, tmp_path: Path) -> None:
         ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
     ],
 )
-def test_what_the_format_cannot_hold(
+def test_a_model_that_the_format_cannot_hold_is_refused(
     options: dict[str, Any], words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     random_model(**options).save_pretrained(tmp_path / "theirs")
@@ -429,7 +429,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_folders(case: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_folder_is_refused_in_one_line(case: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     spoil, words = BROKEN[case]
     spoil(save(tmp_path / "theirs", random_tensors()))
     capfd.readouterr()
@@ -449,7 +449,7 @@ def test_broken_folders(case: str, tmp_path: Path, capfd: pytest.CaptureFixture[
         ("9" * 5000, "expected a number"),
     ],
 )
-def test_iterations_that_are_not_there(
+def test_an_iteration_that_is_not_there_is_refused(
     iteration: str, words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("model-7", "model-70"):
@@ -460,7 +460,7 @@ def test_iterations_that_are_not_there(
     assert not (tmp_path / "new").exists()
 
 
-def test_a_folder_of_something_else_is_none(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_of_something_else_is_not_taken_for_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for path, source in (
         (tmp_path / "nothing", ()), (tmp_path, ()), (tmp_path, ("--from", "openai-tf1")),
     ):  # fmt: skip

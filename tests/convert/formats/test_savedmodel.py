@@ -51,7 +51,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("dtype", KINDS)
-def test_megatron_and_back(dtype: str, tmp_path: Path) -> None:
+def test_megatron_and_back_keeps_every_bit(dtype: str, tmp_path: Path) -> None:
     """Bit for bit. Layer norms are float32 in a SavedModel: of a half type they come back widened, the same values."""
     state = random_state(CONFIG, np.random.default_rng(1))
     write_megatron(tmp_path / "theirs", state, 2, dtype=KINDS[dtype], extras=False)
@@ -72,7 +72,7 @@ def test_megatron_and_back(dtype: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("variant", [pytest.param("untied", marks=pytest.mark.slow), "all", "uer"])
-def test_hugging_face_and_back(variant: str, tmp_path: Path) -> None:
+def test_hugging_face_and_back_keeps_every_bit(variant: str, tmp_path: Path) -> None:
     """Weights, every choice of the configuration, and the special tokens."""
     random_model(**VARIANTS.get(variant, {"layer_norm": "uer"})).save_pretrained(tmp_path / "theirs")
     run("to-huggingface", "--checkpoint", tmp_path / "theirs", "--output", tmp_path / "before")
@@ -83,7 +83,7 @@ def test_hugging_face_and_back(variant: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int8-low-memory", "int8-avx2"])
-def test_int8_is_given_as_what_it_stands_for(
+def test_int8_is_read_as_weights_times_scales(
     dtype: str, models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--checkpoint", str(models[dtype]), "--output", str(tmp_path / "ours")]
@@ -110,7 +110,7 @@ def test_int8_is_given_as_what_it_stands_for(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_what_a_reader_tells(dtype: str, models: dict[str, Path]) -> None:
+def test_the_facts_about_a_savedmodel_are_right(dtype: str, models: dict[str, Path]) -> None:
     checkpoint = open_checkpoint(models[dtype], format="savedmodel")
     assert checkpoint.info.format == "savedmodel"
     assert checkpoint.config == CONFIG
@@ -136,7 +136,7 @@ def test_the_tokenizer_comes_along(song_ci: Path, demo: Path, tmp_path: Path) ->
     assert (tmp_path / "ours" / vocabulary).read_bytes() == (demo / "tokenizer" / vocabulary).read_bytes()
 
 
-def test_a_vocabulary_of_bert_under_any_name(models: dict[str, Path], tmp_path: Path) -> None:
+def test_a_vocabulary_of_bert_is_found_under_any_name(models: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(models["float32"], tmp_path / "model")
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "你", "好"]
     (tmp_path / "model" / "assets" / "google_zh.txt").write_text("\n".join(pieces) + "\n", "utf-8")
@@ -230,7 +230,9 @@ def _refused(command: str, source: Path, output: Path, *options: str) -> int:
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_folders(case: str, models: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_folder_is_refused_in_one_line(
+    case: str, models: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     spoil, words = BROKEN[case]
     shutil.copytree(models["float32"], tmp_path / "model")
     spoil(tmp_path / "model")
@@ -244,7 +246,9 @@ def test_broken_folders(case: str, models: dict[str, Path], tmp_path: Path, capf
         assert not (tmp_path / "new").exists()
 
 
-def test_scales_that_are_not_finite(models: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_scales_that_are_not_finite_are_refused(
+    models: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(models["int8"], tmp_path / "model")
     _tensors(lambda t: t[f"{FC}_scale"].__setitem__(5, np.inf))(tmp_path / "model")
     assert _refused("to-huggingface", tmp_path / "model", tmp_path / "new") == 2
@@ -261,7 +265,7 @@ def test_scales_that_are_not_finite(models: dict[str, Path], tmp_path: Path, cap
         (("--from", "megatron"), ""),
     ],
 )
-def test_options_that_do_not_fit(
+def test_options_that_do_not_fit_are_refused(
     options: tuple[str, ...], words: str, models: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert _refused("to-openai", models["float32"], tmp_path / "new", *options) == 2

@@ -98,7 +98,7 @@ def save(folder: Path, state: State) -> Path:
     return folder / "lyric.bin"
 
 
-def test_logits_are_uers(tmp_path: Path) -> None:
+def test_logits_are_those_of_uers_formulas(tmp_path: Path) -> None:
     """In the SavedModel, and in transformers, whose layer norm is another."""
     state = random_state()
     file = save(tmp_path / "theirs", state)
@@ -140,7 +140,7 @@ def test_a_model_of_transformers_computes_the_same_in_uer(options: dict[str, Any
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_there_and_back(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_hugging_face_and_back_keeps_every_bit_of_a_copy(dtype: torch.dtype, tmp_path: Path) -> None:
     """Bit for bit with copied layer norms; with converted ones they alone may change, by a rounding."""
     state = {name: tensor.to(dtype) for name, tensor in random_state().items()}
     file = save(tmp_path / "theirs", state)
@@ -172,7 +172,7 @@ RENAMED = {"embedding.word.": "embedding.word_", "embedding.pos.embedding": "emb
     ],
     ids=["of DataParallel", "older names", "without a head", "the head a copy"],
 )
-def test_every_kind_of_file(change: Callable[[State], State], tmp_path: Path) -> None:
+def test_every_kind_of_file_is_read(change: Callable[[State], State], tmp_path: Path) -> None:
     state = random_state()
     file = save(tmp_path, change(state))
     checkpoint = open_checkpoint(tmp_path, heads=HEADS, format="uer")
@@ -239,7 +239,7 @@ BROKEN: dict[str, tuple[Callable[[State, Path], object], str]] = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_files(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_file_is_refused_in_one_line(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spoil, words = BROKEN[case]
     state = random_state()
     (tmp_path / "theirs").mkdir()
@@ -259,7 +259,9 @@ def test_broken_files(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     ("data", "words"),
     [(b"", "an empty file"), (b"<html>", "a web page"), (b"PK\3\4" + b"\0" * 40, "without a usable directory")],
 )
-def test_what_is_no_file_of_torch(data: bytes, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_torch_did_not_save_is_refused(
+    data: bytes, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "x.bin").write_bytes(data)
     for source in ([], ["--from", "uer"]):
         options = ["--checkpoint", str(tmp_path / "x.bin"), "--output", str(tmp_path / "new"), *source]
@@ -267,7 +269,7 @@ def test_what_is_no_file_of_torch(data: bytes, words: str, tmp_path: Path, capsy
         assert words in capsys.readouterr().err
 
 
-def test_several_files_and_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_must_have_exactly_one_bin_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--checkpoint", str(tmp_path / "theirs"), "--output", str(tmp_path / "new"), "--from", "uer"]
     save(tmp_path / "theirs", random_state())
     torch.save({}, tmp_path / "theirs" / "other.bin")
@@ -292,7 +294,9 @@ def test_formats_without_an_epsilon_take_a_copy_only(
     assert main([*command, *options, "--heads", str(HEADS), "--uer-layer-norm", "standard"]) == 0
 
 
-def test_an_epsilon_that_uer_has_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_epsilon_that_uer_does_not_have_is_left_out_or_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A usual one is told, one that counts is refused: UER's layer norms have none inside the root."""
     for epsilon, code, words in (
         (1e-5, 0, "note: {}: layer_norm_epsilon 1e-05 becomes UER-py's 1e-6 beside the root"),
@@ -309,13 +313,15 @@ def test_an_epsilon_that_uer_has_not(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert (folder / "uer").exists() == (code == 0)
 
 
-def test_one_value_has_no_deviation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_hidden_size_of_one_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     random_model(n_embd=1, n_head=1).save_pretrained(tmp_path / "hf")
     assert main(["to-uer", "--checkpoint", str(tmp_path / "hf"), "--output", str(tmp_path / "uer")]) == 2
     assert "a hidden size of 1: one value has no unbiased deviation" in capsys.readouterr().err
 
 
-def test_a_weight_that_float16_cannot_hold_any_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_weight_that_float16_can_no_longer_hold_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """UER's layer norm makes it larger, by 1 % at a hidden size of 48."""
     model = random_model().half()
     with torch.no_grad():
@@ -327,7 +333,7 @@ def test_a_weight_that_float16_cannot_hold_any_more(tmp_path: Path, capsys: pyte
     assert main([*words, "--dtype", "float32"]) == 0
 
 
-def test_a_head_of_its_own(tmp_path: Path) -> None:
+def test_a_head_of_its_own_is_kept(tmp_path: Path) -> None:
     """There and back, and the logits by the formulas."""
     state = random_state()
     state["target.lm.output_layer.weight"] = state["target.lm.output_layer.weight"] + 0.1
