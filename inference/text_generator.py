@@ -49,7 +49,7 @@ class TextGenerator:
     def __init__(self, model: LoadedModel, tokenizer: Tokenizer, defaults: Mapping[str, Any]) -> None:
         self.requests = RequestReader(model.config, tokenizer, defaults)
         self.config, self.tokenizer, self.defaults = model.config, tokenizer, self.requests.defaults
-        self._model = model
+        self.model = model
         self._scorer = Scorer(model, tokenizer)
         # Megatron pads the vocabulary: the model has rows that no text becomes and that have no text.
         self._no_text = tuple(range(tokenizer.vocab_size, model.config.vocab_size))
@@ -222,7 +222,7 @@ class TextGenerator:
             "max_new_tokens": [builder.new_tokens(prompt) for prompt in prompts],
             "seed": [row.seed for row in rows],
         }
-        output = self._model.call("generate", [prompt.ids for prompt in prompts], **options)
+        output = self.model.call("generate", [prompt.ids for prompt in prompts], **options)
         results = []
         for i, prompt in enumerate(prompts):
             new = output["sequences"][i, len(prompt.ids) : output["lengths"][i]].tolist()
@@ -235,13 +235,13 @@ class TextGenerator:
         most = [builder.new_tokens(prompt) for prompt in prompts]
         self._check_room(prompts, most)
         options = {**self._inputs(config), "max_new_tokens": most}
-        output = self._model.call("beam_search", [prompt.ids for prompt in prompts], **options)
+        output = self.model.call("beam_search", [prompt.ids for prompt in prompts], **options)
         results = []
         for i, prompt in enumerate(prompts):
             size = len(prompt.ids)
             for beam, score in enumerate(output["scores"][i].tolist()):
                 new = output["sequences"][i, beam, size : output["lengths"][i, beam]].tolist()
-                (logprobs,) = self._model.logprobs([[*prompt.ids, *new]])
+                (logprobs,) = self.model.logprobs([[*prompt.ids, *new]])
                 results.append(builder.build(prompt, new, logprobs[size:], score))
         return results
 
@@ -258,11 +258,11 @@ class TextGenerator:
         """Yield up to ``most`` new tokens after ``ids``, a few at a time, until an end of text or none can follow."""
         inputs = self._inputs(config)
         minimum, limit, size = config.values["min_new_tokens"], len(ids) + most, _FIRST_TOKENS
-        state = self._model.prefill(ids, inputs) if most else {}
+        state = self.model.prefill(ids, inputs) if most else {}
         while len(ids) < limit:
             number = min(size, limit - len(ids))
             options = {**inputs, "seed": seed, "max_new_tokens": number, "min_new_tokens": minimum}
-            new, state = self._model.decode(ids, state, options)
+            new, state = self.model.decode(ids, state, options)
             if not new:  # the constraints leave no token
                 return
             yield new

@@ -13,7 +13,7 @@ from exports.saved_model import write_saved_model
 from exports.saved_model_folder import ModelError, SavedModelFolder
 from support.errors import UserError
 from tests.exports.test_nothing_lost import CONFIGS, random_values
-from tests.helpers.text_models import write_tokenizer
+from tests.helpers.small_vocabularies import write_tokenizer
 from tokenization import load_tokenizer
 from tokenization.special_tokens import SpecialTokens
 

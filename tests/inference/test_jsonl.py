@@ -32,13 +32,13 @@ def record(prompt: str, number: int = 0, **more: Any) -> dict[str, Any]:
         ('{"prompt": "a"}\n', ['{"prompt": "a"}']),
     ],
 )
-def test_text_files(content: str, prompts: list[str], tmp_path: Path) -> None:
+def test_each_line_of_a_text_is_a_prompt(content: str, prompts: list[str], tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes(content.encode())
     assert read_prompts(str(path)) == [PromptLine(prompt) for prompt in prompts]
 
 
-def test_json_lines(tmp_path: Path) -> None:
+def test_json_lines_are_prompts_with_fields(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     lines = ['\ufeff"a"', "", '{"id": 5, "prompt": "b\\nc", "more": {"x": [1]}}', '{"prompt": "d\u2028e"}\r']
     path.write_text("\n".join(lines), "utf-8", newline="")
@@ -53,7 +53,9 @@ def test_json_lines(tmp_path: Path) -> None:
     ("content", "prompts"),
     [("a\r\n{b\n", ["a", "{b"]), ('\ufeff\n {"prompt": "a"}\n"b"\n', ["a", "b"])],
 )
-def test_stdin(content: str, prompts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stdin_is_utf8_whatever_the_locale_is(
+    content: str, prompts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """UTF-8 whatever the locale is, and its line ends as they are."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode()), "ascii"))
     assert [line.prompt for line in read_prompts("-")] == prompts
@@ -73,14 +75,14 @@ def test_stdin(content: str, prompts: list[str], monkeypatch: pytest.MonkeyPatch
         ("a.jsonl", b"null", "line 1: expected"),
     ],
 )
-def test_bad_prompts(name: str, content: bytes, words: str, tmp_path: Path) -> None:
+def test_a_bad_file_of_prompts_is_one_line(name: str, content: bytes, words: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(RecordError, match=words) as error:
         read_prompts(str(tmp_path / name))
     assert "\n" not in str(error.value)
 
 
-def test_no_prompts_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for path in (tmp_path, tmp_path / "absent", tmp_path / ("a" * 300)):
         with pytest.raises(RecordError, match="cannot be read"):
             read_prompts(str(path))
@@ -89,14 +91,14 @@ def test_no_prompts_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         read_prompts("-")
 
 
-def test_jobs() -> None:
+def test_a_prompt_that_comes_again_goes_on_counting() -> None:
     """Where a prompt comes again, its numbers go on: no two jobs are the same."""
     jobs = expand_jobs([PromptLine("a", {"id": 1}), PromptLine("b"), PromptLine("a", {"id": 2})], 2)
     assert jobs == [Job("a", 0, {"id": 1}), Job("a", 1, {"id": 1}), Job("b", 0), Job("b", 1),
                     Job("a", 2, {"id": 2}), Job("a", 3, {"id": 2})]  # fmt: skip
 
 
-def test_appended_and_found_again(tmp_path: Path) -> None:
+def test_what_is_appended_is_found_again(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     with open_results(path) as records:
         assert records.done() == set()
@@ -110,7 +112,7 @@ def test_appended_and_found_again(tmp_path: Path) -> None:
     assert json.loads(lines[2])["note"] == "\udfff"
 
 
-def test_ascii() -> None:
+def test_a_line_can_be_ascii() -> None:
     assert json_line({"text": "😀"}, ascii_only=True) == '{"text": "\\ud83d\\ude00"}\n'
 
 
@@ -148,7 +150,7 @@ def test_somebodys_file_stays_as_it_is(ours: bytes, content: bytes, tmp_path: Pa
     assert path.read_bytes() == ours + content
 
 
-def test_two_runs(tmp_path: Path) -> None:
+def test_a_second_run_on_a_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     with open_results(path), pytest.raises(RecordError, match="another run is writing it"), open_results(path):
         pass
@@ -157,12 +159,12 @@ def test_two_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "absent/out", "a" * 300])
-def test_files_that_cannot_be(name: str, tmp_path: Path) -> None:
+def test_files_that_cannot_be_written_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="cannot be written"), open_results(tmp_path / name):
         pass
 
 
-def test_no_file() -> None:
+def test_a_device_is_refused() -> None:
     with pytest.raises(RecordError, match=r"/dev/null: not a file: .*--json"), open_results(Path("/dev/null")):
         pass
 
@@ -178,7 +180,7 @@ def file_size_limit(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
     """Everything that was said to be written is there, and no part of what was not."""
     path = tmp_path / "out.jsonl"
     good = json_line(record("a")).encode()
@@ -197,7 +199,7 @@ RECORDS = st.lists(st.tuples(TEXTS, st.integers(0, 3), TEXTS), max_size=4)
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(before=RECORDS, after=RECORDS, keep=st.floats(0, 1))
-def test_any_interruption(before: list[Any], after: list[Any], keep: float, tmp_path: Path) -> None:
+def test_any_interruption_leaves_whole_lines(before: list[Any], after: list[Any], keep: float, tmp_path: Path) -> None:
     """Cut anywhere, a file has the records of its whole lines, and what is appended is found."""
     path = tmp_path / "out.jsonl"
     lines = [json_line(record(prompt, number, note=note)).encode() for prompt, number, note in before]

@@ -119,7 +119,7 @@ def check_every_token(
     ],
     ids=str,
 )
-def test_10000_tokens(
+def test_10000_tokens_are_those_of_their_windows(
     model: Path, theirs: transformers.GPT2LMHeadModel, options: dict[str, Any], tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip

@@ -30,7 +30,7 @@ def windowed(model: TextModel, ids: list[int]) -> list[float]:
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 31, 32, 33, 47, 48, 49, 64, 65, 200])
-def test_score(each: TextModel, tokens: int) -> None:
+def test_a_score_is_that_of_overlapping_windows(each: TextModel, tokens: int) -> None:
     letters = each.tokenizer.encode(each.prompt * 80)
     text = each.tokenizer.decode(letters[:tokens])
     ids = each.tokenizer.encode(text)
@@ -51,7 +51,7 @@ def test_score(each: TextModel, tokens: int) -> None:
         assert math.isnan(score.perplexity)
 
 
-def test_one_text_and_none(bert: TextModel) -> None:
+def test_one_text_or_none_may_be_scored(bert: TextModel) -> None:
     assert bert.generator.score([]) == []
     assert len(bert.generator.score("hello")) == 1
 
@@ -74,7 +74,7 @@ def test_choose_is_cpms_rule(each: TextModel, times: int) -> None:
     assert choice.candidate == candidates[choice.index]
 
 
-def test_choose_a_continuation(each: TextModel) -> None:
+def test_choose_takes_the_most_probable_continuation(each: TextModel) -> None:
     candidates = ["今天", "天气 hello", "a"]
     expected = [mean_nll(each, each.prompt, candidate) for candidate in candidates]
     choice = each.generator.choose(each.prompt, iter(candidates))
@@ -95,14 +95,14 @@ def test_choose_a_continuation(each: TextModel) -> None:
         (("今" * POSITIONS, ["a"]), TokenizerError, "leave nothing of the model's 32 positions"),
     ],
 )
-def test_bad_choices(cpm: TextModel, arguments: Any, error: type[Exception], words: str) -> None:
+def test_bad_choices_are_refused(cpm: TextModel, arguments: Any, error: type[Exception], words: str) -> None:
     prompt, candidates, *text = arguments
     with pytest.raises(error, match=words):
         cpm.generator.choose(prompt, candidates, text=text[0] if text else None)
 
 
 @pytest.mark.parametrize("texts", ["", ["a", ""], [5], "\ud800"])
-def test_bad_texts(bert: TextModel, texts: Any) -> None:
+def test_texts_without_tokens_are_refused(bert: TextModel, texts: Any) -> None:
     with pytest.raises(TokenizerError):
         bert.generator.score(texts)
 
@@ -162,7 +162,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_folders(bert: TextModel, name: str, tmp_path: Path) -> None:
+def test_a_broken_folder_is_one_line_that_names_it(bert: TextModel, name: str, tmp_path: Path) -> None:
     change, words = BROKEN[name]
     folder = tmp_path / "model"
     shutil.copytree(bert.folder, folder)
@@ -175,6 +175,6 @@ def test_broken_folders(bert: TextModel, name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["", "a" * 300, "a\0b", "/dev/null"])
-def test_no_folders(path: str) -> None:
+def test_what_is_no_folder_is_no_savedmodel(path: str) -> None:
     with pytest.raises(ModelError, match="no SavedModel"):
         TextGenerator.load(path)

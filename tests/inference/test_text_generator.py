@@ -34,7 +34,7 @@ def greedy(model: TextModel, ids: list[int], number: int) -> list[int]:
     return new
 
 
-def test_greedy_text_and_logprobs(each: TextModel) -> None:
+def test_greedy_text_and_logprobs_are_those_of_transformers(each: TextModel) -> None:
     ids = each.tokenizer.encode_prompt(each.prompt)
     expected = greedy(each, ids, 12)
     (result,) = each.generator.generate(each.prompt, temperature=0, max_new_tokens=12, eos_token_id=-1)
@@ -46,7 +46,7 @@ def test_greedy_text_and_logprobs(each: TextModel) -> None:
     assert (result.finish_reason, result.score) == ("length", None)
 
 
-def test_end_of_text(each: TextModel) -> None:
+def test_the_end_of_text_is_a_token_and_not_text(each: TextModel) -> None:
     """It is among the tokens, not in the text; min_new_tokens puts it off."""
     ids = each.tokenizer.encode_prompt(each.prompt)
     expected = greedy(each, ids, 12)
@@ -81,7 +81,7 @@ STREAMED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", STREAMED)
 @pytest.mark.parametrize("times", [1, 30])
-def test_stream_is_generate(each: TextModel, name: str, times: int) -> None:
+def test_a_stream_gives_the_text_of_generate(each: TextModel, name: str, times: int) -> None:
     """With the same seed; of a prompt that is longer than the positions, too."""
     prompt = each.prompt * times
     options = {"eos_token_id": -1, "seed": 5, **STREAMED[name]}
@@ -99,7 +99,7 @@ def test_stream_is_generate(each: TextModel, name: str, times: int) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_truncate(each: TextModel, size: int) -> None:
+def test_a_text_ends_before_the_first_stop_string(each: TextModel, size: int) -> None:
     """Before the first of several strings, wherever tokens begin; the tokens are those that the text needs."""
     options: dict[str, Any] = {"seed": 3, "max_new_tokens": 20, "eos_token_id": -1}
     (whole,) = each.generator.generate(each.prompt, **options)
@@ -119,7 +119,7 @@ def test_truncate(each: TextModel, size: int) -> None:
             assert len(cut.tokens) == next(n for n, text in enumerate(texts) if len(text) - start >= place)
 
 
-def test_seeds(each: TextModel) -> None:
+def test_a_text_depends_on_its_own_prompt_and_seed_only(each: TextModel) -> None:
     """A row's text depends on its own prompt and seed only; the n-th result is drawn with seed + n."""
     prompts = [each.prompt, each.prompt * 3, each.prompt * 30]
     options: dict[str, Any] = {"max_new_tokens": 15, "temperature": 2.0}
@@ -135,7 +135,7 @@ def test_seeds(each: TextModel) -> None:
         each.generator.generate(prompts, seed=[1, 2])
 
 
-def test_beams(each: TextModel) -> None:
+def test_beam_search_returns_the_results_of_its_signature(each: TextModel) -> None:
     """As the signature says, each with the model's own log-probabilities and the score that follows from them."""
     prompts = [each.prompt, each.prompt[:3]]
     options: dict[str, Any] = {"num_beams": 4, "num_return_sequences": 3, "length_penalty": 0.7, "max_new_tokens": 6}
@@ -144,7 +144,7 @@ def test_beams(each: TextModel) -> None:
         ids = each.tokenizer.encode_prompt(prompt)
         config = each.generator.resolve(**options)
         hidden = {"suppress_tokens": tuple(range(each.tokenizer.vocab_size, each.tokenizer.vocab_size + 5))}
-        found = each.generator._model.call("beam_search", [ids], **{**config.inputs(), **hidden})
+        found = each.generator.model.call("beam_search", [ids], **{**config.inputs(), **hidden})
         for n, result in enumerate(results[3 * i : 3 * i + 3]):
             length = found["lengths"][0, n]
             assert list(result.tokens) == found["sequences"][0, n, len(ids) : length].tolist()
@@ -158,7 +158,7 @@ def test_beams(each: TextModel) -> None:
         each.generator.stream(each.prompt, num_beams=2)
 
 
-def test_prompts_of_tokens(each: TextModel) -> None:
+def test_prompts_may_be_tokens(each: TextModel) -> None:
     ids = each.tokenizer.encode_prompt(each.prompt)
     options: dict[str, Any] = {"seed": 1, "max_new_tokens": 5, "eos_token_id": -1}
     (expected,) = each.generator.generate(each.prompt, **options)
@@ -169,7 +169,7 @@ def test_prompts_of_tokens(each: TextModel) -> None:
     assert "".join(each.generator.stream(np.array(ids), **options)) == expected.text
 
 
-def test_empty_prompts(cpm: TextModel, bert: TextModel, bpe: TextModel) -> None:
+def test_an_empty_prompt_begins_where_the_model_can(cpm: TextModel, bert: TextModel, bpe: TextModel) -> None:
     """A text begins with the token that the model was trained to see first, where there is one."""
     assert cpm.generator.generate([]) == []
     for model, start in ((bert, 2), (bpe, model_end(bpe))):
@@ -190,20 +190,20 @@ def model_end(model: TextModel) -> int:
     "prompts", [None, 5, [1, "a"], ["a", 1], [1.5], [[1.0]], [["1"]], b"abc", [b"abc"], [None], [[10**30]], [[-1]],
                 [[10**6]], "\ud800", ["a", None], [[[1]]]]
 )  # fmt: skip
-def test_what_is_no_prompt(bert: TextModel, prompts: Any) -> None:
+def test_what_is_no_prompt_is_refused_in_one_line(bert: TextModel, prompts: Any) -> None:
     with pytest.raises(TokenizerError) as error:
         bert.generator.generate(prompts, max_new_tokens=1)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("value", [0, -1, "8", 1.0, None])
-def test_batch_size(bert: TextModel, value: Any) -> None:
+def test_a_batch_size_is_a_whole_number(bert: TextModel, value: Any) -> None:
     for call in (bert.generator.generate, bert.generator.score, lambda p, **o: bert.generator.choose(p, ["a"], **o)):
         with pytest.raises(OptionError, match="batch_size is"):
             call("a", batch_size=value)
 
 
-def test_errors_come_before_the_first_part(bert: TextModel) -> None:
+def test_stream_reports_errors_before_the_first_part(bert: TextModel) -> None:
     with pytest.raises(OptionError, match="did you mean 'temperature'"):
         bert.generator.stream("a", temprature=1)
     with pytest.raises(OptionError, match="outside the vocabulary"):
@@ -212,13 +212,13 @@ def test_errors_come_before_the_first_part(bert: TextModel) -> None:
         bert.generator.stream(["a"])
 
 
-def test_failure_in_the_graph_is_one_line(bert: TextModel) -> None:
+def test_a_failure_in_the_graph_is_one_line(bert: TextModel) -> None:
     with pytest.raises(ModelError, match="outside the vocabulary") as error:
-        bert.generator._model.call("generate", [[10**6]])
+        bert.generator.model.call("generate", [[10**6]])
     assert "\n" not in str(error.value)
 
 
-def test_threads(each: TextModel) -> None:
+def test_threads_may_share_a_generator(each: TextModel) -> None:
     def text(seed: int) -> str:
         if seed % 2:
             return "".join(each.generator.stream(each.prompt, seed=seed, max_new_tokens=12))
@@ -229,7 +229,7 @@ def test_threads(each: TextModel) -> None:
         assert list(pool.map(text, range(8))) == expected
 
 
-def test_spaces_and_half_characters(bert: TextModel, bpe: TextModel) -> None:
+def test_spaces_and_half_characters_come_with_their_neighbours(bert: TextModel, bpe: TextModel) -> None:
     words = bert.tokenizer.encode("world, good days")
     generator = scripted(bert.tokenizer, words)
     assert list(generator.stream("hello")) == [" world", ",", "good", " day", "s"]
@@ -250,7 +250,7 @@ def test_spaces_and_half_characters(bert: TextModel, bpe: TextModel) -> None:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_any_tokens(each: TextModel, data: st.DataObject) -> None:
+def test_any_tokens_stream_as_their_text_up_to_the_first_stop_string(each: TextModel, data: st.DataObject) -> None:
     """Whatever a model says: the stream is the text, and the text is what the tokens are, up to the first string."""
     tokenizer = each.tokenizer
     some = st.integers(0, min(tokenizer.vocab_size, 300) - 1) | st.integers(0, tokenizer.vocab_size - 1)
@@ -282,7 +282,7 @@ class Letters:
 
 
 @given(parts=st.lists(st.text("ab\n", max_size=4), min_size=1), ends=st.lists(st.text("ab\n", min_size=1), max_size=3))
-def test_holding_back(parts: list[str], ends: list[str]) -> None:
+def test_what_may_begin_a_stop_string_is_held_back(parts: list[str], ends: list[str]) -> None:
     """Joined it is the whole, cut; what is given is never more, and never less than what is certain."""
     text, given_so_far = StopStringFilter(Letters(parts), tuple(ends)), ""
     whole = "".join(parts)
@@ -299,7 +299,7 @@ def test_holding_back(parts: list[str], ends: list[str]) -> None:
     assert given_so_far + text.finish() == whole[:place]
 
 
-def test_results_are_plain(bert: TextModel) -> None:
+def test_results_hold_plain_values(bert: TextModel) -> None:
     (result,) = bert.generator.generate("a", max_new_tokens=2, eos_token_id=-1)
     assert isinstance(result, GeneratedText)
     assert {type(token) for token in result.tokens} == {int}
@@ -321,7 +321,7 @@ def test_an_interrupt_cancels_what_tensorflow_does(song_ci: Path) -> None:
     assert generator.generate("浣溪沙", max_new_tokens=5, seed=1) == before
 
 
-def test_constraints_that_leave_nothing(song_ci: Path) -> None:
+def test_constraints_that_leave_no_token_end_a_text(song_ci: Path) -> None:
     generator = TextGenerator.load(song_ci)
     nothing: dict[str, Any] = {"suppress_tokens": range(generator.config.vocab_size), "max_new_tokens": 5}
     assert list(generator.stream("浣溪沙", **nothing)) == []

@@ -80,7 +80,9 @@ def test_agrees_with_transformers_on_any_characters(
     assert tokenizer.encode(text) == transformers_encode(text)
 
 
-def test_all_characters(tokenizer: BertTokenizer, transformers_encode: Callable[[str], list[int]]) -> None:
+def test_every_character_is_encoded_as_transformers_does(
+    tokenizer: BertTokenizer, transformers_encode: Callable[[str], list[int]]
+) -> None:
     for start in range(0x20, 0x30000, 16):
         if not 0xD800 <= start < 0xE000:
             text = "".join(f"a{chr(i)}b {chr(i)}" for i in range(start, start + 16))
@@ -148,11 +150,11 @@ def test_typed_special_pieces_are_what_transformers_makes_of_them_when_told_to(
         ("", ""),
     ],
 )
-def test_decode(tokenizer: BertTokenizer, text: str, result: str) -> None:
+def test_text_is_joined_without_spaces_between_chinese(tokenizer: BertTokenizer, text: str, result: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == result
 
 
-def test_decode_special_pieces(small: BertTokenizer) -> None:
+def test_special_pieces_are_shown_or_dropped(small: BertTokenizer) -> None:
     assert small.decode([3, 4, 5, 2, 0, 0]) == "天气[SEP]"
     assert small.decode([6, 0, 3, 7, 8]) == "good days"
     assert small.decode([8, 8, 6, 1, 6]) == "ss good[UNK]good"
@@ -173,7 +175,7 @@ def test_decoded_text_is_the_same_ids_again(tokenizer: BertTokenizer, vocabulary
     assert checked > 1000
 
 
-def test_tokenizer_config(tmp_path: Path) -> None:
+def test_a_tokenizer_config_sets_case_and_accents(tmp_path: Path) -> None:
     file = write(tmp_path / "vocab.txt", [*SMALL, "Good", "é", "天气"])
     config = tmp_path / "tokenizer_config.json"
     config.write_text('{"do_lower_case": false, "strip_accents": null, "model_max_length": 1024}')
@@ -203,7 +205,7 @@ def test_saved_files_are_the_originals(tokenizer: BertTokenizer, vocabulary: Pat
     assert BertTokenizer(tmp_path).encode(text) == BertTokenizer(saved).encode(text) == tokenizer.encode(text)
 
 
-def test_line_ends(tmp_path: Path) -> None:
+def test_only_line_feeds_end_a_piece(tmp_path: Path) -> None:
     """Those of Windows, none at the end of the file, and U+2028, which is a piece of Google's vocabulary."""
     pieces = [*SMALL[:4], "\u2028", "天"]
     (tmp_path / "a.txt").write_bytes("\r\n".join(pieces).encode())
@@ -220,7 +222,7 @@ def test_line_ends(tmp_path: Path) -> None:
         (b"", r"none of its 1 pieces is \[PAD\]"),
     ],
 )
-def test_broken_vocabularies(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_broken_vocabulary_is_one_line(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "vocab.txt").write_bytes(content)
     with pytest.raises(TokenizerError, match=message) as error:
         BertTokenizer(tmp_path)
@@ -228,7 +230,7 @@ def test_broken_vocabularies(tmp_path: Path, content: bytes, message: str) -> No
     assert "vocab.txt" in str(error.value)
 
 
-def test_folders_that_are_no_tokenizer(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_tokenizer_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="found none"):
         BertTokenizer(tmp_path)
     with pytest.raises(TokenizerError, match=r"absent\.txt: cannot be read: No such file"):
@@ -243,11 +245,11 @@ def test_folders_that_are_no_tokenizer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ids", [[13], [-1]])
-def test_ids_outside_the_vocabulary(small: BertTokenizer, ids: list[int]) -> None:
+def test_ids_outside_the_vocabulary_are_refused(small: BertTokenizer, ids: list[int]) -> None:
     with pytest.raises(TokenizerError, match=r"outside the vocabulary \(0 to 12\)"):
         small.decode(ids)
 
 
-def test_half_a_surrogate_pair(small: BertTokenizer) -> None:
+def test_half_a_surrogate_pair_is_refused(small: BertTokenizer) -> None:
     with pytest.raises(TokenizerError, match="surrogate"):
         small.encode("天\ud83d")

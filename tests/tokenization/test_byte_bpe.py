@@ -106,7 +106,7 @@ def original_encode(original: Any) -> Callable[[str], list[int]]:
 
 
 @pytest.mark.parametrize(("text", "ids"), KNOWN.items(), ids=map(repr, KNOWN))
-def test_known_ids(tokenizer: ByteBPETokenizer, text: str, ids: list[int]) -> None:
+def test_published_ids_are_found(tokenizer: ByteBPETokenizer, text: str, ids: list[int]) -> None:
     assert tokenizer.encode(text) == ids
     assert tokenizer.decode(ids) == text
 
@@ -133,7 +133,7 @@ def test_agrees_with_transformers_on_any_characters(
     assert tokenizer.decode(ids) == text
 
 
-def test_all_characters(tokenizer: ByteBPETokenizer, merges: Path) -> None:
+def test_every_character_comes_back(tokenizer: ByteBPETokenizer, merges: Path) -> None:
     """Between letters, digits, spaces and marks; those that every version of Unicode in use agrees on."""
     openai = OpenAI(merges)
     old = [chr(i) for i in range(0x30000) if unicodedata.ucd_3_2_0.category(chr(i)) not in ("Cn", "Co", "Cs")]
@@ -170,7 +170,7 @@ def test_a_typed_end_is_what_openai_and_transformers_make_of_it(
     assert 50256 in original.encode(text)
 
 
-def test_special_ids(tokenizer: ByteBPETokenizer) -> None:
+def test_special_ids_are_the_end_of_text(tokenizer: ByteBPETokenizer) -> None:
     assert (tokenizer.vocab_size, tokenizer.eos_token_id, tokenizer.pad_token_id) == (50257, 50256, 50256)
     assert tokenizer.start_token_ids == ()
     assert tokenizer.encode_prompt("") == [50256]
@@ -179,14 +179,14 @@ def test_special_ids(tokenizer: ByteBPETokenizer) -> None:
     assert tokenizer.decode(np.array([20015, 232], np.int64)) == "今"
 
 
-def test_bytes_that_are_no_text(tokenizer: ByteBPETokenizer) -> None:
+def test_bytes_that_are_no_text_become_replacement_characters(tokenizer: ByteBPETokenizer) -> None:
     assert tokenizer.decode([20015]) == "\ufffd"
     assert tokenizer.bytes_of([20015]) == b"\xe4\xbb"
     assert tokenizer.decode([232, 15496]) == "\ufffdHello"
 
 
 @pytest.mark.parametrize("names", [("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")])
-def test_both_names_of_the_files(
+def test_files_may_have_openais_or_hugging_faces_names(
     tokenizer: ByteBPETokenizer, huggingface_folder: Path, tmp_path: Path, names: tuple[str, str]
 ) -> None:
     for source, name in zip(("vocab.json", "merges.txt"), names, strict=True):
@@ -219,7 +219,7 @@ def write(folder: Path, pieces: Any, merges: str = MERGES) -> Path:
     return folder
 
 
-def test_a_small_vocabulary(tmp_path: Path) -> None:
+def test_a_small_vocabulary_works(tmp_path: Path) -> None:
     small = ByteBPETokenizer(write(tmp_path, PIECES))
     assert (small.vocab_size, small.eos_token_id) == (261, 0)
     assert small.encode("hello") == [260, 259]
@@ -229,7 +229,7 @@ def test_a_small_vocabulary(tmp_path: Path) -> None:
     assert ByteBPETokenizer(tmp_path).encode("hello", append_eod=True) == [257, 258, 259]
 
 
-def test_line_ends_of_windows(tmp_path: Path) -> None:
+def test_line_ends_of_windows_do_not_matter(tmp_path: Path) -> None:
     (write(tmp_path, PIECES) / "merges.txt").write_bytes(MERGES.replace("\n", "\r\n").encode())
     assert ByteBPETokenizer(tmp_path).encode("hello") == [260, 259]
 
@@ -257,7 +257,7 @@ def test_line_ends_of_windows(tmp_path: Path) -> None:
         ({k: i for i, k in enumerate(p for p in PIECES if p != "Ġ")}, MERGES, "no piece 'Ġ' for the byte 0x20"),
     ],
 )
-def test_broken_files(tmp_path: Path, pieces: Any, merges: str, message: str) -> None:
+def test_broken_files_are_one_line(tmp_path: Path, pieces: Any, merges: str, message: str) -> None:
     with pytest.raises(TokenizerError, match=message) as error:
         ByteBPETokenizer(write(tmp_path, pieces, merges))
     assert "\n" not in str(error.value)
@@ -273,7 +273,7 @@ def test_broken_files(tmp_path: Path, pieces: Any, merges: str, message: str) ->
         (b'{"\xff": 0}', r"vocab\.json: not UTF-8: byte 2 is 0xff"),
     ],
 )
-def test_broken_vocabularies(tmp_path: Path, vocabulary: bytes, message: str) -> None:
+def test_a_broken_vocabulary_is_one_line(tmp_path: Path, vocabulary: bytes, message: str) -> None:
     (write(tmp_path, {}) / "vocab.json").write_bytes(vocabulary)
     with pytest.raises(TokenizerError, match=message):
         ByteBPETokenizer(tmp_path)
@@ -288,7 +288,7 @@ def test_broken_vocabularies(tmp_path: Path, vocabulary: bytes, message: str) ->
         ("v e\nv <\n", None),
     ],
 )
-def test_vocabularies_that_cannot_be_derived(tmp_path: Path, merges: str, message: str | None) -> None:
+def test_a_vocabulary_that_cannot_be_derived_is_one_line(tmp_path: Path, merges: str, message: str | None) -> None:
     (tmp_path / "vocab.bpe").write_text(merges, "utf-8")
     if message is None:
         assert ByteBPETokenizer(tmp_path).vocab_size == 259
@@ -297,7 +297,7 @@ def test_vocabularies_that_cannot_be_derived(tmp_path: Path, merges: str, messag
         ByteBPETokenizer(tmp_path)
 
 
-def test_folders_that_are_no_tokenizer(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_tokenizer_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"merges\.txt or vocab\.bpe or tokenizer\.json, found none"):
         ByteBPETokenizer(tmp_path)
     with pytest.raises(TokenizerError, match=r"absent\.txt: cannot be read: No such file"):
@@ -307,7 +307,7 @@ def test_folders_that_are_no_tokenizer(tmp_path: Path) -> None:
         ByteBPETokenizer(tmp_path)
 
 
-def test_input_that_is_refused(tmp_path: Path) -> None:
+def test_half_a_surrogate_pair_and_unknown_ids_are_refused(tmp_path: Path) -> None:
     small = ByteBPETokenizer(write(tmp_path, PIECES))
     for ids in ([261], [-1]):
         with pytest.raises(TokenizerError, match=r"outside the vocabulary \(0 to 260\)"):

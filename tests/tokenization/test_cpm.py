@@ -60,28 +60,28 @@ def older_variant(source: Path, target: Path) -> Path:
 
 
 @pytest.mark.parametrize(("text", "ids"), KNOWN.items(), ids=map(repr, KNOWN))
-def test_known_ids(tokenizer: CPMTokenizer, text: str, ids: list[int]) -> None:
+def test_published_ids_are_found(tokenizer: CPMTokenizer, text: str, ids: list[int]) -> None:
     assert tokenizer.encode(text) == ids
 
 
 @pytest.mark.parametrize(
     "text", ["今天天气不错", "Hello World", "a  b", "一行\n两行\n\n", "默写英文：\n狗dog\n猫cat\n鸟"]
 )
-def test_round_trip(tokenizer: CPMTokenizer, text: str) -> None:
+def test_plain_text_comes_back(tokenizer: CPMTokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text.replace("：", ":")
 
 
 @pytest.mark.parametrize("text", VANISHING, ids=map(repr, VANISHING))
-def test_what_vanishes(tokenizer: CPMTokenizer, text: str) -> None:
+def test_white_space_but_spaces_and_line_feeds_vanishes(tokenizer: CPMTokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(f"好{text}的")) == "好的"
 
 
 @pytest.mark.parametrize(("text", "result"), NORMALISED.items())
-def test_what_is_normalised(tokenizer: CPMTokenizer, text: str, result: str) -> None:
+def test_full_width_characters_become_ascii(tokenizer: CPMTokenizer, text: str, result: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == result
 
 
-def test_special_ids(tokenizer: CPMTokenizer) -> None:
+def test_special_ids_are_those_of_cpm(tokenizer: CPMTokenizer) -> None:
     assert (tokenizer.eod_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.vocab_size) == (7, 7, 5, 30000)
     assert tokenizer.encode("天", append_eod=True)[-1] == 7
     assert tokenizer.decode([16, 7, 259]) == "我<eod>天"
@@ -102,7 +102,9 @@ def test_text_never_becomes_the_end_of_a_document(tokenizer: CPMTokenizer, text:
     assert all(0 <= i < tokenizer.vocab_size for i in ids)
 
 
-def test_both_variants_of_the_model_file(tokenizer: CPMTokenizer, cpm_vocabulary: Path, tmp_path: Path) -> None:
+def test_both_variants_of_the_model_file_give_the_same_ids(
+    tokenizer: CPMTokenizer, cpm_vocabulary: Path, tmp_path: Path
+) -> None:
     old = CPMTokenizer(older_variant(cpm_vocabulary / "chinese_vocab.model", tmp_path / "chinese_vocab.model"))
     for text in [*KNOWN, *VANISHING, "一行\n两行 有空格"]:
         assert old.encode(text) == tokenizer.encode(text)
@@ -118,17 +120,17 @@ def test_saved_files_are_the_originals(tokenizer: CPMTokenizer, cpm_vocabulary: 
 
 
 @pytest.mark.parametrize("ids", [[30000], [-1]])
-def test_ids_outside_the_vocabulary(tokenizer: CPMTokenizer, ids: list[int]) -> None:
+def test_ids_outside_the_vocabulary_are_refused(tokenizer: CPMTokenizer, ids: list[int]) -> None:
     with pytest.raises(TokenizerError, match=r"outside the vocabulary \(0 to 29999\)"):
         tokenizer.decode(ids)
 
 
-def test_half_a_surrogate_pair(tokenizer: CPMTokenizer) -> None:
+def test_half_a_surrogate_pair_is_refused(tokenizer: CPMTokenizer) -> None:
     with pytest.raises(TokenizerError, match="surrogate"):
         tokenizer.encode("天\ud83d")
 
 
-def test_folders_that_are_no_tokenizer(cpm_vocabulary: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_tokenizer_is_one_line(cpm_vocabulary: Path, tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="found none"):
         CPMTokenizer(tmp_path)
     (tmp_path / "chinese_vocab.model").write_bytes(b"no model")
@@ -143,7 +145,7 @@ def test_folders_that_are_no_tokenizer(cpm_vocabulary: Path, tmp_path: Path) -> 
             CPMTokenizer(tmp_path)
 
 
-def test_silent_and_without_a_temporary_folder(cpm_vocabulary: Path, tmp_path: Path) -> None:
+def test_it_is_silent_and_needs_no_temporary_folder(cpm_vocabulary: Path, tmp_path: Path) -> None:
     """jieba would print, and fail where the temp folder cannot be written; its cache there must not be trusted."""
     code = (
         "from tokenization import CPMTokenizer\n"

@@ -26,7 +26,7 @@ kinds = pytest.mark.parametrize("kind", FILES, ids=lambda kind: str(kind.__name_
 
 
 @kinds
-def test_folder_and_file(kind: type[Tokenizer], tmp_path: Path) -> None:
+def test_a_tokenizer_loads_from_its_folder_or_file(kind: type[Tokenizer], tmp_path: Path) -> None:
     file = shared(FILES[kind])
     for path in (file, file.parent, str(file.parent)):
         assert type(load_tokenizer(path)) is kind
@@ -41,7 +41,7 @@ def test_folder_and_file(kind: type[Tokenizer], tmp_path: Path) -> None:
 
 
 @kinds
-def test_one_interface(kind: type[Tokenizer]) -> None:
+def test_all_tokenizers_have_one_interface(kind: type[Tokenizer]) -> None:
     tokenizer = load_tokenizer(shared(FILES[kind]))
     ids = tokenizer.encode("今天天气不错")
     assert tokenizer.encode("今天天气不错", append_eod=True) == [*ids, tokenizer.eos_token_id]
@@ -53,7 +53,7 @@ def test_one_interface(kind: type[Tokenizer]) -> None:
         assert not special & set(tokenizer.encode(text))
 
 
-def test_a_prompt_of_nothing() -> None:
+def test_a_prompt_of_nothing_starts_where_the_model_can() -> None:
     cpm = load_tokenizer(shared("vocab/cpm"))
     for text in ("", "\t", "\u3000"):
         with pytest.raises(TokenizerError, match="prompt has no tokens"):
@@ -62,7 +62,7 @@ def test_a_prompt_of_nothing() -> None:
         assert len(load_tokenizer(shared(FILES[kind])).encode_prompt("")) == 1
 
 
-def test_folder_of_cpm_as_it_is_published(tmp_path: Path) -> None:
+def test_the_published_folder_of_cpm_loads(tmp_path: Path) -> None:
     """It has an empty merges.txt beside vocab.json: GPT-2's files by their names."""
     shutil.copytree(shared("vocab/cpm"), tmp_path, dirs_exist_ok=True)
     (tmp_path / "merges.txt").touch()
@@ -72,13 +72,13 @@ def test_folder_of_cpm_as_it_is_published(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
-def test_vocab_txt_beside_another_text(tmp_path: Path) -> None:
+def test_vocab_txt_goes_before_another_text(tmp_path: Path) -> None:
     shutil.copy(shared(FILES[BertTokenizer]), tmp_path / "vocab.txt")
     (tmp_path / "readme.txt").touch()
     assert isinstance(load_tokenizer(tmp_path), BertTokenizer)
 
 
-def test_no_tokenizer(tmp_path: Path) -> None:
+def test_a_folder_without_a_tokenizer_is_one_line(tmp_path: Path) -> None:
     wanted = r"expected \*\.model \(CPM\), merges\.txt or vocab\.bpe \(GPT-2\), vocab\.txt \(BERT\), .*"
     with pytest.raises(TokenizerError, match=f"{wanted}, found none"):
         load_tokenizer(tmp_path)

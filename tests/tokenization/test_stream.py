@@ -42,19 +42,19 @@ def gpt2() -> ByteBPETokenizer:
 
 
 @given(st.data())
-def test_random_ids(tokenizer: Tokenizer, data: st.DataObject) -> None:
+def test_random_ids_stream_as_they_decode(tokenizer: Tokenizer, data: st.DataObject) -> None:
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=30))
     decoder = tokenizer.stream_decoder()
     assert "".join(map(decoder.push, ids)) + decoder.finish() == tokenizer.decode(ids)
 
 
 @given(ids=st.lists(st.integers(0, 255) | st.sampled_from([20015, 232, 50256, 12859, 11737]), max_size=20))
-def test_random_bytes(gpt2: ByteBPETokenizer, ids: list[int]) -> None:
+def test_random_bytes_stream_as_they_decode(gpt2: ByteBPETokenizer, ids: list[int]) -> None:
     """Ids 0 to 255 are the bytes: most sequences are no UTF-8, in every way in which bytes can be none."""
     assert "".join(decode_stream(gpt2, ids)) == gpt2.decode(ids)
 
 
-def test_real_text(tokenizer: Tokenizer) -> None:
+def test_real_text_streams_as_it_decodes(tokenizer: Tokenizer) -> None:
     for text in varied_texts()[:: 40 if isinstance(tokenizer, CPMTokenizer) else 4]:
         ids = tokenizer.encode(text, append_eod=True)
         parts = list(decode_stream(tokenizer, ids))
@@ -64,7 +64,7 @@ def test_real_text(tokenizer: Tokenizer) -> None:
             assert not any("\ufffd" in part for part in parts), text
 
 
-def test_what_is_given_is_all_that_is_known(gpt2: ByteBPETokenizer) -> None:
+def test_a_part_is_given_as_soon_as_it_is_certain(gpt2: ByteBPETokenizer) -> None:
     """After each token: the whole characters of the bytes so far, none missing and none too many."""
     for text in varied_texts()[::10]:
         ids = gpt2.encode(text)
@@ -75,14 +75,14 @@ def test_what_is_given_is_all_that_is_known(gpt2: ByteBPETokenizer) -> None:
         assert decoder.finish() == ""
 
 
-def test_a_character_of_several_tokens(gpt2: ByteBPETokenizer) -> None:
+def test_a_character_of_several_tokens_comes_whole(gpt2: ByteBPETokenizer) -> None:
     decoder = gpt2.stream_decoder()
     assert [decoder.push(i) for i in gpt2.encode("今")] == ["", "今"]
     assert decoder.push(20015) == ""
     assert decoder.finish() == "\ufffd"
 
 
-def test_words(tokenizer: Tokenizer) -> None:
+def test_the_text_of_a_word_is_given_at_once(tokenizer: Tokenizer) -> None:
     """Each token's text at once, but for the bytes of GPT-2."""
     ids = tokenizer.encode("天气good day")
     decoder = tokenizer.stream_decoder()
@@ -109,7 +109,7 @@ def test_ids_outside_the_vocabulary_leave_the_stream_as_it_was(tokenizer: Tokeni
     assert text + decoder.finish() == "今天"
 
 
-def test_two_streams_at_a_time(tokenizer: Tokenizer) -> None:
+def test_two_streams_do_not_disturb_each_other(tokenizer: Tokenizer) -> None:
     texts = ["今天天气不错", "good day"]
     decoders = [tokenizer.stream_decoder() for _ in texts]
     results = ["", ""]

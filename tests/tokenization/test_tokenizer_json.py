@@ -88,7 +88,7 @@ def test_ids_and_texts_are_those_of_transformers(kind: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_saved_again_for_each_program(kind: str, tmp_path: Path) -> None:
+def test_a_saved_tokenizer_loads_in_each_program(kind: str, tmp_path: Path) -> None:
     theirs = MAKERS[kind](tmp_path / "own")
     ours = load_tokenizer(alone(theirs, tmp_path / "saved"))
     for name, save in (("hf", save_for_huggingface), ("openai", save_for_openai), ("uer", save_for_uer)):
@@ -124,7 +124,7 @@ def test_older_merges_are_strings(tmp_path: Path) -> None:
     assert load_tokenizer(folder).encode("hello world") == expected
 
 
-def test_beside_a_text(tmp_path: Path) -> None:
+def test_tokenizer_json_goes_before_a_text(tmp_path: Path) -> None:
     """The only ``.txt`` of a folder is a vocabulary of BERT, but not where there is a better file."""
     folder = alone(bpe(tmp_path / "own"), tmp_path / "saved")
     (folder / "LICENSE.txt").write_text("MIT\n")
@@ -134,7 +134,7 @@ def test_beside_a_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bpe", "bert"])
-def test_added_tokens(kind: str, tmp_path: Path) -> None:
+def test_added_tokens_are_part_of_the_vocabulary(kind: str, tmp_path: Path) -> None:
     """Beside the files that transformers 4 wrote, and inside of the one of version 5."""
     theirs = MAKERS[kind](tmp_path / "own")
     theirs.add_tokens(["[VERSE]", "<line>"])
@@ -154,7 +154,7 @@ def test_added_tokens(kind: str, tmp_path: Path) -> None:
         load_tokenizer(tmp_path / "own")
 
 
-def test_what_a_config_says_besides(tmp_path: Path) -> None:
+def test_a_config_adds_what_it_says(tmp_path: Path) -> None:
     """Of a folder of transformers 4: a space in front, and what only transformers knows, which is kept."""
     theirs = bpe(tmp_path / "own", add_prefix_space=True)
     config = {"add_prefix_space": True, "model_max_length": 77, "pad_token": "!", "tokenizer_class": "GPT2Tokenizer"}
@@ -172,7 +172,7 @@ def test_what_a_config_says_besides(tmp_path: Path) -> None:
         load_tokenizer(tmp_path / "own")
 
 
-def test_cpms_pieces_for_transformers(demo: Path, tmp_path: Path) -> None:
+def test_transformers_loads_cpms_pieces(demo: Path, tmp_path: Path) -> None:
     """Ids become CPM's text; a text that is not pieces is an error, not other ids than CPM's."""
     ours = CPMTokenizer(demo / "tokenizer")
     assert len(save_for_huggingface(ours, tmp_path)) == len(list(tmp_path.iterdir()))
@@ -221,7 +221,7 @@ BROKEN: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken(case: str, tmp_path: Path) -> None:
+def test_a_broken_file_is_one_line(case: str, tmp_path: Path) -> None:
     kind, how, words = BROKEN[case]
     folder = alone(MAKERS[kind](tmp_path / "own"), tmp_path / "saved")
     change(folder, how)
@@ -233,7 +233,7 @@ def test_broken(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000])
-def test_no_json(content: bytes, tmp_path: Path) -> None:
+def test_what_is_no_json_is_one_line(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
         load_tokenizer(tmp_path)
