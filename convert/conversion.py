@@ -178,7 +178,7 @@ def _request(
 
 
 def _record(request: WriteRequest, writer: Writer, dtype: str | None) -> dict[str, Any]:
-    """Return what the manifest says about how the checkpoint was written."""
+    """Return what the manifest records about how the checkpoint was written."""
     tokenizer = {} if writer.save_tokenizer is None else {"tokenizer": request.tokenizer is not None}
     return {"dtype": dtype, **tokenizer, **request.options, **writer.record(request)}
 
@@ -207,7 +207,7 @@ def hash_files(checkpoint: Checkpoint, hasher: Hasher) -> None:
 def counted_reader(
     checkpoint: Checkpoint, progress: Progress = no_progress, *, itemsize: int = 4
 ) -> Callable[[str, DType], Array]:
-    """Give ``Checkpoint.read`` with one piece of memory for all tensors, which tells ``progress`` about each.
+    """Give ``Checkpoint.read`` with one piece of memory for all tensors, and report each to ``progress``.
 
     A tensor is good until the next one is read. The stage is called ``convert``.
 

@@ -14,13 +14,13 @@ from tf_model.config import LAYER_NORMS, UER
 
 CHECKPOINT_HELP = (
     "a checkpoint of any format: a Hugging Face folder; UER-py's .bin file; OpenAI's folder with hparams.json and "
-    "model.ckpt; a SavedModel of this program; of Megatron the folder with latest_checkpointed_iteration.txt, one "
+    "model.ckpt; a SavedModel of gpt2-savedmodel; of Megatron the folder with latest_checkpointed_iteration.txt, one "
     "iteration's folder, or a single .pt file"
 )
 
 
 def add_checkpoint_option(parser: argparse.ArgumentParser) -> None:
-    """Add the option that says where the checkpoint is."""
+    """Add the option for the path of the checkpoint."""
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help=CHECKPOINT_HELP)
 
 
@@ -52,8 +52,8 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         "--uer-layer-norm",
         choices=LAYER_NORMS,
         default=UER,
-        help="UER-py's layer norms differ from all others by 0.07 %% or so: uer computes what UER-py does (default), "
-        "standard leaves the weights as they are and takes them for the usual ones, as UER-py's own scripts do",
+        help="UER-py's layer norms differ from all others by about 0.07 %%. uer: compute what UER-py does (default); "
+        "standard: take the weights as they are for the usual layer norms, as UER-py's own scripts do",
     )
 
 
@@ -63,7 +63,7 @@ def checkpoint_spec(args: argparse.Namespace) -> CheckpointSpec:
 
 
 def add_write_option(parser: argparse.ArgumentParser, option: WriteOption, only: str = "") -> None:
-    """Add an option of a format's writer; ``only`` stands in front of its help and says when it counts."""
+    """Add an option of a format's writer; ``only``, in front of its help, is the condition under which it counts."""
     default = "" if option.default is None else f" (default: {option.default})"
     parser.add_argument(
         option.flag,
@@ -81,7 +81,7 @@ def add_tokenizer_option(parser: argparse.ArgumentParser, what: str) -> None:
         type=Path,
         metavar="DIR",
         help="folder with the tokenizer's own files (CPM: chinese_vocab.model; BERT: vocab.txt; GPT-2: vocab.json and "
-        f"merges.txt), {what}; default: those beside the checkpoint, where its format has them",
+        f"merges.txt), {what}; default: the checkpoint's own, where its format has one",
     )
 
 

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser, format: str, layouts: tuple[s
         add_tokenizer_option(parser, "saved with the weights")
     add_source_options(parser)
     parser.add_argument(
-        "--force", action="store_true", help="replace an older checkpoint in DIR that this program wrote"
+        "--force", action="store_true", help="replace an older checkpoint in DIR that gpt2-savedmodel wrote"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress, no notes and no closing line")
     parser.set_defaults(formats=formats, layout=formats[0])

@@ -1,4 +1,4 @@
-"""A path that may be a checkpoint: its folders are listed once and its pickles parsed once, whoever asks."""
+"""A path that may be a checkpoint: its folders are listed once and its pickles are parsed once."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Candidate:
     def torch_dict(self, file: Path) -> dict[Any, Any]:
         """Read the dict in a file of ``torch.save``; empty where it is no such file, or holds something else.
 
-        For recognisers: whether it is damaged, the format that opens it says.
+        For recognisers: the format that opens the file reports damage.
         """
         try:
             value = self.torch_file(file).value

@@ -161,7 +161,7 @@ class Writer:
         save_tokenizer: saves a tokenizer's files under the names that the format's programs look for; None where the
             format has no place for a tokenizer.
         notes: what a user should know about the result, a line each.
-        record: what the manifest says about the result in addition to the options.
+        record: what the manifest records about the result in addition to the options.
     """
 
     write: Callable[[WriteRequest, Path, Read], list[Path]]
@@ -182,10 +182,10 @@ class Format:
     Attributes:
         name: as ``--from`` takes it, and the row of the registry.
         recognise: whether a path looks like one. Nothing large is read, and damage is no error yet.
-        open: opens it; a ``CheckpointError`` says what keeps the files from being one whole model. ``ConfigError`` and
+        open: opens it; it raises ``CheckpointError`` where the files are not one whole model. ``ConfigError`` and
             ``OSError`` may come through: ``open_checkpoint`` translates them.
-        without_iterations: what a message says of a format whose checkpoints are one each, as in "a SavedModel"; None
-            where ``OpenOptions.iteration`` chooses one of several.
+        without_iterations: the subject of the message that there are no iterations, such as "a SavedModel"; None where
+            ``OpenOptions.iteration`` chooses one of several.
         writer: how it is written; None where it is only read.
     """
 

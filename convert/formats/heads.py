@@ -43,8 +43,8 @@ def resolve_head_count(where: Path, hidden: int, ranks: int, given: int | None, 
         where: the file for messages.
         hidden: the hidden size.
         ranks: model-parallel ranks that the heads are shared out to.
-        given: what the user says; None if nothing.
-        stored: what the files say; None if nothing.
+        given: the number that the user gave, if any.
+        stored: the number that the files record, if any.
 
     Raises:
         CheckpointError: heads do not divide the hidden size or cannot be shared out to the ranks, nobody knows them, or

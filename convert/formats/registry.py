@@ -19,7 +19,7 @@ from tf_model.config import STANDARD, UER, ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSpec:
-    """A checkpoint on disk, and what a user says about it; another process can open it again.
+    """A checkpoint on disk with the options that open it; another process can open it again.
 
     Attributes:
         path: a file or a folder, as the format has it.

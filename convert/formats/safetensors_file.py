@@ -94,7 +94,7 @@ def read_header(file: Path) -> dict[str, LazyTensor]:
 
 
 def _entry(file: Path, name: str, entry: Any) -> tuple[int, SafeTensor]:
-    """Where a tensor begins behind the header, and the tensor."""
+    """Return where a tensor begins after the header, and the tensor."""
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not all(type(n) is int and 0 <= n < 2**62 for n in (*shape, begin, end)):
@@ -115,7 +115,7 @@ def _entry(file: Path, name: str, entry: Any) -> tuple[int, SafeTensor]:
 
 
 def read_index(index: Path, header: Callable[[Path], dict[str, LazyTensor]] = read_header) -> dict[str, LazyTensor]:
-    """Return the tensors of all files that an index names, each in the file that it says.
+    """Return the tensors of all files that an index names, each in the file that the index assigns it to.
 
     Args:
         index: as ``model.safetensors.index.json``.
@@ -134,17 +134,17 @@ def read_index(index: Path, header: Callable[[Path], dict[str, LazyTensor]] = re
 
 
 def files_of(index: Path) -> dict[Path, list[str]]:
-    """Return the files that an index names, and the tensors that it says are in each.
+    """Return the files that an index names, and the tensors of each.
 
     Raises:
-        CheckpointError: it cannot be read, names no file beside it, or one that is not there.
+        CheckpointError: it cannot be read, names a file outside its folder, or one that is not there.
     """
     try:
         weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
         files: dict[Path, list[str]] = {}
         for name, file in weight_map.items():
             if not re.fullmatch(r"[\w.-]+", file) or file.startswith("."):
-                raise CheckpointError(f"{index}: {file!a}: expected the name of a file beside it")
+                raise CheckpointError(f"{index}: {file!a}: expected the name of a file in the same folder")
             files.setdefault(index.parent / file, []).append(name)
     except OSError as error:
         raise CheckpointError(f"{index}: cannot be read: {error.strerror}") from error

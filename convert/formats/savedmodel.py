@@ -1,7 +1,7 @@
-"""A SavedModel of this program as a source: its weights are whole, canonical, and under their own names.
+"""A SavedModel that gpt2-savedmodel wrote, as a checkpoint: its weights are whole and have their canonical names.
 
     saved_model.pb                       the graph: not looked at
-    assets/config.json                   sizes, dtype, special tokens; and the tokenizer's files beside it
+    assets/config.json                   sizes, dtype, special tokens; and the tokenizer's files
     variables/variables.index
     variables/variables.data-00000-of-00001
 
@@ -116,7 +116,7 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
     for name, tensor in stored.items():
         if tensors[name].dtype.name != tensor.dtype:
             raise CheckpointError(
-                f"{tensors[name].file}: {name}: expected {tensor.dtype}, as assets/{CONFIG} says {dtype}, found "
+                f"{tensors[name].file}: {name}: expected {tensor.dtype}, as in assets/{CONFIG} ({dtype}), found "
                 f"{tensors[name].dtype.name}"
             )
     quantized = {name for name in stored if name + SCALE in stored}

@@ -233,7 +233,7 @@ def check_sizes(where: Path, values: Mapping[str, Any], sizes: Mapping[str, int]
 
     Args:
         where: the file with the configuration.
-        values: what it says; a size that is missing or None is right.
+        values: its content; a size that is missing or None is right.
         sizes: its key -> the size that the tensors have.
         holder: what a message calls the tensors.
 
@@ -246,7 +246,7 @@ def check_sizes(where: Path, values: Mapping[str, Any], sizes: Mapping[str, int]
 
 
 def stored_heads(where: Path, values: Mapping[str, Any], key: str) -> int | None:
-    """Return the number of heads that a configuration says under ``key``; None where it says none.
+    """Return the number of heads that a configuration has under ``key``; None where it has none.
 
     Raises:
         CheckpointError: it is no number.

@@ -35,7 +35,7 @@ class BundleTensor:
 
     file: Path
     name: str
-    """For messages; whoever knows a better one than ``key`` may set it."""
+    """For messages: ``key``, or a better name."""
     shape: tuple[int, ...]
     dtype: DType
     key: str
@@ -86,7 +86,7 @@ def data_files(prefix: Path) -> list[Path]:
     missing = [name for i, name in enumerate(names) if i not in found.get(count, ())]
     if missing:
         raise CheckpointError(
-            f"{prefix}{INDEX}: {list_names(missing)}: missing beside it: get all files of the checkpoint"
+            f"{prefix}{INDEX}: {list_names(missing)}: missing in the same folder: get all files of the checkpoint"
         )
     return [prefix.with_name(name) for name in names]
 
@@ -139,7 +139,7 @@ def open_bundle(
 
 
 def _numpy(dtype: Any) -> DType:
-    """NumPy's name for a type of TensorFlow's; ``object`` for strings and for what NumPy has not."""
+    """NumPy's name for a type of TensorFlow's; ``object`` for strings and for types that NumPy lacks."""
     try:
         found: DType = np.dtype(dtype.as_numpy_dtype)
         return found

@@ -26,7 +26,7 @@ TO_HUGGINGFACE = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
 TO_OPENAI = {new: old for old, new in TO_HUGGINGFACE.items()}
 """The contents are the same."""
 _GPT2_END = 50256
-"""The end of a text that transformers takes where no file says one."""
+"""The end of a text that transformers takes where no file names one."""
 CONFIG = "tokenizer_config.json"
 _PATTERNS = ("*.model", "merges.txt", "vocab.bpe", "vocab.txt", TOKENIZER_JSON)
 _CONFIGS: tuple[tuple[type, dict[str, str]], ...] = (
@@ -73,12 +73,12 @@ def tokens_for(given: Path | None, tokenizer: Tokenizer | None, checkpoint: Chec
 def read_special_tokens(folder: Path, values: Mapping[str, Any], vocab_size: int) -> SpecialTokens:
     """Read the special tokens and the defaults of generation of a folder as transformers does.
 
-    They are what ``config.json`` says, and over it ``generation_config.json``. A token that the vocabulary does not
-    have is left out: a copy of CPM on the hub says 50256.
+    They are those of ``config.json``; those of ``generation_config.json`` count more. A token that is not in the
+    vocabulary is left out: a copy of CPM on the hub names 50256.
 
     Args:
         folder: the folder with ``generation_config.json``, if it has one.
-        values: what ``config.json`` says.
+        values: the content of ``config.json``.
         vocab_size: the number of tokens that the model has.
 
     Raises:
@@ -109,7 +109,7 @@ def read_special_tokens(folder: Path, values: Mapping[str, Any], vocab_size: int
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether there are files of a tokenizer in ``folder``; whether it is sound, ``load_tokenizer`` says."""
+    """Whether there are files of a tokenizer in ``folder``; ``load_tokenizer`` checks them."""
     return any(any(folder.glob(pattern)) for pattern in _PATTERNS)
 
 
@@ -143,7 +143,7 @@ def _pieces_json(tokenizer: CPMTokenizer) -> str:
 def _write_config(tokenizer: Tokenizer, folder: Path, values: Mapping[str, Any]) -> Path:
     """``values``, what of a vocabulary its pieces do not say, and over both what the file has already.
 
-    transformers believes this file where ``tokenizer.json`` says something else.
+    transformers prefers this file where ``tokenizer.json`` differs.
     """
     path = folder / CONFIG
     options = tokenizer.options if isinstance(tokenizer, (BertTokenizer, ByteBPETokenizer)) else {}

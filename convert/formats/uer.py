@@ -1,7 +1,7 @@
 """UER-py's GPT-2: one ``.bin`` file, a state dict, as gpt2-chinese-lyric was trained with.
 
     <name>.bin            tensors by UER's names
-    config.json           beside it, where there is one: UER's own keys, with the number of heads
+    config.json           in the same folder, where there is one: UER's own keys, with the number of heads
 
 Sources: ``uer/layers``, ``uer/encoders/transformer_encoder.py``, ``models/gpt2/config.json`` and
 ``scripts/convert_gpt2_from_uer_to_huggingface.py`` of UER-py. Linear layers are PyTorch's, ``[out, in]``; Q, K and V
@@ -43,7 +43,7 @@ from tf_model.config import LAYER_NORMS, TANH_GELU, UER, GPT2Config
 NAME = "uer"
 FILE, CONFIG = "model.bin", "config.json"
 EPSILON = 1e-6
-"""Of UER's layer norms; no file says it."""
+"""The epsilon of UER's layer norms, which no file records."""
 _ACTIVATIONS = {"gelu_fast": "gelu_new", "gelu": "gelu", "relu": "relu"}
 """UER's names -> transformers'."""
 
@@ -53,7 +53,7 @@ _ONLY = {
     "remove_embedding_layernorm": True, "relative_position_embedding": False, "rotary_position_embedding": False,
     "factorized_embedding_parameterization": False, "parameter_sharing": False,
 }  # fmt: skip
-"""Options of UER-py that make another model, and what they have to be where they are said."""
+"""Options of UER-py that make another model, and the values that they must have where they are given."""
 
 TENSORS: Mapping[str, tuple[str, ...]] = {
     "wte.weight": ("embedding.word.embedding.weight",),
@@ -169,7 +169,7 @@ def _config(file: Path, tensors: Mapping[str, LazyTensor], options: OpenOptions)
 
 
 def _values(path: Path, sizes: Mapping[str, int]) -> Mapping[str, Any]:
-    """UER's ``config.json``, checked against the sizes of the tensors; nothing where there is none of UER's."""
+    """Read UER's ``config.json`` and check its sizes; return nothing where there is no such file of UER's."""
     if not path.is_file():
         return {}
     values = read_json_object(path, CheckpointError)

@@ -70,7 +70,7 @@ def with_layer_norm(checkpoint: Checkpoint, kind: str, *, copy: bool = False) ->
                 f"the root, and more than {PLAIN_EPSILON:g} is too much to leave out: choose another format"
             )
         notes.append(
-            f"{file}: layer_norm_epsilon {config.layer_norm_epsilon:g} becomes UER-py's 1e-6 beside the root: logits "
+            f"{file}: layer_norm_epsilon {config.layer_norm_epsilon:g} becomes UER-py's 1e-6 outside the root: logits "
             "are the same but where a variance is about as small"
         )
     if kind == STANDARD and not copy:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,7 @@ import pytest
 import torch
 
 from convert.checkpoint import CheckpointInfo
-from convert.conversion import CheckpointResult, to_checkpoint
-from convert.formats import candidate
+from convert.conversion import to_checkpoint
 from convert.formats.registry import CheckpointSpec, open_checkpoint
 from convert.formats.rows import ROWS
 from convert.output.manifest import check
@@ -129,37 +127,3 @@ def test_a_spec_opens_the_same_checkpoint_in_another_process(shards: Path) -> No
     assert again == spec
     checkpoint = again.open()
     assert (checkpoint.config, checkpoint.info.source) == (CONFIG, spec)
-
-
-def _uer(folder: Path) -> CheckpointResult:
-    return to_checkpoint(InMemory(), folder, format="uer")
-
-
-def _huggingface_bin(folder: Path) -> None:
-    to_checkpoint(InMemory(), folder, format="huggingface")
-    from transformers import GPT2LMHeadModel
-
-    GPT2LMHeadModel.from_pretrained(folder).save_pretrained(folder, safe_serialization=False)
-    state = {name: tensor.clone() for name, tensor in GPT2LMHeadModel.from_pretrained(folder).state_dict().items()}
-    torch.save(state, folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-
-
-def _megatron(folder: Path) -> CheckpointResult:
-    return to_checkpoint(InMemory(), folder, format="megatron", options={"tensor_parallel": 2})
-
-
-def _megatron_lm(folder: Path) -> CheckpointResult:
-    return to_checkpoint(InMemory(), folder, format="megatron-lm", options={"tensor_parallel": 2})
-
-
-@pytest.mark.parametrize("write", [_uer, _huggingface_bin, _megatron, _megatron_lm])
-def test_every_pickle_is_parsed_once_however_many_formats_look_at_it(
-    write: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(tmp_path / "source")
-    parsed: list[Path] = []
-    read = candidate.read_torch_file
-    monkeypatch.setattr(candidate, "read_torch_file", lambda file: parsed.append(file) or read(file))
-    checkpoint = open_checkpoint(tmp_path / "source", heads=4)
-    assert sorted(parsed) == sorted(checkpoint.info.files)

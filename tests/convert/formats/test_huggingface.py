@@ -240,7 +240,10 @@ INDEX = "model.safetensors.index.json"
     [
         (lambda f: next(f.glob("model-00002*")).unlink(), "is missing, model.safetensors.index.json names it"),
         (lambda f: (f / INDEX).write_text("{}"), 'expected JSON with "weight_map"'),
-        (lambda f: (f / INDEX).write_text('{"weight_map": {"a": "../b"}}'), "expected the name of a file beside it"),
+        (
+            lambda f: (f / INDEX).write_text('{"weight_map": {"a": "../b"}}'),
+            "expected the name of a file in the same folder",
+        ),
         (lambda f: (f / INDEX).write_text('{"weight_map": {"a": 5}}'), 'expected JSON with "weight_map"'),
         (
             lambda f: (f / INDEX).write_text((f / INDEX).read_text().replace("transformer.wte.weight", "x")),

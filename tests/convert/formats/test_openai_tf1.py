@@ -228,7 +228,7 @@ def test_data_in_several_files_is_read(tmp_path: Path) -> None:
     run("to-openai", "--checkpoint", prefix.parent, "--output", tmp_path / "ours")
     assert_same(load(tmp_path / "ours/model.ckpt"), tensors)
     checkpoint.info.files[1].unlink()
-    with pytest.raises(CheckpointError, match="data-00001-of-00002: missing beside it"):
+    with pytest.raises(CheckpointError, match="data-00001-of-00002: missing in the same folder"):
         open_checkpoint(prefix.parent, format="openai-tf1")
 
 
@@ -380,7 +380,7 @@ FC, INDEX, DATA = "model/h1/mlp/c_fc/w", "model.ckpt.index", "model.ckpt.data-00
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no index": (lambda f: (f / INDEX).unlink(), "names 'model.ckpt', but 'model.ckpt.index' is missing: there is no"),
-    "no data": (lambda f: (f / DATA).unlink(), f"{DATA}: missing beside it: get all files"),
+    "no data": (lambda f: (f / DATA).unlink(), f"{DATA}: missing in the same folder: get all files"),
     "the data is cut off": (_bytes(DATA, lambda data: data[:-1]), "bytes or more, found"),
     "the data is empty": (_bytes(DATA, lambda data: b""), "bytes or more, found 0: cut off"),
     "the data is damaged": (_bytes(DATA, lambda data: data[:99] + b"\1\2" + data[101:]), "cannot be read: "),

@@ -299,7 +299,7 @@ def test_an_epsilon_that_uer_does_not_have_is_left_out_or_refused(
 ) -> None:
     """A usual one is told, one that counts is refused: UER's layer norms have none inside the root."""
     for epsilon, code, words in (
-        (1e-5, 0, "note: {}: layer_norm_epsilon 1e-05 becomes UER-py's 1e-6 beside the root"),
+        (1e-5, 0, "note: {}: layer_norm_epsilon 1e-05 becomes UER-py's 1e-6 outside the root"),
         (1e-12, 0, ""),
         (1e-4, 2, "error: {}: layer_norm_epsilon is 0.0001: UER-py's layer norms have none inside"),
     ):
