@@ -26,7 +26,7 @@ Edit = Callable[[int, dict[str, Any]], None]
 
 
 def random_state(config: GPT2Config, rng: np.random.Generator) -> State:
-    """Whole float32 tensors under Megatron's names; logits have a standard deviation of about 5.
+    """Make whole float32 tensors under Megatron's names; logits have a standard deviation of about 5.
 
     No bias is zero and no layer norm is trivial, and matrices are large enough that leaving one out shows.
     """
@@ -58,7 +58,7 @@ def random_state(config: GPT2Config, rng: np.random.Generator) -> State:
 
 
 def shards(state: State, p: int) -> list[State]:
-    """What each of ``p`` ranks holds, as the parallel layers of upstream cut their master weights."""
+    """Cut tensors into what each of ``p`` ranks holds, as upstream's parallel layers cut their master weights."""
 
     def cut(name: str, tensor: torch.Tensor) -> list[torch.Tensor]:
         module, kind = name.split(".")[-2:]
@@ -77,7 +77,7 @@ def shards(state: State, p: int) -> list[State]:
 
 
 def _vanishing_object() -> Any:
-    """An instance of a class that can be pickled now and that nobody who reads the file has."""
+    """Make an instance of a class that can be pickled now and that no reader of the file has."""
     module = types.ModuleType("somebodys_training_code")
     exec("class LossScaler:\n    def __init__(self):\n        self.cur_scale = 4096.0", module.__dict__)
     sys.modules[module.__name__] = module
@@ -85,7 +85,7 @@ def _vanishing_object() -> Any:
 
 
 def _extras(p: int, iteration: int | str) -> dict[str, Any]:
-    """What DeepSpeed and the training scripts save beside the weights."""
+    """Return what DeepSpeed and the training scripts save next to the weights."""
     return {
         "optimizer": {"state": {0: {"step": 3, "exp_avg": torch.ones(5)}}, "loss_scaler": _vanishing_object()},
         "lr_scheduler": {"start_lr": 1e-5, "num_iters": 3},
@@ -118,11 +118,11 @@ def write_megatron(
     legacy: bool = False,
     edit: Edit | None = None,
 ) -> list[Path]:
-    """Writes ``state`` below ``root``, split over ``p`` ranks, and the tracker file.
+    """Write ``state`` below ``root``, split over ``p`` ranks, and the tracker file.
 
     Args:
         dtype: the type of all tensors; None leaves each as it is.
-        extras: whether the files have what training adds, and the folder the files that lie beside them.
+        extras: whether the files have what training adds, and the folder the files that lie next to them.
         legacy: the serialisation of torch before 1.6.
         edit: called with each rank and the dict to be saved, to spoil it.
 
@@ -166,7 +166,7 @@ _TRANSFORMERS = {
 
 
 def fill_transformers(state: State, config: GPT2Config) -> transformers.GPT2LMHeadModel:
-    """The model of transformers with the weights of ``state``: float32, for inference, without dropout.
+    """Make the model of transformers with the weights of ``state``: float32, for inference, without dropout.
 
     Linear layers of transformers' GPT-2 are ``Conv1D``, whose weights are ``[in, out]``.
     """

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from convert.torch_format.reader import Placeholder, TensorRef, load
+from convert.torch_format.reader import Placeholder, TensorRef, load, read_torch_file
 from support.errors import CheckpointError
 from tests.attacks.assembler import finish, legacy_file, storage, tensor
 
@@ -244,6 +244,43 @@ def test_a_damaged_storage_is_found_by_its_checksum(tmp_path: Path) -> None:
     found["a"].storage.check()
     with pytest.raises(CheckpointError, match=r"x\.pt: storage '1' is damaged"):
         found["b"].storage.check()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_keeps_the_name_it_was_saved_under(zipped: bool, tmp_path: Path) -> None:
+    """Archives do; the legacy format has no place for it."""
+    torch.save({"a": torch.ones(4)}, tmp_path / "first.pt", _use_new_zipfile_serialization=zipped)
+    renamed = (tmp_path / "first.pt").rename(tmp_path / "second.pt")
+    assert read_torch_file(renamed).saved_name == ("first" if zipped else None)
+
+
+def test_tensors_of_a_file_compare_a_shared_checksum_once(tmp_path: Path) -> None:
+    whole = torch.arange(6.0)
+    torch.save({"a": whole, "b": whole[2:]}, tmp_path / "x.pt")
+    file = read_torch_file(tmp_path / "x.pt")
+    tensors = file.tensors(file.value)
+    assert tensors["a"].numpy().tolist() == whole.tolist()
+    data = bytearray((tmp_path / "x.pt").read_bytes())
+    data[tensors["a"].ref.storage.offset] ^= 1  # of a part that b does not have
+    (tmp_path / "x.pt").write_bytes(data)
+    assert tensors["b"].numpy().tolist() == whole[2:].tolist()
+    with pytest.raises(CheckpointError, match=r"x\.pt: storage '0' is damaged"):
+        file.tensors({"b": file.value["b"]})["b"].ref.storage.check()
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({"a": [1.0]}, "a: expected a tensor, found a list"),
+        ({5: torch.ones(2)}, "5: expected a tensor"),
+        ({"a": torch.ones(1).expand(1 << 40, 48)}, "bytes, of which the file has fewer"),
+    ],
+)
+def test_a_state_dict_of_something_else_is_refused(state: dict[Any, Any], words: str, tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "x.pt")
+    file = read_torch_file(tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=words):
+        file.tensors(file.value)
 
 
 def test_a_damaged_pickle_is_refused(tmp_path: Path) -> None:
