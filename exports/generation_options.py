@@ -63,7 +63,7 @@ COMMON_OPTIONS: Mapping[str, Option] = {
     "max_new_tokens": Option(20, 0, MAX_NEW_TOKENS, "most tokens to be added"),
     "min_new_tokens": Option(0, 0, _INT32, "no end of text before so many new tokens"),
     "repetition_penalty": Option(
-        1.0, 0, _INF, "makes tokens of the text so far less probable; 1 is off", exclusive_low=True
+        1.0, 0, _INF, "above 1 makes tokens of the text so far less probable; 1 is off", exclusive_low=True
     ),
     "no_repeat_ngram_size": Option(0, 0, _INT32, "no sequence of so many tokens occurs twice; 0 is off"),
     "suppress_tokens": Option((), -1, _INT32, "token ids that never occur"),
@@ -73,24 +73,28 @@ COMMON_OPTIONS: Mapping[str, Option] = {
 
 SAMPLING_OPTIONS: Mapping[str, Option] = {
     "temperature": Option(1.0, 0, _INF, "0 takes the most probable token, above 1 flattens the distribution"),
-    "top_k": Option(0, 0, _INT32, "only the k most probable tokens; 0 is off"),
-    "top_p": Option(1.0, 0, 1, "only the most probable tokens that together reach this probability; 1 is off", True),
-    "min_p": Option(0.0, 0, 1, "only tokens so many times as probable as the most probable one; 0 is off"),
-    "typical_p": Option(1.0, 0, 1, "only the most typical tokens of this probability together; 1 is off", True),
-    "seed": Option(-1, -1, 2**63 - 1, "the same seed gives the same text; -1 is another one every time"),
+    "top_k": Option(0, 0, _INT32, "keep only the k most probable tokens; 0 is off"),
+    "top_p": Option(1.0, 0, 1, "keep the most probable tokens that together reach X; 1 is off", True),
+    "min_p": Option(0.0, 0, 1, "drop tokens less than X times as probable as the best; 0 is off"),
+    "typical_p": Option(1.0, 0, 1, "keep the most typical tokens that together reach X; 1 is off", True),
+    "seed": Option(-1, -1, 2**63 - 1, "the same seed gives the same text; -1 picks a new one each time"),
     "window_tokens": Option(0, 0, _INT32, "tokens kept when all positions are used; 0 is half of them"),
     "window_line_token_id": Option(
-        -1, -1, _INT32, "the kept tokens start behind this one, the end of a line; -1 is off"
+        -1, -1, _INT32, "the kept tokens start after this one, the end of a line; -1 is off"
     ),
 }
 """Options of sampling and of greedy decoding."""
 
 BEAM_OPTIONS: Mapping[str, Option] = {
-    "num_beams": Option(4, 1, _INT32, "texts that are followed at once"),
+    "num_beams": Option(4, 1, _INT32, "texts that beam search follows at once; 1 is no beam search"),
     "num_return_sequences": Option(1, 1, _INT32, "texts that are returned"),
     "length_penalty": Option(1.0, -_INF, _INF, "above 0 favours longer texts, below shorter ones"),
     "early_stopping": Option(
-        0, 0, 2, "0: by the best running beam; 1: at num_beams results; 2: never before it is sure"
+        0,
+        0,
+        2,
+        "stop when the best running beam cannot win (0), as soon as num_beams texts are finished (1), or only when no "
+        "running beam could still win (2)",
     ),
 }
 """Options of beam search."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from inference.scoring import Choice, CorpusScore, Score
     from inference.text_generator import TextGenerator
     from support.errors import UserError
-    from tokenization import TokenizerError
+    from tokenization import TokenizerError, chinese_punctuation
 
 _HOMES = {
     "Choice": "inference.scoring",
@@ -38,6 +38,7 @@ _HOMES = {
     "TokenizerError": "tokenization",
     "UserError": "support.errors",
     "WINDOWS": "inference.presets",
+    "chinese_punctuation": "tokenization",
 }
 """Where each name is imported from when it is asked for."""
 
@@ -55,6 +56,7 @@ __all__ = [
     "TextGenerator",
     "TokenizerError",
     "UserError",
+    "chinese_punctuation",
     "load",
 ]
 

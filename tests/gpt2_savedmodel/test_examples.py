@@ -52,6 +52,7 @@ def test_an_example_runs_when_it_is_pasted(
         place = words.index("--output") + 1
         assert words[place].startswith("out/")
         words[place] = str(tmp_path / words[place])
+        (tmp_path / "out").mkdir()
     monkeypatch.chdir(clone)
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert main(words) == 0, capsys.readouterr().err
