@@ -186,7 +186,7 @@ def test_broken_readers_are_caught(
     read: Read, dtype: str, roots: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(TensorMapCheckpoint, "read", read)
+        patch.setattr(TensorMapCheckpoint, "read", lambda self, name, dtype, buffer=None: read(self, name, dtype))
         convert(roots[2], tmp_path / "model", dtype)
     assert_caught(roots[2], tmp_path / "model")
 
