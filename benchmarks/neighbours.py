@@ -18,19 +18,26 @@ from tqdm import tqdm
 
 import inference
 
-_BATCHES = (2, 3, 5, 8)
+BATCH_SIZES = (2, 3, 5, 8)
 
 
-def compare(generator: inference.TextGenerator, texts: int, new: int, longest: int) -> tuple[int, int]:
-    """Of ``texts`` texts of up to ``new`` tokens after prompts of up to ``longest``, how many differ from the same text
-    made alone: in a batch; as a stream."""
+def compare(
+    generator: inference.TextGenerator, texts: int, new: int, longest: int, batch_sizes: Sequence[int] = BATCH_SIZES
+) -> tuple[int, int]:
+    """Count the texts that differ from the same text made alone: in a batch; as a stream.
+
+    Args:
+        texts: how many are compared.
+        new, longest: most tokens of a text, and of a prompt.
+        batch_sizes: one of them is drawn for each batch.
+    """
     rng = np.random.default_rng(0)
     options: dict[str, Any] = {"temperature": 0.9, "top_p": 0.9, "max_new_tokens": new}
     batched, streamed = 0, 0
     done = 0
     with tqdm(total=texts, unit="text", disable=None) as progress:
         while done < texts:
-            rows = min(int(rng.choice(_BATCHES)), texts - done)
+            rows = min(int(rng.choice(batch_sizes)), texts - done)
             lengths = np.exp(rng.uniform(0, np.log(longest + 1), rows)).astype(int)
             prompts = [rng.integers(0, generator.tokenizer.vocab_size, length).tolist() for length in lengths]
             seeds = rng.integers(0, 2**63 - 1, rows).tolist()

@@ -6,6 +6,8 @@ import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from benchmarks import neighbours
 
 
@@ -28,8 +30,12 @@ class Fake:
         return [*str(len(prompt))]
 
 
-def test_it_counts_the_texts_that_differ(monkeypatch: Any, capsys: Any) -> None:
-    monkeypatch.setattr(neighbours, "_BATCHES", (4,))
-    monkeypatch.setattr(neighbours.TextGenerator, "load", lambda model: Fake())
-    neighbours.main(["model", "--texts", "10", "--longest", "20"])
-    assert "model: of 10 texts 5 are others in a batch, 0 as a stream" in capsys.readouterr().out
+def test_it_counts_the_texts_that_differ() -> None:
+    generator: Any = Fake()
+    assert neighbours.compare(generator, texts=10, new=5, longest=20, batch_sizes=(4,)) == (5, 0)
+
+
+def test_it_prints_a_line_for_each_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("inference.load", lambda folder: Fake())
+    neighbours.main(["model", "--texts", "1", "--longest", "20"])
+    assert capsys.readouterr().out == "model: of 1 texts 0 are others in a batch, 0 as a stream\n"
