@@ -149,6 +149,6 @@ def cpu_flags() -> frozenset[str] | None:
 
 def _has_kernel(op: str) -> bool:
     with quiet_stderr():
-        from tensorflow.python.framework import kernels  # no public name has it
+        from tf_model.tensorflow_internals import has_cpu_kernel
 
-    return any(kernel.device_type == "CPU" for kernel in kernels.get_registered_kernels_for_op(op).kernel)
+    return has_cpu_kernel(op)

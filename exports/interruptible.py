@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of a call of TensorFlow, which by itself would have to end first."""
+"""Ctrl-C in the middle of a call of TensorFlow, which would otherwise have to end first."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ T = TypeVar("T")
 
 
 def interruptible(call: Callable[[], T]) -> T:
-    """``call()``; in the main thread a ``KeyboardInterrupt`` cancels what TensorFlow does in it, and is raised.
+    """Return ``call()``; in the main thread a ``KeyboardInterrupt`` cancels TensorFlow's work in it, and is raised.
 
     Python looks at signals only between its own steps, so the call runs in a thread of its own while this one waits.
     """
     if threading.current_thread() is not threading.main_thread():
         return call()
-    from tensorflow.python.eager import cancellation  # no public name has it
+    from tf_model.tensorflow_internals import CancellationManager, CancellationManagerContext
 
-    manager = cancellation.CancellationManager()
+    manager = CancellationManager()
     results: list[T] = []
     errors: list[BaseException] = []
 
     def work() -> None:
         try:
-            with cancellation.CancellationManagerContext(manager):
+            with CancellationManagerContext(manager):
                 results.append(call())
         except BaseException as error:
             errors.append(error)

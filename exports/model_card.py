@@ -37,7 +37,7 @@ It needs `pip install tensorflow tensorflow_hub "setuptools<82"`, and nothing of
 
 The options of `generate`, one number or one per row: {sampling}; of `beam_search`: {beams}.
 In Python `model.generate(input_ids, input_lengths, ...)` may leave out what has a default, and so may TF Serving's
-requests. Temperature 0 is greedy, -1 as `seed` is another text every time. Texts end at {end} unless
+requests. Temperature 0 is greedy, -1 as `seed` picks a new one each time. Texts end at {end} unless
 `eos_token_id` says otherwise, -1 for no end. It runs in stock TensorFlow on a CPU, without XLA or custom ops.{note}
 
 `assets/` holds {contents}. `assets.extra/manifest.json` lists the SHA-256 of every

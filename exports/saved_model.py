@@ -1,4 +1,4 @@
-"""Writing a SavedModel one tensor at a time: the weights are never in memory together.
+"""Write a SavedModel one tensor at a time: the weights are never in memory together.
 
 ``tf.saved_model.save`` needs every variable filled. Here the graph is built over variables whose memory is never
 touched and saved without its checkpoint; then ``tensor_bundle`` writes the checkpoint, each tensor under the key that
@@ -9,14 +9,12 @@ tensor of each block, too, as part of it: readers find every tensor under its ca
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.checkpoint import graph_view, save_util  # no public name has what these two give
-from tensorflow.python.saved_model.save import save_and_return_nodes
 
 from exports.saved_model_folder import SIGNATURES
 from exports.shared_functions import SharedFunctions
@@ -27,6 +25,7 @@ from tf_model import quantization
 from tf_model.config import GPT2Config
 from tf_model.gpt2 import GPT2
 from tf_model.precision import OFFSET, PRECISIONS, SCALE, STACKS, WEIGHTS, is_transposed, stack_name
+from tf_model.tensorflow_internals import object_graph, save_graph
 from tokenization.special_tokens import SpecialTokens
 
 _OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -49,8 +48,8 @@ def write_saved_model(
         tokens: the padding id is part of the graph.
         signatures: names of those to write; the graph holds nothing of the others. One signature makes a graph of a
             quarter of the size, which is quicker to write and to load.
-        read: gives the tensor of a canonical name in the dtype asked for. Called once a tensor, in the canonical order
-            of one block: what is the first in each, what is the second in each.
+        read: returns the tensor of a canonical name in the dtype asked for. It is called once for each tensor, in the
+            canonical order of one block: the first tensor of every block, then the second of every block.
 
     Returns:
         the one file with all weights, and its hexadecimal SHA-256.
@@ -61,19 +60,19 @@ def write_saved_model(
         tf.errors.OpError: the graph cannot be written.
         ValueError: a tensor that ``read`` gives has another shape than the model's.
     """
-    object_graph, slots = _write_graph(folder, config, dtype, tokens, check_names(signatures))
+    keys, slots = _write_graph(folder, config, dtype, tokens, check_names(signatures))
     gc.collect()  # the graph and its functions, some 200 MB at 32 layers, refer to each other
     variables = folder / "variables"
     variables.mkdir(exist_ok=True)
     with BundleWriter(variables / "variables") as bundle:
-        bundle.add_string(_OBJECT_GRAPH_KEY, object_graph)
+        bundle.add_string(_OBJECT_GRAPH_KEY, keys)
         for name, members in _members(config).items():
             _write_slot(bundle, name, members, slots, dtype, read)
         return bundle.data, bundle.finish()
 
 
 def weight_key(name: str) -> str:
-    """Return the key of the tensor ``name`` (canonical) in the checkpoint; TensorFlow doubles the dots."""
+    """Return the checkpoint's key of the tensor with the canonical ``name``; TensorFlow doubles the dots of names."""
     return f"{WEIGHTS}/{name.replace('.', '..')}/.ATTRIBUTES/VARIABLE_VALUE"
 
 
@@ -98,36 +97,45 @@ def _write_slot(
     read: Callable[[str, np.dtype], np.ndarray],
 ) -> None:
     """Write the tensors that make up a variable: in its dtype, or as int8 followed by scales and offsets."""
-    small: dict[str, list[np.ndarray]] = {}
+    slot = slots[name]
+    if slot.dtype != np.int8:
+        _add(bundle, slot, members, "", lambda member: read(member, slot.dtype))
+        return
+    # Quantized one at a time, while the variable is written; only the scales and offsets of all tensors are kept.
+    scales: dict[str, np.ndarray] = {}
+    offsets: dict[str, np.ndarray] = {}
 
-    def stored(member: str) -> np.ndarray:
-        if slots[name].dtype != np.int8:
-            return read(member, slots[name].dtype)
-        weight, scale = quantization.quantize(read(member, np.dtype(np.float32)), PRECISIONS[dtype].levels)
-        for suffix, values in ((SCALE, scale), (OFFSET, quantization.offset(weight))):
-            small.setdefault(suffix, []).append(values)
+    def quantized(member: str) -> np.ndarray:
+        matrix = read(member, np.dtype(np.float32))
+        weight, scales[member] = quantization.quantize(matrix, PRECISIONS[dtype].levels)
+        offsets[member] = quantization.offset(weight)
         return weight.T if is_transposed(member, dtype) else weight
 
-    def add(suffix: str, values: Iterable[np.ndarray]) -> None:
-        slot = slots[name + suffix]
-        stacked = stack_name(members[0]) is not None
+    _add(bundle, slot, members, "", quantized)
+    _add(bundle, slots[name + SCALE], members, SCALE, scales.__getitem__)
+    _add(bundle, slots[name + OFFSET], members, OFFSET, offsets.__getitem__)
 
-        def checked() -> Iterable[np.ndarray]:
-            for member, value in zip(members, values, strict=True):
-                if value.shape != slot.shape[stacked:]:
-                    raise ValueError(f"{member}{suffix}: expected shape {slot.shape[stacked:]}, found {value.shape}")
-                yield value
 
-        keys = [weight_key(member + suffix) for member in members] if stacked else []
-        bundle.add_blocks(slot.key, slot.dtype, slot.shape, checked(), keys)
+def _add(
+    bundle: BundleWriter, slot: _Slot, members: Sequence[str], suffix: str, value_of: Callable[[str], np.ndarray]
+) -> None:
+    """Write a variable's tensors one after the other: those of ``members``, with ``suffix`` after their names."""
+    stacked = stack_name(members[0]) is not None
+    shape = slot.shape[stacked:]
 
-    add("", map(stored, members))
-    for suffix, values in small.items():
-        add(suffix, values)
+    def values() -> Iterator[np.ndarray]:
+        for member in members:
+            value = value_of(member)
+            if value.shape != shape:
+                raise ValueError(f"{member}{suffix}: expected shape {shape}, found {value.shape}")
+            yield value
+
+    keys = [weight_key(member + suffix) for member in members] if stacked else []
+    bundle.add_blocks(slot.key, slot.dtype, slot.shape, values(), keys)
 
 
 class _Slot(NamedTuple):
-    """A variable of the graph: its key in the checkpoint, what it is like."""
+    """A variable of the graph: its key in the checkpoint, its shape and dtype."""
 
     key: str
     shape: tuple[int, ...]
@@ -157,14 +165,14 @@ def _write_graph(
     root = tf.Module()
     for name, child in {WEIGHTS: shared.weights, STACKS: shared.stacks.variables, **functions}.items():
         setattr(root, name, child)  # functions with defaults in Python too, which ``root.signatures`` has not
-    save_and_return_nodes(root, str(folder), signatures=functions, experimental_skip_checkpoint=True)
-    object_graph = save_util.serialize_graph_view(graph_view.ObjectGraphView(root))[3]
+    save_graph(root, folder, functions)
+    keys = object_graph(root)
     slots = {
         # TensorFlow's bfloat16 in numpy is ml_dtypes', as everywhere here.
         name: _Slot(key(name), tuple(variable.shape), np.dtype(variable.dtype.as_numpy_dtype))
         for key, variables in ((weight_key, root.weights), (_stack_key, root.stacks))
         for name, variable in variables.items()
     }
-    written = {attribute.checkpoint_key for node in object_graph.nodes for attribute in node.attributes}
+    written = {attribute.checkpoint_key for node in keys.nodes for attribute in node.attributes}
     assert written == {slot.key for slot in slots.values()}, "TensorFlow calls the variables otherwise"
-    return object_graph.SerializeToString(), slots
+    return keys.SerializeToString(), slots

@@ -8,9 +8,9 @@ MASKED = -1e30
 """The score of a position that must not be seen: finite (0 * inf is NaN), and exp(MASKED - max) is exactly 0."""
 
 _QUERIES = 16
-"""Queries of float32 are multiplied in multiples of this. Products add up what is left over behind whole tiles in
-another order, and so a query's last bits would depend on how many others there are: measured on AVX2, where 12 would do
-and 8 would not. The rounding of int8 activations makes such bits large."""
+"""Float32 queries are padded to a multiple of this. Eigen sums the remainder after the last full tile in a different
+order, so a query's last bits would depend on the number of queries. Measured on AVX2: 12 is enough, 8 is not. The
+rounding of int8 activations makes such bits large."""
 
 
 def attend(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, visible: tf.Tensor) -> tf.Tensor:
@@ -40,7 +40,7 @@ def attend(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, visible: tf.Tenso
 
 
 def _softmax(scores: tf.Tensor, visible: tf.Tensor) -> tf.Tensor:
-    """Over the last axis of float32 ``scores``, of those that are ``visible``."""
+    """Return the softmax over the last axis of float32 ``scores``, of those that are ``visible``."""
     # tf.nn.softmax takes a reciprocal of [N, 1] sums, whose last bits depend on N; a quotient's do not.
     scores = tf.where(visible, scores, MASKED)
     weights = tf.exp(scores - tf.reduce_max(scores, axis=-1, keepdims=True))

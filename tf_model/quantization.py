@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework import op_def_library
 
 from tf_model.precision import INT8_CONV_OP, INT8_MATMUL_OP
+from tf_model.tensorflow_internals import apply_op
 
 Array = np.ndarray[Any, Any]
 
@@ -118,7 +118,7 @@ def _convolve(
         offset,
         *(tf.constant(float(bound)) for bound in (0, 255, -_LEVELS, _LEVELS)),
     ]
-    ((summed, *_), _) = op_def_library.apply_op(
+    ((summed, *_), _) = apply_op(
         INT8_CONV_OP,
         name="quantized_convolution",
         device_inputs=inputs,
@@ -160,7 +160,7 @@ def _product(
         offset,
         *(tf.constant(float(bound)) for bound in (0, 255, -_LEVELS, _LEVELS)),
     ]
-    ((summed,), _) = op_def_library.apply_op(
+    ((summed,), _) = apply_op(
         INT8_MATMUL_OP,
         name="quantized_matmul",
         device_inputs=inputs,

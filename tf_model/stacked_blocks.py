@@ -1,4 +1,4 @@
-"""The weights of all blocks as a graph holds them: of each kind one variable, ``[L, ...]``, and one function for all.
+"""The weights of all blocks as a graph holds them: one variable ``[L, ...]`` of each kind, and one function for all.
 
 A variable for each block would be an argument of every function that calls the model, some 25 in a SavedModel: half of
 its nodes, which TensorFlow makes one by one when it loads it, and in every token one more operation for each weight.
@@ -12,12 +12,12 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from tensorflow.python.ops.resource_variable_ops import UninitializedVariable  # no public name has it
 
 from tf_model.cache import LayerCache
 from tf_model.gpt2 import GPT2
 from tf_model.layers import ApplyBlock, ForwardBatch
 from tf_model.precision import stack_name
+from tf_model.tensorflow_internals import UninitializedVariable
 
 
 class StackedBlocks:

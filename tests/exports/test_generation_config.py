@@ -189,9 +189,9 @@ def test_transformers_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("{", "not JSON"),
-        ("[" * 100_000, "not JSON"),
-        ("[1]", "expected a JSON object, found list"),
+        ("{", "expected JSON"),
+        ("[" * 100_000, "expected JSON"),
+        ("[1]", "expected a JSON object, found a list"),
         ({"top_p": 2}, "top_p is 2: expected"),
         ({"top_k": 50.0}, "expected a whole number"),
         ({"truncate": 5}, "expected a text"),
@@ -210,7 +210,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="cannot be read: No such file"):
         read_defaults(tmp_path / "generation_config.json")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
-    with pytest.raises(OptionError, match="not JSON"):
+    with pytest.raises(OptionError, match="expected JSON"):
         read_defaults(tmp_path / "bytes")
 
 
