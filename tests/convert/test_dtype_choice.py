@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from convert import dtype_choice as auto_dtype
-from convert.commands import to_tf as pytorch_to_tf
 from convert.dtype_choice import Choice, choose, choose_dtype
 from tests.conftest import ROOT
 from tests.helpers.assertions import assert_one_line_error
@@ -109,10 +108,10 @@ def arguments(tmp_path: Path) -> list[str]:
     return ["pytorch-to-tf", "--checkpoint", str(tmp_path / "c"), "--output", str(tmp_path / "m"), "--heads", "6"]
 
 
-def test_the_command(
+def test_auto_writes_the_type_that_was_chosen_and_says_why(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pytorch_to_tf, "choose_dtype", lambda: Choice("bfloat16", "it is Monday"))
+    monkeypatch.setattr(auto_dtype, "choose_dtype", lambda: Choice("bfloat16", "it is Monday"))
     assert main([*arguments, "--dtype", "auto"]) == 0
     out, err = capsys.readouterr()
     notes = [line for line in err.splitlines() if line.startswith("note: ")]
