@@ -168,7 +168,7 @@ def test_int8_for_another_machine_is_not_verified(
 ) -> None:
     """Said before anything is converted, and of the folder that the user named."""
     monkeypatch.setattr(auto_dtype, "cpu_flags", lambda: ZEN_3.split())
-    monkeypatch.setattr("convert.commands.to_tf.new_folder", None)
+    monkeypatch.setattr("convert.savedmodel_conversion.new_folder", None)
     output = arguments[arguments.index("--output") + 1]
     assert main([*arguments, "--dtype", "int8", "--verify"]) == 2
     assert_one_line_error(
