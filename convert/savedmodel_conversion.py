@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from convert.checkpoint import Checkpoint, CheckpointSource
+from convert.checkpoint import Checkpoint
 from convert.conversion import counted_reader, hash_files, source_notes
 from convert.dtype_choice import resolve_dtype
 from convert.formats.tokenizer_files import tokenizer_for, tokens_for
@@ -107,8 +107,9 @@ def to_savedmodel(
     started = time.monotonic()
     if verify:
         check_torch()
+        if "logits" not in signatures:
+            raise ConvertError(f"{folder}: verify needs the signature logits, among those that are written")
     folder, given = Path(folder), None if tokenizer is None else Path(tokenizer)
-    source = _source(checkpoint) if verify else None
     text_tokenizer = tokenizer_for(given, checkpoint)
     tokens = tokens_for(given, text_tokenizer, checkpoint)
     inputs = [*checkpoint.info.inputs, *([] if given is None else [given])]
@@ -119,8 +120,8 @@ def to_savedmodel(
         hash_files(checkpoint, hasher)
         _write(partial, checkpoint, choice.dtype, tokens, text_tokenizer, signatures, hasher, progress)
         parity = None
-        if source is not None:
-            parity = verify_apart(source, partial, progress)
+        if verify:
+            parity = verify_apart(checkpoint, partial, progress)
             parity.check(folder)
         describe(partial, checkpoint, choice.dtype, tokens, text_tokenizer is not None, hasher, parity)
         nbytes = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
@@ -134,13 +135,6 @@ def to_savedmodel(
         notes=(*source_notes(checkpoint), *choice.notes),
         parity=parity,
     )
-
-
-def _source(checkpoint: Checkpoint) -> CheckpointSource:
-    """How ``checkpoint`` is opened in another process."""
-    if checkpoint.info.source is None:
-        raise ConvertError(f"{checkpoint.info.where}: a model in memory has no files to verify against")
-    return checkpoint.info.source
 
 
 def _write(

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     spare_memory()
     with TerminalProgress() as progress:
         report = verify(
-            checkpoint_spec(args),
+            checkpoint_spec(args).open(),
             args.converted,
             text=args.text,
             prompts=args.prompts,

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from convert.checkpoint import Checkpoint, CheckpointSource
+from convert.checkpoint import Checkpoint
+from convert.formats.megatron.layout import CPM
 from convert.formats.registry import CheckpointSpec
 from convert.verification import worker
 from support.errors import ConvertError
@@ -33,21 +34,16 @@ def check_torch() -> None:
 
 
 def write_logits(
-    checkpoint: Checkpoint,
-    spec: CheckpointSource | None,
-    prompts: Sequence[Sequence[int]],
-    output: Path,
-    on_progress: Callable[[int, int], object],
+    checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], output: Path, on_progress: Callable[[int, int], object]
 ) -> None:
     """Write the logits of all prompts to ``output``: float32, prompt after prompt, ``[S, V]`` each, no header.
 
     Another process does it, so that PyTorch's libraries and caches are gone before the other model is loaded. Where
-    PyTorch is loaded already another process would save nothing, and without ``spec`` no process can open the
-    checkpoint.
+    PyTorch is loaded already another process would save nothing, and a checkpoint that is only in memory cannot be
+    opened by another one.
 
     Args:
         checkpoint: the model. Of CPM's checkpoints only the files, their order and the number of heads are used.
-        spec: how another process opens the checkpoint; None where only this one has it.
         prompts: token ids, each prompt 1 to ``n_positions`` of them.
         output: tokens * V * 4 bytes; 0.2 GB for 1,572 tokens of 30,000.
         on_progress: called after each layer with the share of the work as (done, total) bytes of weights.
@@ -55,19 +51,18 @@ def write_logits(
     Raises:
         ConvertError: the checkpoint cannot be read, or ``output`` cannot be written.
     """
-    is_cpm = checkpoint.info.format == "megatron"
-    if "torch" in sys.modules or not (is_cpm or spec):
-        reference = (
-            cpm_reference(checkpoint.info.files, checkpoint.config.n_head) if is_cpm else any_reference(checkpoint)
-        )
-        total = checkpoint.info.nbytes
+    info = checkpoint.info
+    is_cpm = info.format == CPM
+    if "torch" in sys.modules or not (is_cpm or info.source):
+        reference = cpm_reference(info.files, checkpoint.config.n_head) if is_cpm else any_reference(checkpoint)
+        total = info.nbytes
         write_reference_logits(reference, prompts, output, lambda share: on_progress(round(share * total), total))
         return
-    arguments: dict[str, Any] = {"prompts": prompts, "output": str(output), "total": checkpoint.info.nbytes}
+    arguments: dict[str, Any] = {"prompts": prompts, "output": str(output), "total": info.nbytes}
     if is_cpm:  # the reader that the conversion uses has no part in it
-        arguments.update(files=[str(file) for file in checkpoint.info.files], n_head=checkpoint.config.n_head)
-    elif spec:
-        arguments.update(spec=spec.to_dict())
+        arguments.update(files=[str(file) for file in info.files], n_head=checkpoint.config.n_head)
+    elif info.source:
+        arguments.update(source=info.source.to_dict())
     worker.call(write_logits_task, arguments, lambda stage, done, total: on_progress(done, total))
 
 
@@ -76,7 +71,7 @@ def write_logits_task(arguments: Mapping[str, Any], progress: Progress) -> None:
     if "files" in arguments:
         reference = cpm_reference([Path(file) for file in arguments["files"]], arguments["n_head"])
     else:
-        reference = any_reference(CheckpointSpec.from_dict(arguments["spec"]).open())
+        reference = any_reference(CheckpointSpec.from_dict(arguments["source"]).open())
     total = arguments["total"]
 
     def on_share(share: float) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from convert.checkpoint import Checkpoint, CheckpointSource
-from convert.formats.registry import CheckpointSpec
+from convert.checkpoint import Checkpoint
+from convert.formats.registry import CheckpointSpec, open_checkpoint
 from convert.verification import worker
 from convert.verification.checkpoint_logits import check_torch
 from convert.verification.logits_sources import CheckpointModel, LogitsSource, Model, open_model
@@ -28,7 +28,7 @@ from convert.verification.text_windows import MAX_TOKENS, TextWindows, read_prom
 from support.errors import ConvertError
 from support.progress import Progress, no_progress
 from support.tensorflow_runtime import set_mmap_threshold
-from tf_model.config import UER, GPT2Config
+from tf_model.config import GPT2Config
 
 SEED = 20201115
 """The seed of the random prompts."""
@@ -38,7 +38,7 @@ _ROWS = 32
 
 
 def verify(
-    source: str | Path | CheckpointSpec | Checkpoint,
+    source: str | Path | Checkpoint,
     converted: str | Path,
     *,
     text: str | Path | None = None,
@@ -53,8 +53,7 @@ def verify(
     never in memory together.
 
     Args:
-        source: where the checkpoint is; or how it is opened, where its files do not say all; or a checkpoint that is
-            open.
+        source: where the checkpoint is, or an open one: ``open_checkpoint`` takes what the files do not record.
         converted: a SavedModel, which runs in this process, or a checkpoint of any format.
         text: a file of text, to compare the perplexity, too: UTF-8, or JSON lines with a document a line.
         prompts: a UTF-8 file with one prompt a line. Without ``text`` and ``prompts`` the token ids are random.
@@ -68,49 +67,50 @@ def verify(
         UserError: one of the two cannot be read or run, they are of different sizes, or the file cannot be used.
     """
     check_torch()
-    first = _open_source(source)
-    layer_norm = source.uer_layer_norm if isinstance(source, CheckpointSpec) else UER
-    second = open_model(Path(converted), first, layer_norm)
+    checkpoint = open_checkpoint(source) if isinstance(source, (str, Path)) else source
+    first, second = CheckpointModel(checkpoint), open_model(Path(converted), checkpoint)
     texts = _read_texts(first, second, text, prompts, max_tokens)
     windows = random_prompts(first.config) if texts is None else texts.windows
     check_token_ids(windows, first.config)
     second.check_runs()
+    bounds = TOLERANCES[second.dtype]
+    if texts is None:
+        comparisons = [LogitsComparison(bounds) for _ in windows]
+    else:
+        places = zip(windows, texts.places, strict=True)
+        comparisons = [LogitsComparison(bounds, window, place) for window, place in places]
     # Longest first: later on, memory that was freed in small pieces would be missing for the large ones.
     order = sorted(range(len(windows)), key=lambda number: -len(windows[number]))
     ordered = [windows[number] for number in order]
-    comparisons = [
-        LogitsComparison(
-            TOLERANCES[second.dtype], windows[number] if texts else (), texts.places[number] if texts else ""
-        )
-        for number in order
-    ]
     with _temporary_folders("source", "converted") as (source_folder, converted_folder):
         expected = first.logits(ordered, source_folder, "source", progress)
         found = second.logits(ordered, converted_folder, "converted", progress)
-        _compare(expected, found, ordered, comparisons, progress)
-    results = dict(zip(order, (comparison.result() for comparison in comparisons), strict=True))
+        _compare(expected, found, ordered, [comparisons[number] for number in order], progress)
     return ParityReport(
         dtype=second.dtype,
-        bounds=TOLERANCES[second.dtype],
+        bounds=bounds,
         seed=SEED if texts is None else None,
-        prompts=tuple(results[number] for number in range(len(windows))),
+        prompts=tuple(comparison.result() for comparison in comparisons),
         notes=() if texts is None else tuple(texts.notes),
     )
 
 
-def verify_apart(source: CheckpointSource, folder: Path, progress: Progress = no_progress) -> ParityReport:
+def verify_apart(checkpoint: Checkpoint, folder: Path, progress: Progress = no_progress) -> ParityReport:
     """Compare a SavedModel with its source as ``verify`` does, on random token ids, in a process of its own.
 
     What writing the SavedModel has left in this process, TensorFlow with its buffers, is not in the memory of that one.
 
     Args:
-        source: how the checkpoint is opened.
+        checkpoint: the source; one that is only in memory is compared in this process.
         folder: the SavedModel; temporary files are put there.
         progress: as ``verify``.
 
     Raises:
         ConvertError: as ``verify``.
     """
+    source = checkpoint.info.source
+    if source is None:
+        return verify(checkpoint, folder, progress=progress)
     arguments = {"source": source.to_dict(), "converted": str(folder)}
     return ParityReport.from_dict(worker.call(verify_task, arguments, progress))
 
@@ -119,8 +119,8 @@ def verify_task(arguments: Mapping[str, Any], progress: Progress) -> dict[str, A
     """Do the work of ``verify_apart`` in a worker."""
     tempfile.tempdir = arguments["converted"]
     spare_memory()
-    source = CheckpointSpec.from_dict(arguments["source"])
-    return verify(source, arguments["converted"], progress=progress).to_dict()
+    checkpoint = CheckpointSpec.from_dict(arguments["source"]).open()
+    return verify(checkpoint, arguments["converted"], progress=progress).to_dict()
 
 
 def spare_memory() -> None:
@@ -152,14 +152,6 @@ def check_token_ids(prompts: Sequence[Sequence[int]], config: GPT2Config) -> Non
         raise ConvertError(f"prompts: expected one or more, each of 1 to {config.n_positions} tokens")
     if any(not 0 <= token < config.vocab_size for prompt in prompts for token in prompt):
         raise ConvertError(f"prompts: expected token ids from 0 to {config.vocab_size - 1}")
-
-
-def _open_source(source: str | Path | CheckpointSpec | Checkpoint) -> CheckpointModel:
-    if isinstance(source, (str, Path)):
-        source = CheckpointSpec(Path(source))
-    if isinstance(source, CheckpointSpec):
-        return CheckpointModel(source.open(), source)
-    return CheckpointModel(source, source.info.source)
 
 
 def _read_texts(

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from convert.checkpoint import Checkpoint, CheckpointSource
+from convert.checkpoint import Checkpoint
 from convert.dtype_choice import check_runs_here
-from convert.formats.registry import CheckpointSpec
+from convert.formats.registry import CheckpointSpec, open_checkpoint
 from convert.tensors import Array, widest
 from convert.verification.checkpoint_logits import check_torch, write_logits
 from exports.prune import prune
@@ -163,17 +163,15 @@ class SavedModel:
 class CheckpointModel:
     """A checkpoint of any format, which PyTorch runs in another process: CPM's as Megatron would, shard by shard.
 
-    Attributes:
-        checkpoint: as it was opened.
-        spec: how another process opens it; None where only this process has it.
+    A checkpoint that is only in memory runs in this process.
     """
 
     checkpoint: Checkpoint
-    spec: CheckpointSource | None
 
     @property
     def path(self) -> Path:
-        return self.spec.path if self.spec else Path(self.checkpoint.info.where)
+        info = self.checkpoint.info
+        return info.source.path if info.source else Path(info.where)
 
     @property
     def config(self) -> GPT2Config:
@@ -193,17 +191,17 @@ class CheckpointModel:
 
     def logits(self, prompts: Sequence[Sequence[int]], temporary: Path, stage: str, progress: Progress) -> LogitsSource:
         file = temporary / "logits"
-        write_logits(self.checkpoint, self.spec, prompts, file, functools.partial(progress, stage))
+        write_logits(self.checkpoint, prompts, file, functools.partial(progress, stage))
         return WrittenLogits(file, prompts, self.config.vocab_size)
 
 
-def open_model(path: Path, source: CheckpointModel, uer_layer_norm: str = UER) -> Model:
+def open_model(path: Path, source: Checkpoint) -> Model:
     """Open what was made from ``source``: a SavedModel, or a checkpoint of any format.
 
     Args:
         path: the folder of a SavedModel, or where a checkpoint is.
-        source: its sizes and its number of heads are expected.
-        uer_layer_norm: how the layer norms of a UER-py checkpoint are understood.
+        source: what was converted. Its sizes are expected; its number of heads, and how it was asked to understand the
+            layer norms of UER-py, hold for a checkpoint at ``path``, too.
 
     Raises:
         UserError: there is neither, or its sizes are not those of ``source``.
@@ -213,8 +211,9 @@ def open_model(path: Path, source: CheckpointModel, uer_layer_norm: str = UER) -
     if folder.exists():
         model = SavedModel(folder)
     else:
-        spec = CheckpointSpec(path, source.config.n_head, uer_layer_norm=uer_layer_norm)
-        model = CheckpointModel(spec.open(), spec)
+        spec = source.info.source
+        layer_norm = spec.uer_layer_norm if isinstance(spec, CheckpointSpec) else UER
+        model = CheckpointModel(open_checkpoint(path, heads=source.config.n_head, uer_layer_norm=layer_norm))
     check_sizes(path, model.config, source.config)
     return model
 

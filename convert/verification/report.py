@@ -82,11 +82,11 @@ class ParityReport:
     def passed(self) -> bool:
         return self.same_logits and (self.perplexity is None or self.perplexity.passed)
 
-    def check(self, where: Path) -> None:
-        """Raise where the report has not passed.
+    def check(self, where: str | Path = "the converted model") -> None:
+        """Raise an error unless the report has passed.
 
         Args:
-            where: the converted model, for the message.
+            where: the converted model's path, for the message.
 
         Raises:
             VerificationError: it has not; the message names the worst prompt.

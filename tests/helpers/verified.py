@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,11 +27,17 @@ def open_checkpoint(root: Path) -> Checkpoint:
     return registry.open_checkpoint(root, heads=CONFIG.n_head)
 
 
-def convert(root: Path, folder: Path, dtype: str = "float32") -> Path:
+Read = Callable[[str, Any], np.ndarray]
+BrokenRead = Callable[[Read, str, Any], np.ndarray]
+"""Given the right reader, a tensor's name and the type: what a broken reader would give."""
+
+
+def convert(root: Path, folder: Path, dtype: str = "float32", broken: BrokenRead | None = None) -> Path:
     """Write the SavedModel of the checkpoint in ``root``, as ``pytorch-to-tf`` does, with the signature ``logits``."""
     checkpoint = open_checkpoint(root)
+    read = checkpoint.read if broken is None else functools.partial(broken, checkpoint.read)
     folder.mkdir()
-    write_saved_model(folder, checkpoint.config, dtype, CPM_TOKENS, checkpoint.read, signatures=("logits",))
+    write_saved_model(folder, checkpoint.config, dtype, CPM_TOKENS, read, signatures=("logits",))
     write_assets(folder / "assets", checkpoint.config, dtype, CPM_TOKENS, None)
     return folder
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from convert.formats.megatron import sharding
-from convert.formats.megatron.sharding import COLUMN, QKV, ShardSpec, merge
-from convert.formats.tensor_map import TensorMapCheckpoint
+from convert.formats.megatron.sharding import QKV, split
 from convert.verification.checkpoint_logits import write_reference_logits
 from convert.verification.compare import check_token_ids, random_prompts, verify
 from convert.verification.megatron_forward import MegatronReference
@@ -22,7 +19,7 @@ from convert.verification.report import VerificationError
 from support.errors import ConvertError
 from tests.conftest import ROOT
 from tests.helpers.checkpoints import fill_transformers, write_megatron
-from tests.helpers.verified import CONFIG, STATE, convert, open_checkpoint
+from tests.helpers.verified import CONFIG, STATE, BrokenRead, Read, convert, open_checkpoint
 from tf_model import layers
 
 
@@ -121,48 +118,50 @@ def test_half_precision_checkpoint_passes(tmp_path: Path) -> None:
     assert verify(open_checkpoint(tmp_path / "c"), convert(tmp_path / "c", tmp_path / "m")).passed
 
 
-Read = Callable[[TensorMapCheckpoint, str, Any], np.ndarray]
-right_read = TensorMapCheckpoint.read
-
-
-def thirds_in_another_order(self: TensorMapCheckpoint, name: str, dtype: Any) -> np.ndarray:
-    value = right_read(self, name, dtype)
+def thirds_in_another_order(read: Read, name: str, dtype: Any) -> np.ndarray:
+    value = read(name, dtype)
     return np.concatenate(np.split(value, 3)[::-1]) if "c_attn" in name else value
 
 
-def layers_swapped(self: TensorMapCheckpoint, name: str, dtype: Any) -> np.ndarray:
+def layers_swapped(read: Read, name: str, dtype: Any) -> np.ndarray:
     other = {"h.0.": "h.1.", "h.1.": "h.0."}.get(name[:4], name[:4])
-    return right_read(self, other + name[4:], dtype)
+    return read(other + name[4:], dtype)
 
 
-def positions_shifted(self: TensorMapCheckpoint, name: str, dtype: Any) -> np.ndarray:
-    value = right_read(self, name, dtype)
+def positions_shifted(read: Read, name: str, dtype: Any) -> np.ndarray:
+    value = read(name, dtype)
     return np.roll(value, 1, axis=0) if name == "wpe.weight" else value
 
 
-def bias_added_by_each_rank(self: TensorMapCheckpoint, name: str, dtype: Any) -> np.ndarray:
-    value = right_read(self, name, dtype)
+def bias_added_by_each_rank(read: Read, name: str, dtype: Any) -> np.ndarray:
+    value = read(name, dtype)
     return value * dtype.type(2) if name.endswith("c_proj.bias") else value
 
 
-def projection_transposed(self: TensorMapCheckpoint, name: str, dtype: Any) -> np.ndarray:
-    value = right_read(self, name, dtype)
+def projection_transposed(read: Read, name: str, dtype: Any) -> np.ndarray:
+    value = read(name, dtype)
     return value.T.copy() if name.endswith("attn.c_proj.weight") else value
 
 
-READS: list[Read] = [
-    thirds_in_another_order, layers_swapped, positions_shifted, bias_added_by_each_rank, projection_transposed,
-]  # fmt: skip
+def biases_of_qkv_merged_plainly(read: Read, name: str, dtype: Any) -> np.ndarray:
+    """The biases of two ranks' fused projections, one after the other."""
+    value = read(name, dtype)
+    return np.concatenate(split(value, QKV, 2)) if name.endswith("c_attn.bias") else value
 
 
-def plainly(tensors: str) -> Callable[[list[np.ndarray], ShardSpec, np.ndarray], None]:
-    """A merge that puts the ranks' fused projections one behind the other: of one dimension (bias), or of two."""
+def qkv_merged_plainly(read: Read, name: str, dtype: Any) -> np.ndarray:
+    value = read(name, dtype)
+    return np.concatenate(split(value, QKV, 2)) if "c_attn" in name else value
 
-    def merge_plainly(shards: list[np.ndarray], shard_spec: ShardSpec, out: np.ndarray) -> None:
-        wrong = shard_spec is QKV and (out.ndim == 1 or tensors == "all")
-        merge(shards, COLUMN if wrong else shard_spec, out)
 
-    return merge_plainly
+MERGES: list[BrokenRead] = [biases_of_qkv_merged_plainly, qkv_merged_plainly]
+READS: list[BrokenRead] = [
+    thirds_in_another_order,
+    layers_swapped,
+    positions_shifted,
+    bias_added_by_each_rank,
+    projection_transposed,
+]
 
 
 def assert_caught(root: Path, folder: Path) -> None:
@@ -173,32 +172,17 @@ def assert_caught(root: Path, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("read", "dtype"),
+    ("broken", "dtype"),
     [
-        *((read, "float32") for read in READS),
+        *((read, "float32") for read in [*READS, *MERGES]),
         (READS[0], "bfloat16"),
-        pytest.param(READS[1], "bfloat16", marks=pytest.mark.slow),
-        *((read, "int8-avx2") for read in READS[:2]),
+        *(pytest.param(read, "bfloat16", marks=pytest.mark.slow) for read in [READS[1], *MERGES]),
+        *((read, "int8-avx2") for read in [*READS[:2], *MERGES]),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
-def test_broken_readers_are_caught(
-    read: Read, dtype: str, roots: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(TensorMapCheckpoint, "read", lambda self, name, dtype, buffer=None: read(self, name, dtype))
-        convert(roots[2], tmp_path / "model", dtype)
-    assert_caught(roots[2], tmp_path / "model")
-
-
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow), "int8-avx2"])
-@pytest.mark.parametrize("tensors", ["biases", "all"])
-def test_broken_merges_are_caught(
-    tensors: str, dtype: str, roots: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sharding, "merge", plainly(tensors))  # still broken when it is verified: that does not matter
-    convert(roots[2], tmp_path / "model", dtype)
-    assert_caught(roots[2], tmp_path / "model")
+def test_broken_readers_are_caught(broken: BrokenRead, dtype: str, roots: dict[int, Path], tmp_path: Path) -> None:
+    assert_caught(roots[2], convert(roots[2], tmp_path / "model", dtype, broken))
 
 
 def test_another_gelu_is_caught(roots: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
