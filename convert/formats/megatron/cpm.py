@@ -13,6 +13,7 @@ which is ignored. It holds no sizes: they are derived from the shapes, except th
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -101,7 +102,7 @@ def _checkpoint(config: GPT2Config, shards: Sequence[_Shard], iteration: int | N
     details: dict[str, str | int] = {"tensor_parallel": len(shards)}
     if iteration is not None:
         details["iteration"] = iteration
-    left_out = dict.fromkeys(name for shard in shards for name in shard.left_out)
+    left_out = dict.fromkeys(itertools.chain.from_iterable(shard.left_out for shard in shards))
     return TensorMapCheckpoint(
         config,
         recipes,
@@ -161,7 +162,8 @@ def _check_names(shards: Sequence[_Shard]) -> int:
     Raises:
         CheckpointError: with all that are missing and all that are too many, in all files.
     """
-    layers = [_LAYER.match(name) for shard in shards for name in shard.tensors]
+    names = itertools.chain.from_iterable(shard.tensors for shard in shards)
+    layers = [_LAYER.match(name) for name in names]
     n_layer = 1 + max((int(layer[1]) for layer in layers if layer), default=0)
     expected: list[str] = []
     for template in CPM_NAMES.values():

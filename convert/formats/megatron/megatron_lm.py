@@ -48,8 +48,10 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
     """
     files = resolve_rank_files(candidate, options.iteration)
     by_stage = itertools.groupby(files, lambda file: file.stage)
-    shards = [[load_shard(candidate.torch_file(file.path)) for file in ranks] for _, ranks in by_stage]
-    model = assemble_pipeline(shards)
+    stages = []
+    for _, ranks in by_stage:
+        stages.append([load_shard(candidate.torch_file(file.path)) for file in ranks])
+    model = assemble_pipeline(stages)
     model.check_same_training()
     model.check_names()
     rows = model.tensor_parallel * _matrix_shape(model, "wte.weight")[0]
@@ -160,7 +162,7 @@ def _info(model: Pipeline, config: GPT2Config, rows: int) -> CheckpointInfo:
         details["iteration"] = first.iteration
     if rows != config.vocab_size:
         details["padded_vocab_size"] = rows
-    left_out = dict.fromkeys(name for shard in model.shards for name in shard.left_out)
+    left_out = dict.fromkeys(itertools.chain.from_iterable(shard.left_out for shard in model.shards))
     return CheckpointInfo(MEGATRON_LM, details=details, left_out=tuple(left_out))
 
 

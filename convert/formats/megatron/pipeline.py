@@ -72,7 +72,8 @@ class Stage:
     @functools.cached_property
     def layers(self) -> range:
         """The numbers of its layers in the whole model."""
-        found = [_LAYER.match(name) for rank in self.ranks for name in rank.tensors]
+        names = itertools.chain.from_iterable(rank.tensors for rank in self.ranks)
+        found = [_LAYER.match(name) for name in names]
         count = 1 + max((int(layer[1]) for layer in found if layer), default=-1)
         return range(self.first_layer, self.first_layer + count)
 
@@ -82,7 +83,9 @@ class Stage:
         Args:
             untied: whether the model has an output matrix of its own.
         """
-        names = [template.format(layer) for layer in range(len(self.layers)) for template in _LAYER_TEMPLATES]
+        names: list[str] = []
+        for layer in range(len(self.layers)):
+            names += [template.format(layer) for template in _LAYER_TEMPLATES]
         if self.is_first:
             names += map(megatron_lm_name, _FIRST_STAGE)
         if self.is_last:
