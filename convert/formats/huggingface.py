@@ -58,9 +58,11 @@ _MASKS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
 _ALIASES = {"swish": "silu", "gelu_python": "gelu", "gelu_python_tanh": "gelu_new", "gelu_accurate": "gelu_new"}
 """Activations that transformers has under two names."""
 _OTHER_NAMES = {
-    "hidden_size": "n_embd", "max_position_embeddings": "n_positions", "num_attention_heads": "n_head",
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
     "num_hidden_layers": "n_layer",
-}  # fmt: skip
+}
 """What transformers takes for the same (``GPT2Config.attribute_map``)."""
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 _UNSUPPORTED = {"scale_attn_weights": True, "add_cross_attention": False}

@@ -250,9 +250,12 @@ def _write(request: WriteRequest, folder: Path, read: Read) -> list[Path]:
             bundle.add_blocks(_name(name), dtypes[name], _shape(name, shape), blocks)
         bundle.finish()
     sizes = {
-        "n_vocab": config.vocab_size, "n_ctx": config.n_positions, "n_embd": config.n_embd, "n_head": config.n_head,
+        "n_vocab": config.vocab_size,
+        "n_ctx": config.n_positions,
+        "n_embd": config.n_embd,
+        "n_head": config.n_head,
         "n_layer": config.n_layer,
-    }  # fmt: skip
+    }
     write_json(folder / HPARAMS, sizes)
     keys = ("model_checkpoint_path", "all_model_checkpoint_paths")
     (folder / TRACKER).write_text("".join(f'{key}: "{MODEL}"\n' for key in keys), "utf-8")

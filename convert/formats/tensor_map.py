@@ -212,12 +212,8 @@ def count_layers(where: Path, names: Mapping[str, LazyTensor], before: str) -> i
     Raises:
         CheckpointError: none does, or one is beyond all reason.
     """
-    numbers = [
-        int(number)
-        for name in names
-        if name.startswith(before) and (number := name[len(before) :].split(".")[0].split("/")[0]).isdecimal()
-        and len(number) < 5
-    ]  # fmt: skip
+    pattern = re.compile(re.escape(before) + r"(\d{1,4})(?=[./]|$)", re.ASCII)
+    numbers = [int(match[1]) for name in names if (match := pattern.match(name))]
     if not numbers:
         raise CheckpointError(f"{where}: expected tensors named {before}0..., found {list_names(names)}")
     return 1 + max(numbers)

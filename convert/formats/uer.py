@@ -48,11 +48,19 @@ _ACTIVATIONS = {"gelu_fast": "gelu_new", "gelu": "gelu", "relu": "relu"}
 """UER's names -> transformers'."""
 
 _ONLY = {
-    "encoder": "transformer", "mask": "causal", "layernorm": "normal", "layernorm_positioning": "pre",
-    "feed_forward": "dense", "remove_attention_scale": False, "remove_transformer_bias": False,
-    "remove_embedding_layernorm": True, "relative_position_embedding": False, "rotary_position_embedding": False,
-    "factorized_embedding_parameterization": False, "parameter_sharing": False,
-}  # fmt: skip
+    "encoder": "transformer",
+    "mask": "causal",
+    "layernorm": "normal",
+    "layernorm_positioning": "pre",
+    "feed_forward": "dense",
+    "remove_attention_scale": False,
+    "remove_transformer_bias": False,
+    "remove_embedding_layernorm": True,
+    "relative_position_embedding": False,
+    "rotary_position_embedding": False,
+    "factorized_embedding_parameterization": False,
+    "parameter_sharing": False,
+}
 """Options of UER-py that make another model, and the values that they must have where they are given."""
 
 TENSORS: Mapping[str, tuple[str, ...]] = {
@@ -209,6 +217,29 @@ def _size(request: WriteRequest) -> int:
     return request.weight_bytes + head + 1000 * len(TENSORS) * config.n_layer + 10_000
 
 
+def _their_config(config: GPT2Config) -> dict[str, Any]:
+    """Return the content of UER's ``config.json``."""
+    is_tanh = config.activation_function in TANH_GELU
+    return {
+        "emb_size": config.n_embd,
+        "feedforward_size": config.n_inner,
+        "hidden_size": config.n_embd,
+        "hidden_act": "gelu_fast" if is_tanh else config.activation_function,
+        "heads_num": config.n_head,
+        "layers_num": config.n_layer,
+        "max_seq_length": config.n_positions,
+        "dropout": 0.1,
+        "data_processor": "lm",
+        "embedding": ["word", "pos"],
+        "remove_embedding_layernorm": True,
+        "encoder": "transformer",
+        "mask": "causal",
+        "layernorm_positioning": "pre",
+        "target": ["lm"],
+        "tie_weights": config.tie_word_embeddings,
+    }
+
+
 def _write(request: WriteRequest, folder: Path, read: Read) -> list[Path]:
     """Write ``model.bin`` and UER's ``config.json``.
 
@@ -231,18 +262,7 @@ def _write(request: WriteRequest, folder: Path, read: Read) -> list[Path]:
             size = len(whole) // len(source_names(name))
             for start in range(0, len(whole), size):
                 writer.write(whole[start : start + size])
-    activation = config.activation_function
-    write_json(
-        folder / CONFIG,
-        {
-            "emb_size": config.n_embd, "feedforward_size": config.n_inner, "hidden_size": config.n_embd,
-            "hidden_act": "gelu_fast" if activation in TANH_GELU else activation, "heads_num": config.n_head,
-            "layers_num": config.n_layer, "max_seq_length": config.n_positions, "dropout": 0.1,
-            "data_processor": "lm", "embedding": ["word", "pos"], "remove_embedding_layernorm": True,
-            "encoder": "transformer", "mask": "causal", "layernorm_positioning": "pre", "target": ["lm"],
-            "tie_weights": config.tie_word_embeddings,
-        },
-    )  # fmt: skip
+    write_json(folder / CONFIG, _their_config(config))
     return [folder / FILE]
 
 

@@ -23,6 +23,7 @@ from convert.__main__ import main
 from convert.formats.megatron.writing import possible_ranks
 from convert.output.manifest import check
 from tests.conftest import ROOT
+from tests.helpers.assertions import assert_one_line_error
 from tests.helpers.checkpoints import State, random_state, write_megatron
 from tf_model.config import GPT2Config
 
@@ -342,10 +343,7 @@ def test_wrong_input_is_refused_in_one_line(
     spoil, options, words = BAD[case]
     spoil(root)
     assert reshard(root, tmp_path / "out" / "copy", 4, *options) == 2
-    out, err = capsys.readouterr()
-    assert (out, err[:7], err.count("\n")) == ("", "error: ", 1)
-    for word in words:
-        assert word in err
+    assert_one_line_error(capsys, *words)
     assert not (tmp_path / "out").exists()
 
 
@@ -382,7 +380,7 @@ def test_nothing_but_an_older_copy_is_replaced(root: Path, tmp_path: Path, capsy
     assert "copy: exists already; choose another --output, or --force" in capsys.readouterr().err
     for output in (root, root / "80000", root.parent, tmp_path):
         assert reshard(root, output, 1, "--force") == 2
-        assert capsys.readouterr().err.count("\n") == 1
+        assert_one_line_error(capsys)
     assert reshard(copy, copy, 1, "--force") == 2
     assert "is the input" in capsys.readouterr().err
     assert content_of(tmp_path) == before

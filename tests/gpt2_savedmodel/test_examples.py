@@ -28,7 +28,7 @@ def examples() -> dict[str, str]:
     """Each command's examples; those of other names of the same command are left out."""
     found: dict[object, tuple[str, str]] = {}
     for name, command in PROGRAM.commands.items():
-        for line in importlib.import_module(command.module).EXAMPLES:
+        for line in command.examples or importlib.import_module(command.module).EXAMPLES:
             key = (command.module, *command.arguments.items(), line)
             found.setdefault(key, (f"{name} {len(found)}", line.replace("{command}", f"{{program}} {name}")))
     return dict(found.values())

@@ -19,6 +19,7 @@ import transformers
 
 from convert.formats.registry import open_checkpoint
 from support.errors import CheckpointError
+from tests.helpers.assertions import assert_one_line
 from tests.helpers.light import main, run
 
 SIZES: dict[str, Any] = {
@@ -225,10 +226,7 @@ def test_a_broken_folder_is_refused_in_one_line(case: str, tmp_path: Path, capsy
     for command in ("to-huggingface", "to-tf"):
         arguments = ["--checkpoint", tmp_path / "theirs", "--output", tmp_path / "new" / "ours", "--quiet"]
         assert main([command, *map(str, arguments)]) == 2
-        error = capsys.readouterr().err
-        assert words in error
-        assert error.startswith("error: ")
-        assert error.count("\n") == 1
+        assert_one_line(capsys.readouterr().err, words)
         assert not (tmp_path / "new").exists()
 
 

@@ -20,6 +20,7 @@ from convert.conversion import to_checkpoint
 from convert.formats.registry import open_checkpoint
 from support.errors import CheckpointError, ConvertError
 from tests.convert.formats.test_huggingface import random_model
+from tests.helpers.assertions import assert_one_line
 from tests.helpers.light import main, run
 
 Tensors = dict[str, np.ndarray[Any, Any]]
@@ -336,17 +337,11 @@ def test_a_model_that_the_format_cannot_hold_is_refused(
     capfd.readouterr()
     output = tmp_path / "new" / "ours"
     assert main(["to-openai", "--checkpoint", str(tmp_path / "theirs"), "--output", str(output)]) == 2
-    _assert_one_line(capfd.readouterr().err, words)
+    assert_one_line(capfd.readouterr().err, words)
     assert not (tmp_path / "new").exists()
     checkpoint = open_checkpoint(tmp_path / "theirs", format="huggingface")
     with pytest.raises(ConvertError, match=re.escape(words)):
         to_checkpoint(checkpoint, tmp_path / "new", format="openai-tf1")
-
-
-def _assert_one_line(error: str, words: str) -> None:
-    assert words in error
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
 
 
 def _resave(change: Callable[[Tensors], object]) -> Callable[[Path], None]:
@@ -436,7 +431,7 @@ def test_a_broken_folder_is_refused_in_one_line(case: str, tmp_path: Path, capfd
     for command in ("to-openai", "tf-to-tf"):
         arguments = ["--checkpoint", tmp_path / "theirs", "--output", tmp_path / "new" / "ours", "--quiet"]
         assert main([command, *map(str, arguments)]) == 2
-        _assert_one_line(capfd.readouterr().err, words)
+        assert_one_line(capfd.readouterr().err, words)
         assert not (tmp_path / "new").exists()
 
 
@@ -456,7 +451,7 @@ def test_an_iteration_that_is_not_there_is_refused(
         save(tmp_path / "theirs", random_tensors(), name)
     arguments = ["--checkpoint", tmp_path / "theirs", "--output", tmp_path / "new", "--iteration", iteration]
     assert main(["to-openai", *map(str, arguments)]) == 2
-    _assert_one_line(capfd.readouterr().err, words)
+    assert_one_line(capfd.readouterr().err, words)
     assert not (tmp_path / "new").exists()
 
 
@@ -467,4 +462,4 @@ def test_a_folder_of_something_else_is_not_taken_for_one(tmp_path: Path, capfd: 
         arguments = ["--checkpoint", str(path), "--output", str(tmp_path / "new"), *source]
         assert main(["to-openai", *arguments]) == 2
         error = capfd.readouterr().err
-        _assert_one_line(error, "no such file or folder" if path != tmp_path else "hparams.json, checkpoint and model.")
+        assert_one_line(error, "no such file or folder" if path != tmp_path else "hparams.json, checkpoint and model.")

@@ -15,6 +15,7 @@ import transformers
 
 from convert.formats.registry import open_checkpoint
 from tests.convert.formats.test_huggingface import IDS, logits_of, random_model
+from tests.helpers.assertions import assert_one_line
 from tests.helpers.light import main, run
 
 SIZES = {"vocab": 96, "positions": 24, "hidden": 48, "inner": 40, "layers": 2}
@@ -248,10 +249,7 @@ def test_a_broken_file_is_refused_in_one_line(case: str, tmp_path: Path, capsys:
     for command in ("to-tf", "to-uer"):
         options = ["--checkpoint", tmp_path / "theirs" / "lyric.bin", "--output", tmp_path / "new" / "ours"]
         assert main([command, *map(str, options), "--heads", str(HEADS), "--quiet"]) == 2
-        error = capsys.readouterr().err
-        assert words in error
-        assert error.startswith("error: ")
-        assert error.count("\n") == 1
+        assert_one_line(capsys.readouterr().err, words)
         assert not (tmp_path / "new").exists()
 
 
