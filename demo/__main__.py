@@ -10,7 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from support.command_line import Parser, main_guard, set_environment, utf8_text
+from support.command_line import Parser, set_environment, utf8_text
+from support.main_guard import main_guard
 
 CHECKPOINT = Path(__file__).parent / "song-ci"
 TUNES = ("浣溪沙", "鹧鸪天", "菩萨蛮", "如梦令")

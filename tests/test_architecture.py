@@ -58,6 +58,7 @@ SPEAKERS = ("cli", "__main__", "commands")
 
 SPEAKER_EXCEPTIONS = {
     "support.command_line": {"argparse", "print"},
+    "support.main_guard": {"print"},
     "support.progress": {"print"},  # draws on a terminal, or prints a line now and then
     # Checkpoints of Megatron-LM hold an argparse.Namespace.
     "convert.formats.megatron.megatron_lm_args": {"argparse"},

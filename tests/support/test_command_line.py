@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from support.command_line import Command, Group, Program, main_guard, utf8_text
+from support.command_line import Command, Group, Program, utf8_text
 from support.errors import UserError
+from support.main_guard import main_guard
 from tests.conftest import ROOT
 
 Run = Callable[[argparse.Namespace], None]
