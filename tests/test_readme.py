@@ -19,14 +19,15 @@ from tests.conftest import ROOT
 READMES = ("README.md", "README.zh-CN.md")
 GUIDES = ("docs/converting.md", "docs/generating.md", "docs/savedmodel.md")
 PAGES = {name: (ROOT / name).read_text("utf-8") for name in (*READMES, *GUIDES)}
-COMMANDS = list(
-    dict.fromkeys(
-        line
-        for page in PAGES.values()
-        for block in re.findall(r"```\n(.*?)```", page, re.DOTALL)
-        for line in block.splitlines()
-    )
-)
+
+
+def blocks(page: str, language: str = "") -> list[str]:
+    """The fenced blocks of a page that are marked with a language, or with none."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    return [text for mark, text in fenced if mark == language]
+
+
+COMMANDS = list(dict.fromkeys(line for page in PAGES.values() for block in blocks(page) for line in block.splitlines()))
 PROGRAMS = {".venv/bin/python -m convert": "convert", ".venv/bin/python -m inference": "inference"} | {
     ".venv/bin/gpt2-savedmodel": "gpt2_savedmodel"
 }
@@ -34,7 +35,7 @@ PROGRAMS = {".venv/bin/python -m convert": "convert", ".venv/bin/python -m infer
 
 
 def python_blocks(page: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL)
+    return blocks(PAGES[page], "python")
 
 
 def parsed(line: str) -> tuple[str, list[str]]:
@@ -118,8 +119,8 @@ def test_the_readmes_are_one_page_each_with_the_same_commands_and_code() -> None
     assert english.splitlines()[0] == "English | [简体中文](README.zh-CN.md)"
     assert chinese.splitlines()[0] == "[English](README.md) | 简体中文"
     assert all(len(page.splitlines()) < 100 for page in (english, chinese))
-    blocks = [re.findall(r"```(?:python)?\n.*?```", page, re.DOTALL) for page in (english, chinese)]
-    assert blocks[0] == blocks[1]
+    for language in ("", "python"):
+        assert blocks(english, language) == blocks(chinese, language)
     links = [set(re.findall(r"\]\((?!README)([^)#]+)", page)) for page in (english, chinese)]
     assert links[0] == links[1]
     assert english.count("\n## ") == chinese.count("\n## ")
