@@ -117,12 +117,3 @@ def recognise(candidate: Candidate) -> Format:
     found = f"has {names}" if candidate.is_dir else "a file"
     wanted = "; ".join(f"{row.name}: {row.looks_for}" for row in rows.ROWS)
     raise CheckpointError(f"{path}: {found}: no checkpoint of a known format: looked for {wanted}")
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether a checkpoint of a known format is at ``path``, as far as names of files and tensors tell."""
-    try:
-        recognise(Candidate(path))
-    except (CheckpointError, OSError):
-        return False
-    return True
