@@ -67,7 +67,7 @@ PROGRAM = Program(
     groups=GROUPS,
     examples=(
         "{program} pytorch-to-tf --checkpoint demo/song-ci --tokenizer demo/song-ci/tokenizer --heads 4 "
-        "--output out/song-ci",
+        "--output out/song-ci-2",
     ),
     exit_codes=EXIT_CODES,
     version=f"gpt2-savedmodel {__version__}",

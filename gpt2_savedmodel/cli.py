@@ -25,7 +25,7 @@ PROGRAM = Program(
     groups=(*CONVERT, *INFERENCE),
     examples=(
         "{program} pytorch-to-tf --checkpoint demo/song-ci --tokenizer demo/song-ci/tokenizer --heads 4 "
-        "--output out/song-ci",
+        "--output out/song-ci-2",
         "{program} generate out/song-ci 浣溪沙 --number 3 --temperature 0.8",
     ),
     exit_codes=EXIT_CODES,

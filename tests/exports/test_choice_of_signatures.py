@@ -13,8 +13,6 @@ from exports.saved_model import write_saved_model
 from exports.saved_model_folder import ModelError, SavedModelFolder
 from support.errors import UserError
 from tests.exports.test_nothing_lost import CONFIGS, random_values
-from tests.helpers.small_vocabularies import write_tokenizer
-from tokenization import load_tokenizer
 from tokenization.special_tokens import SpecialTokens
 
 CONFIG = CONFIGS["int8-avx2"]
@@ -57,9 +55,8 @@ def test_unknown_signatures_are_refused_before_anything_is_written(
 
 def test_a_loaded_model_needs_only_the_signatures_that_it_calls(tmp_path: Path) -> None:
     write_some(tmp_path / "model", ("score",))
-    tokenizer = load_tokenizer(write_tokenizer("bert", tmp_path / "tokenizer"))
-    write_assets(tmp_path / "model" / "assets", CONFIG, "float32", SpecialTokens(7, 5), tokenizer)
-    model, _ = load(tmp_path / "model", 1)
+    write_assets(tmp_path / "model" / "assets", CONFIG, "float32", SpecialTokens(7, 5), None)
+    model = load(SavedModelFolder(tmp_path / "model"), 1)
     assert model.logprobs([[1, 2, 3]])[0].shape == (3,)
     with pytest.raises(ModelError, match=r"has no signature 'generate': .* convert the checkpoint again") as error:
         model.call("generate", [[1, 2, 3]])
