@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from exports.saved_model_folder import SavedModelFolder
 from tf_model.precision import STACKS, WEIGHTS
 
 _KEPT = (WEIGHTS, STACKS, "signatures")
@@ -20,12 +21,11 @@ def prune(folder: Path, target: Path, name: str) -> None:
     The function of the signature stays as it is. The variables are linked to, not copied.
 
     Raises:
-        OSError: something cannot be read or written.
+        ModelError: the graph of ``folder`` cannot be read.
+        OSError: something cannot be written.
         ValueError: the object graph is not that of a SavedModel with such a signature.
     """
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    model = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    model = SavedModelFolder(folder).read_graph()
     (graph,) = model.meta_graphs
     nodes = graph.object_graph_def.nodes
     try:
@@ -46,8 +46,9 @@ def prune(folder: Path, target: Path, name: str) -> None:
         del graph.object_graph_def.concrete_functions[key]
     needed = _reachable({f.signature.name: f for f in graph.graph_def.library.function}, function)
     _keep(graph.graph_def.library.function, lambda f: f.signature.name in needed)
-    (target / "saved_model.pb").write_bytes(model.SerializeToString())
-    (target / "variables").symlink_to((folder / "variables").resolve())
+    made = SavedModelFolder(target)
+    made.graph_file.write_bytes(model.SerializeToString())
+    made.variables.parent.symlink_to(SavedModelFolder(folder).variables.parent.resolve())
 
 
 def _keep(repeated: Any, which: Any) -> None:

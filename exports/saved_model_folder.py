@@ -124,17 +124,26 @@ class SavedModelFolder:
     @functools.cached_property
     def graph(self) -> Any:
         """The one graph in ``saved_model.pb``, a ``MetaGraphDef``. Imports TensorFlow."""
+        return self.read_graph().meta_graphs[0]
+
+    def read_graph(self) -> Any:
+        """Read all of ``saved_model.pb``: a ``SavedModel`` with one graph, which the caller may change.
+
+        Raises:
+            ModelError: the file cannot be read, or is no SavedModel's graph.
+        """
         with quiet_stderr():
             from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
             from tensorflow.core.protobuf import saved_model_pb2
 
         try:
-            (graph,) = saved_model_pb2.SavedModel.FromString(self.graph_file.read_bytes()).meta_graphs
+            model = saved_model_pb2.SavedModel.FromString(self.graph_file.read_bytes())
+            (_,) = model.meta_graphs
         except OSError as error:
             raise ModelError(f"{self.graph_file}: cannot be read: {error.strerror}") from error
         except (DecodeError, ValueError) as error:
             raise ModelError(f"{self.graph_file}: not a SavedModel's graph: it is damaged, convert again") from error
-        return graph
+        return model
 
     @functools.cached_property
     def signatures(self) -> dict[str, dict[str, dict[str, Any]]]:
