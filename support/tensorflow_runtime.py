@@ -17,8 +17,10 @@ from support.files import anonymous_file
 def quiet_stderr() -> Iterator[None]:
     """Drop what C code writes to stderr within the block, or show it after all when the block fails.
 
-    For ``import tensorflow``: 2.21 reports on the machine's CPU and GPU before any log level takes effect.
+    For ``import tensorflow``: 2.21 reports on the machine's CPU and GPU before any log level takes effect. Afterwards
+    TensorFlow logs nothing but what stops a process, unless ``TF_CPP_MIN_LOG_LEVEL`` is set.
     """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if sys.stderr is None:  # closed: there is nothing to be kept quiet
         yield
         return

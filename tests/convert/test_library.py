@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -113,3 +114,18 @@ def test_wrong_options_are_errors_of_one_line(
 def test_what_is_not_there_is_an_error_of_the_family(function: str, tmp_path: Path) -> None:
     with pytest.raises(convert.UserError, match="no such"):
         getattr(convert, function)(tmp_path / "nowhere")
+
+
+def test_it_is_silent_in_a_process_that_sets_nothing_up(root: Path, tmp_path: Path) -> None:
+    code = (
+        "import convert\n"
+        f"checkpoint = convert.open_checkpoint({str(root)!r}, heads=6)\n"
+        f"convert.to_savedmodel(checkpoint, {str(tmp_path / 'model')!r}, signatures=('logits',))\n"
+        f"convert.inspect({str(tmp_path / 'model')!r})\n"
+    )
+    quiet = ("TF_CPP_MIN_LOG_LEVEL", "CUDA_VISIBLE_DEVICES")
+    environment = {name: value for name, value in os.environ.items() if name not in quiet}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, env=environment
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
