@@ -13,7 +13,7 @@ from tf_model.precision import INT8_CONV_OP, INT8_MATMUL_OP, PRECISIONS
 
 AUTO = "auto"
 
-_CPUINFO = Path("/proc/cpuinfo")
+CPUINFO = Path("/proc/cpuinfo")
 
 
 class Rule(NamedTuple):
@@ -80,9 +80,16 @@ def resolve_dtype(dtype: str, where: object, *, verify: bool = False) -> Resolve
     return ResolvedDtype(dtype, (note,))
 
 
-def choose_dtype() -> Choice:
-    """For this machine. TensorFlow is imported only where a choice depends on it."""
-    return choose(cpu_flags(), f"{platform.system()} {platform.machine()}", _has_kernel)
+def has_kernel(op: str) -> bool:
+    """Whether the TensorFlow here has a CPU kernel for ``op``. Imports TensorFlow."""
+    with quiet_stderr():
+        from tf_model.tensorflow_internals import has_cpu_kernel
+    return has_cpu_kernel(op)
+
+
+def choose_dtype(cpuinfo: Path = CPUINFO, has_kernel: Callable[[str], bool] = has_kernel) -> Choice:
+    """Choose for this machine. TensorFlow is imported only where a choice depends on it."""
+    return choose(cpu_flags(cpuinfo), f"{platform.system()} {platform.machine()}", has_kernel)
 
 
 def choose(flags: Collection[str] | None, machine: str, has_kernel: Callable[[str], bool]) -> Choice:
@@ -137,18 +144,11 @@ def check_runs_here(dtype: str, where: object, verb: str) -> None:
         )
 
 
-def cpu_flags() -> frozenset[str] | None:
-    """Of the first CPU; empty where Linux calls them otherwise (not x86), None on another system."""
+def cpu_flags(cpuinfo: Path = CPUINFO) -> frozenset[str] | None:
+    """Return the flags of the first CPU; none where Linux has another word for them (not x86), None without a file."""
     try:
-        lines = _CPUINFO.read_text("utf-8", "replace").splitlines()
+        lines = cpuinfo.read_text("utf-8", "replace").splitlines()
     except OSError:
         return None
     values = (line.partition(":") for line in lines)
     return frozenset(next((value for name, _, value in values if name.strip() == "flags"), "").split())
-
-
-def _has_kernel(op: str) -> bool:
-    with quiet_stderr():
-        from tf_model.tensorflow_internals import has_cpu_kernel
-
-    return has_cpu_kernel(op)

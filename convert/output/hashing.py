@@ -15,10 +15,10 @@ from types import TracebackType
 _CHUNK = 1 << 24
 """Bytes between two waits for the interpreter lock: 5 ms each, where another thread is busy with Python itself."""
 
-_OPEN_FILES = 100
+MAX_OPEN_FILES = 100
 """Files that wait with an open descriptor; then ``Hasher.add`` waits, too."""
 
-_PATIENCE = 10.0
+PATIENCE = 10.0
 """Seconds that a program which ends with an error waits for the thread: longer than it takes for one block."""
 
 Hashes = dict[str, str]
@@ -56,11 +56,12 @@ class Hasher:
     # one of their locks, which is then never given back, and the end of the program would wait for a thread that waits
     # for it. A SimpleQueue has no such moment.
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_open_files: int = MAX_OPEN_FILES, patience: float = PATIENCE) -> None:
+        self._patience = patience
         self._stop = threading.Event()
         self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._places: SimpleQueue[None] = SimpleQueue()
-        for _ in range(_OPEN_FILES):
+        for _ in range(max_open_files):
             self._places.put(None)
         self._results: dict[tuple[int, int], Future[Hashes]] = {}
         self._thread = threading.Thread(target=self._work, name="hasher", daemon=True)
@@ -75,7 +76,7 @@ class Hasher:
         self._stop.set()
         # What is still waiting runs too, and ends at once: its file must be closed.
         self._tasks.put(None)
-        self._thread.join(None if error is None else _PATIENCE)
+        self._thread.join(None if error is None else self._patience)
 
     def _work(self) -> None:
         while task := self._tasks.get():

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert import dtype_choice as auto_dtype
-from convert.dtype_choice import Choice, choose, choose_dtype
+from convert import dtype_choice
+from convert.dtype_choice import Choice, choose, choose_dtype, has_kernel
 from tests.conftest import ROOT
 from tests.helpers.assertions import assert_one_line_error
 from tests.helpers.checkpoints import random_state, write_megatron
@@ -86,20 +86,20 @@ def test_tensorflow_is_asked_only_where_it_matters() -> None:
     ],
     ids=["x86", "first CPU", "arm", "empty", "another system"],
 )
-def test_cpuinfo(content: str | None, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_flags_are_those_of_the_first_cpu(
+    content: str | None, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if content is not None:
         (tmp_path / "cpuinfo").write_bytes(content.encode() + b"\xff\n")
-    monkeypatch.setattr(auto_dtype, "_CPUINFO", tmp_path / "cpuinfo")
-    monkeypatch.setattr(auto_dtype, "_has_kernel", lambda op: True)
     monkeypatch.setattr("platform.machine", lambda: "m68k")
-    choice = choose_dtype()
+    choice = choose_dtype(tmp_path / "cpuinfo", lambda op: True)
     assert choice.dtype == dtype
     assert ("m68k" in choice.reason) is (dtype == "float32")
 
 
-def test_kernels() -> None:
-    assert auto_dtype._has_kernel("MatMul")
-    assert not auto_dtype._has_kernel("_NoSuchOp")
+def test_tensorflow_knows_its_kernels() -> None:
+    assert has_kernel("MatMul")
+    assert not has_kernel("_NoSuchOp")
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def arguments(tmp_path: Path) -> list[str]:
 def test_auto_writes_the_type_that_was_chosen_and_says_why(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auto_dtype, "choose_dtype", lambda: Choice("bfloat16", "it is Monday"))
+    monkeypatch.setattr(dtype_choice, "choose_dtype", lambda: Choice("bfloat16", "it is Monday"))
     assert main([*arguments, "--dtype", "auto"]) == 0
     out, err = capsys.readouterr()
     notes = [line for line in err.splitlines() if line.startswith("note: ")]
@@ -135,9 +135,9 @@ def test_tensorflow_is_not_imported_for_an_error(case: str, arguments: list[str]
         (tmp_path / "c").rename(tmp_path / "d")
     code = (
         "import sys\n"
-        "from convert import dtype_choice as auto_dtype\n"
+        "from convert import dtype_choice\n"
         "from convert.__main__ import main\n"
-        f"auto_dtype.cpu_flags = lambda: {ZEN_5.split()}\n"
+        f"dtype_choice.cpu_flags = lambda *_: {ZEN_5.split()}\n"
         "try:\n    code = main(sys.argv[1:])\nexcept SystemExit as error:\n    code = error.code\n"
         "assert 'tensorflow' not in sys.modules\n"
         "sys.exit(code)"
@@ -157,8 +157,12 @@ def test_int8_for_another_machine_is_told(
     flags: str | None, runs: bool, arguments: list[str], capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(auto_dtype, "cpu_flags", lambda: None if flags is None else flags.split())
-    assert [auto_dtype.runs_here(dtype) for dtype in ("int8-low-memory", "int8-avx2", "float32")] == [runs, True, True]
+    monkeypatch.setattr(dtype_choice, "cpu_flags", lambda: None if flags is None else flags.split())
+    assert [dtype_choice.runs_here(dtype) for dtype in ("int8-low-memory", "int8-avx2", "float32")] == [
+        runs,
+        True,
+        True,
+    ]
     assert main([*arguments, "--dtype", "int8"]) == 0
     assert ("this one has none" in capsys.readouterr().err) is not runs
 
@@ -167,7 +171,7 @@ def test_int8_for_another_machine_is_not_verified(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Said before anything is converted, and of the folder that the user named."""
-    monkeypatch.setattr(auto_dtype, "cpu_flags", lambda: ZEN_3.split())
+    monkeypatch.setattr(dtype_choice, "cpu_flags", lambda: ZEN_3.split())
     monkeypatch.setattr("convert.savedmodel_conversion.new_folder", None)
     output = arguments[arguments.index("--output") + 1]
     assert main([*arguments, "--dtype", "int8", "--verify"]) == 2

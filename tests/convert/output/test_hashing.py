@@ -23,11 +23,10 @@ def test_a_thread_that_hangs_does_not_hold_up_the_end(tmp_path: Path, monkeypatc
         return {}
 
     monkeypatch.setattr(hashing, "_hash", hangs)
-    monkeypatch.setattr(hashing, "_PATIENCE", 0.1)
     (tmp_path / "file").touch()
 
     def stopped() -> None:
-        with Hasher() as hasher:
+        with Hasher(patience=0.1) as hasher:
             hasher.add(tmp_path / "file")
             raise KeyboardInterrupt
 
@@ -38,11 +37,9 @@ def test_a_thread_that_hangs_does_not_hold_up_the_end(tmp_path: Path, monkeypatc
     goes_on.set()
 
 
-def test_more_files_than_may_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They wait; what cannot be read says so to the one who asks for it."""
-    monkeypatch.setattr(hashing, "_OPEN_FILES", 2)
+def test_files_wait_where_only_a_few_may_be_open(tmp_path: Path) -> None:
     paths = [tmp_path / str(n) for n in range(10)]
-    with Hasher() as hasher:
+    with Hasher(max_open_files=2) as hasher:
         for path in paths:
             path.write_bytes(path.name.encode() * 1000)
             hasher.add(path)
