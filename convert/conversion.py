@@ -14,6 +14,7 @@ import numpy as np
 
 from convert.checkpoint import Checkpoint
 from convert.formats.format import Writer, WriteRequest, resolve_options
+from convert.formats.limits import check_holds
 from convert.formats.rows import find_row
 from convert.formats.tokenizer_files import tokenizer_for, tokens_for
 from convert.formats.uer_layer_norm import with_layer_norm
@@ -113,6 +114,7 @@ def to_checkpoint(
     row, writer = find_row(format), find_writer(format)
     dtype = writer.default_dtype if dtype is None else dtype
     request = _request(checkpoint, writer, row.name, dtype, tokenizer, options)
+    check_holds(request.checkpoint.config, writer.holds, f"the format {row.name}")
     writer.check(request)
     inputs = [*checkpoint.info.inputs, *([] if tokenizer is None else [Path(tokenizer)])]
     size = writer.size(request) + _MANIFEST_BYTES

@@ -12,11 +12,7 @@ from convert.formats.registry import CheckpointSpec
 from convert.formats.rows import NAMES, ROWS
 from tf_model.config import LAYER_NORMS, UER
 
-CHECKPOINT_HELP = (
-    "a checkpoint of any format: a Hugging Face folder; UER-py's .bin file; OpenAI's folder with hparams.json and "
-    "model.ckpt; a SavedModel of gpt2-savedmodel; of Megatron the folder with latest_checkpointed_iteration.txt, one "
-    "iteration's folder, or a single .pt file"
-)
+CHECKPOINT_HELP = f"folder or file of a checkpoint of any format: {', '.join(NAMES)}"
 
 
 def add_checkpoint_option(parser: argparse.ArgumentParser) -> None:

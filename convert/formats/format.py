@@ -11,6 +11,7 @@ from typing import Any
 from convert.checkpoint import Checkpoint
 from convert.formats.candidate import Candidate
 from convert.formats.heads import HEADS, possible_heads, resolve_head_count
+from convert.formats.limits import GPT2, Holds
 from convert.tensors import Array, DType
 from support.errors import ConvertError
 from support.messages import list_names, short_repr
@@ -52,6 +53,15 @@ class OpenOptions:
         return resolve_head_count(where, hidden, ranks, self.n_head, stored)
 
 
+OWN_OPTIONS = (
+    *("checkpoint", "output", "dtype", "layout", "formats", "tokenizer", "force", "quiet", "help"),
+    *("from", "from_format", "heads", "iteration", "uer_layer_norm"),
+)
+"""What the options of a command that writes are called where they are not the format's own."""
+
+_KINDS = {int: "a whole number", str: "text"}
+
+
 @dataclasses.dataclass(frozen=True)
 class WriteOption:
     """An option of a writer, as the command line, its help and ``to_checkpoint(options=...)`` take it.
@@ -78,6 +88,12 @@ class WriteOption:
     metavar: str | None = None
     is_shared: bool = False
 
+    def __post_init__(self) -> None:
+        if self.kind not in _KINDS:
+            raise ValueError(f"the option {self.name}: kind is {self.kind!r}: expected str or int")
+        if self.name in OWN_OPTIONS and not self.is_shared:
+            raise ValueError(f"the option {self.name}: commands have one of their own: choose another name")
+
     @property
     def flag(self) -> str:
         """The option on the command line."""
@@ -91,9 +107,6 @@ class WriteOption:
             raise ConvertError(f"{self.flag} {short_repr(value)}: expected one of {', '.join(self.choices)}")
         if isinstance(value, int) and self.range is not None and not self.range[0] <= value <= self.range[1]:
             raise ConvertError(f"{self.flag} {value}: expected a number from {self.range[0]} to {self.range[1]}")
-
-
-_KINDS = {int: "a whole number", str: "text"}
 
 
 def resolve_options(table: Sequence[WriteOption], given: Mapping[str, Any] | None, format: str) -> dict[str, Any]:
@@ -143,7 +156,7 @@ class WriteRequest:
 
 
 def _nothing(request: WriteRequest) -> None:
-    """Check nothing: the format can hold every model."""
+    """Check nothing more than ``Writer.holds``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +167,9 @@ class Writer:
         write: writes the weights and the sizes into an empty folder and returns the files with the weights. An
             ``OSError`` and whatever ``Read`` raises come through.
         size: an upper bound of the bytes that ``write`` and the tokenizer take.
-        check: raises ``ConvertError`` where the format cannot hold the model. It runs once, before the first byte.
+        holds: what a model may have there, where that is not just what ``limits.GPT2`` says. Everything else is refused
+            before the first byte.
+        check: raises ``ConvertError`` where the format cannot hold the model for another reason. It runs after that.
         options: the table of the writer's options.
         layer_norm: the kind of layer norms that the format has, one of ``tf_model.config.LAYER_NORMS``.
         default_dtype: the type of all weights where the user asks for none; None keeps that of each tensor.
@@ -166,6 +181,7 @@ class Writer:
 
     write: Callable[[WriteRequest, Path, Read], list[Path]]
     size: Callable[[WriteRequest], int]
+    holds: Holds = dataclasses.field(default_factory=dict)
     check: Callable[[WriteRequest], None] = _nothing
     options: tuple[WriteOption, ...] = ()
     layer_norm: str = STANDARD
@@ -173,6 +189,10 @@ class Writer:
     save_tokenizer: Callable[[Tokenizer, Path], list[Path]] | None = None
     notes: Callable[[WriteRequest], Iterable[str]] = lambda request: ()
     record: Callable[[WriteRequest], Mapping[str, Any]] = lambda request: {}
+
+    def __post_init__(self) -> None:
+        if unknown := self.holds.keys() - GPT2.keys() - {"n_inner"}:
+            raise ValueError(f"holds: {list_names(sorted(unknown))}: expected {list_names(['n_inner', *GPT2], 9)}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ from convert.checkpoint import Checkpoint, CheckpointInfo
 from convert.formats import safetensors_file as safetensors
 from convert.formats.candidate import Candidate
 from convert.formats.format import Format, OpenOptions, Read, Writer, WriteRequest
+from convert.formats.limits import ANY
 from convert.formats.tensor_map import (
     ExpectedTensors,
     LazyTensor,
@@ -27,7 +28,7 @@ from convert.formats.tensor_map import (
     TensorRecipe,
     check_sizes,
     check_tensors,
-    copy_transposed,
+    concat_transposed,
     copy_whole,
     count_layers,
     is_linear,
@@ -96,7 +97,7 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
         expected[_HEAD] = (config.vocab_size, config.n_embd)
     check_tensors(folder, tensors, ExpectedTensors(expected, lambda name: _MASKS.fullmatch(name) is not None))
     recipes = {
-        name: TensorRecipe([tensors[_name(name, prefix)]], copy_transposed if is_linear(name) else copy_whole)
+        name: TensorRecipe([tensors[_name(name, prefix)]], concat_transposed if is_linear(name) else copy_whole)
         for name in shapes
     }
     return TensorMapCheckpoint(
@@ -202,6 +203,13 @@ FORMAT = Format(
     writer=Writer(
         write=_write,
         size=lambda request: request.weight_bytes + _HEADER_BYTES,
+        holds={
+            "n_inner": ANY,
+            "activation_function": ANY,
+            "layer_norm_epsilon": ANY,
+            "scale_attn_by_inverse_layer_idx": ANY,
+            "tie_word_embeddings": ANY,
+        },
         save_tokenizer=save_for_huggingface,
     ),
 )

@@ -16,7 +16,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from convert.checkpoint import Checkpoint, CheckpointInfo
 from convert.formats.candidate import Candidate
@@ -28,7 +27,7 @@ from convert.formats.tensor_map import (
     TensorRecipe,
     check_sizes,
     check_tensors,
-    copy_transposed,
+    concat_transposed,
     copy_whole,
     count_layers,
     is_linear,
@@ -37,13 +36,12 @@ from convert.formats.tensor_map import (
 )
 from convert.formats.tf_checkpoint import INDEX, open_bundle, prefix_of, prefixes
 from convert.formats.tokenizer_files import has_tokenizer, save_for_openai
-from convert.formats.uer_layer_norm import advice
 from convert.tensors import transposed_blocks
-from support.errors import CheckpointError, ConvertError
+from support.errors import CheckpointError
 from support.files import read_json_object, write_json
 from support.messages import list_names, pluralize, short_repr
 from support.tensorflow_runtime import quiet_stderr
-from tf_model.config import STANDARD, GPT2Config
+from tf_model.config import GPT2Config
 from tokenization import ByteBPETokenizer
 from tokenization.special_tokens import SpecialTokens
 
@@ -101,7 +99,7 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
         left_out=tuple(dict.fromkeys(other.rpartition("/")[2] for other in tensors if other not in expected)),
     )
     recipes = {
-        canonical: TensorRecipe([tensors[_name(canonical)]], copy_transposed if is_linear(canonical) else copy_whole)
+        canonical: TensorRecipe([tensors[_name(canonical)]], concat_transposed if is_linear(canonical) else copy_whole)
         for canonical in shapes
     }
     end = config.vocab_size - 1
@@ -200,27 +198,6 @@ def _shape(canonical: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (1, *shape[::-1]) if is_linear(canonical) else shape
 
 
-_HOLDS: Mapping[str, tuple[Any, ...]] = {
-    "activation_function": ("gelu_new", "gelu_fast", "gelu_pytorch_tanh"),
-    "layer_norm_epsilon": (1e-5,),
-    "layer_norm": (STANDARD,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "tie_word_embeddings": (True,),
-}
-"""What the format can hold: its files say the sizes only, its code has the rest."""
-
-
-def _check(request: WriteRequest) -> None:
-    config = request.checkpoint.config
-    for key, allowed in {"n_inner": (4 * config.n_embd,), **_HOLDS}.items():
-        found = getattr(config, key)
-        if found not in allowed:
-            raise ConvertError(
-                f"{key} is {short_repr(found)}: a checkpoint of OpenAI's can only have "
-                f"{' or '.join(map(str, allowed))}: {advice(config)}"
-            )
-
-
 def _notes(request: WriteRequest) -> Iterator[str]:
     written = {name: (own, request.dtypes[name]) for name, own in request.checkpoint.dtypes.items()}
     target = request.dtypes["wte.weight"].name
@@ -269,7 +246,6 @@ FORMAT = Format(
     writer=Writer(
         write=_write,
         size=lambda request: request.weight_bytes + _HEADER_BYTES,
-        check=_check,
         default_dtype="float32",  # all programs of this format expect it
         save_tokenizer=save_for_openai,
         notes=_notes,

@@ -65,17 +65,21 @@ def copy_whole(values: Sequence[Array], out: Array) -> None:
     assign(out, values[0].reshape(out.shape) if values[0].shape != out.shape else values[0])
 
 
-def copy_transposed(values: Sequence[Array], out: Array) -> None:
-    """Copy the one tensor ``[in, out]`` as ``[out, in]``; dimensions of 1 in front of it are dropped."""
-    transpose(values[0].reshape(out.shape[::-1]), out)
-
-
 def concat_rows(values: Sequence[Array], out: Array) -> None:
     """Copy the tensors, one below the other."""
     start = 0
     for value in values:
         assign(out[start : start + len(value)], value)
         start += len(value)
+
+
+def concat_transposed(values: Sequence[Array], out: Array) -> None:
+    """Copy the matrices ``[in, out]`` as ``[out, in]``, one below the other; dimensions of 1 in front are dropped."""
+    start = 0
+    for value in values:
+        end = start + value.shape[-1]
+        transpose(value.reshape(value.shape[-2:]), out[start:end])
+        start = end
 
 
 class TensorMapCheckpoint:
@@ -108,7 +112,7 @@ class TensorMapCheckpoint:
         tensors = [tensor for recipe in recipes.values() for tensor in recipe.tensors]
         for tensor in tensors:
             if tensor.dtype not in FLOATS:
-                found = f"expected {list_names(FLOATS, 4)}, found {tensor.dtype.name}"
+                found = f"expected {list_names(FLOATS, 4)}, found {_spell(tensor.dtype)}"
                 raise CheckpointError(f"{tensor.file}: {list_names([tensor.name])}: {found}")
         self.dtypes: Mapping[str, DType] = {
             name: widest(tensor.dtype for tensor in recipes[name].tensors) for name in self._shapes
@@ -133,6 +137,11 @@ class TensorMapCheckpoint:
         where = Path(os.path.commonpath(files))
         check_finite(recipe.tensors[0].name, out, where, list(zip(files, values, strict=True)))
         return out
+
+
+def _spell(dtype: DType) -> str:
+    """Return the name of a type, or ``>f4`` where the order of its bytes is not this machine's."""
+    return dtype.name if dtype.isnative else str(dtype)
 
 
 def tensor_bytes(tensor: LazyTensor) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 from convert.checkpoint import Checkpoint, CheckpointInfo
 from convert.formats.candidate import Candidate
 from convert.formats.format import Format, OpenOptions, Read, WriteOption, Writer, WriteRequest
+from convert.formats.limits import ANY
 from convert.formats.tensor_map import (
     ExpectedTensors,
     LazyTensor,
@@ -35,7 +36,7 @@ from convert.formats.tokenizer_files import has_tokenizer, save_for_uer
 from convert.tensors import same_values
 from convert.torch_format.torch_file import TorchTensor
 from convert.torch_format.writer import Pending, writing
-from support.errors import CheckpointError, ConvertError
+from support.errors import CheckpointError
 from support.files import read_json_object, write_json
 from support.messages import list_names, short_repr
 from tf_model.config import LAYER_NORMS, TANH_GELU, UER, GPT2Config
@@ -201,14 +202,6 @@ def _is_same(embedding: LazyTensor, head: LazyTensor) -> bool:
     return embedding.shape == head.shape and same_values(embedding.numpy(), head.numpy())
 
 
-def _check(request: WriteRequest) -> None:
-    config, where = request.checkpoint.config, request.checkpoint.info.where
-    if config.scale_attn_by_inverse_layer_idx:
-        raise ConvertError(f"{where}: attention scaled by the layer's number: UER-py has no such model")
-    if config.activation_function not in (*TANH_GELU, *_ACTIVATIONS.values()):
-        raise ConvertError(f"{where}: the activation {config.activation_function}: UER-py has gelu and relu")
-
-
 def _size(request: WriteRequest) -> int:
     """Return the weights, the embedding again as output matrix, names and headers."""
     config = request.checkpoint.config
@@ -274,7 +267,13 @@ FORMAT = Format(
     writer=Writer(
         write=_write,
         size=_size,
-        check=_check,
+        holds={
+            "n_inner": ANY,
+            "activation_function": (*TANH_GELU, *_ACTIVATIONS.values()),
+            "layer_norm": (UER,),
+            "layer_norm_epsilon": (EPSILON,),
+            "tie_word_embeddings": ANY,
+        },
         options=(
             WriteOption(
                 "uer_layer_norm",

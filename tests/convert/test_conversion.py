@@ -10,32 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from convert.checkpoint import CheckpointInfo
 from convert.conversion import to_checkpoint
 from convert.formats.registry import CheckpointSpec, open_checkpoint
 from convert.formats.rows import ROWS
 from convert.output.manifest import check
 from support.errors import ConvertError
 from tests.helpers.checkpoints import random_state, write_megatron
+from tests.helpers.in_memory import InMemory, required_options
 from tf_model.config import GPT2Config
 
 CONFIG = GPT2Config(vocab_size=60, n_positions=16, n_embd=24, n_layer=2, n_head=4)
 WRITTEN = {row.name: row for row in ROWS if row.load().writer is not None}
-OPTIONS: dict[str, dict[str, Any]] = {"megatron": {"tensor_parallel": 2}, "megatron-lm": {"tensor_parallel": 2}}
-
-
-class InMemory:
-    """A model in memory, such as one after a training."""
-
-    config, tokens, tokenizer, info = CONFIG, None, None, CheckpointInfo("training")
-
-    def __init__(self) -> None:
-        rng = np.random.default_rng(0)
-        self.weights = {n: rng.normal(size=s).astype(np.float32) for n, s in CONFIG.tensor_shapes().items()}
-        self.dtypes = {name: value.dtype for name, value in self.weights.items()}
-
-    def read(self, name: str, dtype: np.dtype[Any], buffer: Any = None) -> np.ndarray[Any, Any]:
-        return self.weights[name].astype(dtype)
 
 
 @pytest.fixture
@@ -46,8 +31,8 @@ def shards(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("format", WRITTEN)
 def test_a_model_in_memory_can_be_written_in_every_format(format: str, tmp_path: Path) -> None:
-    model = InMemory()
-    result = to_checkpoint(model, tmp_path / "new", format=format, options=OPTIONS.get(format))
+    model = InMemory(CONFIG)
+    result = to_checkpoint(model, tmp_path / "new", format=format, options=required_options(format))
     found = open_checkpoint(tmp_path / "new", heads=None if format != "megatron" else CONFIG.n_head)
     assert (found.info.format, result.format, result.parameters) == (format, format, CONFIG.parameter_count)
     for name, value in model.weights.items():
@@ -115,7 +100,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 def test_a_wrong_argument_is_one_line_and_leaves_nothing(case: str, tmp_path: Path) -> None:
     arguments, words = WRONG[case]
     with pytest.raises(ConvertError) as error:
-        to_checkpoint(InMemory(), tmp_path / "new" / "folder", **arguments)
+        to_checkpoint(InMemory(CONFIG), tmp_path / "new" / "folder", **arguments)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "new").exists()

@@ -73,7 +73,8 @@ def originals(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 def test_every_format_has_a_row_in_this_test() -> None:
-    assert set(OPTIONS) == set(NAMES)
+    what_to_do = "add the format to OPTIONS above, and to HALVES if it holds float16"
+    assert set(OPTIONS) == set(NAMES), what_to_do
 
 
 PAIRS = [

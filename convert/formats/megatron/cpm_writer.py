@@ -13,16 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.checkpoint import Checkpoint
 from convert.formats.format import Read, Writer, WriteRequest
+from convert.formats.limits import ANY, check_holds
 from convert.formats.megatron.layout import CPM, cpm_name, shard_spec_of
 from convert.formats.megatron.rank_files import DEEPSPEED_NAME, TRACKER
 from convert.formats.megatron.sharding import shard_shape, split
 from convert.formats.megatron.writing import TENSOR_PARALLEL, check_ranks, iteration_for_copy, shard_bytes
-from convert.formats.uer_layer_norm import PLAIN_EPSILON, advice
 from convert.torch_format.writer import Pending, writing
-from support.errors import ConvertError
-from tf_model.config import STANDARD, TANH_GELU
 
 BOOKKEEPING: Mapping[str, int | list[str] | None] = {
     "optimizer": None,
@@ -39,41 +36,19 @@ Source: ``_load_checkpoint`` in ``deepspeed/runtime/engine.py`` of DeepSpeed 0.3
 loader only asks whether a name is in it.
 """
 
-_FIXED: Mapping[str, tuple[Any, ...]] = {
-    "activation_function": TANH_GELU,
-    "layer_norm": (STANDARD,),
-    "layer_norm_epsilon": (PLAIN_EPSILON,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "tie_word_embeddings": (True,),
-}
-"""Fields of ``GPT2Config`` that CPM's programs have no option for, and the values that they compute with."""
-
 
 def _check(request: WriteRequest) -> None:
-    """Check that CPM's programs compute this model, and that it can be split over the ranks.
+    """Check that the model can be split over the ranks, and that its feed-forward layers are as wide as always.
+
+    A checkpoint of this format with another width than 4 h belongs to a program that somebody changed.
 
     Raises:
-        ConvertError: a size or an option of the model stands in the way.
+        ConvertError: a size of the model stands in the way.
     """
-    _check_model(request.checkpoint)
-    check_ranks(request.checkpoint.config, request.options[TENSOR_PARALLEL.name])
-
-
-def _check_model(checkpoint: Checkpoint) -> None:
-    """Check that CPM's programs compute this model: their files hold nothing but weights.
-
-    A checkpoint of this format with another feed-forward width than 4 h belongs to a program that somebody changed.
-    """
-    config = checkpoint.config
-    problems = [
-        f"{name} is {getattr(config, name)!r}, there it is always {values[0]!r}"
-        for name, values in _FIXED.items()
-        if getattr(config, name) not in values
-    ]
-    if checkpoint.info.format != CPM and config.n_inner != 4 * config.n_embd:
-        problems.append(f"n_inner is {config.n_inner}, there it is always {4 * config.n_embd}")
-    if problems:
-        raise ConvertError(f"CPM's Megatron format cannot hold this model: {'; '.join(problems)}: {advice(config)}")
+    config = request.checkpoint.config
+    if request.checkpoint.info.format != CPM:
+        check_holds(config, {}, f"the format {CPM}")
+    check_ranks(config, request.options[TENSOR_PARALLEL.name])
 
 
 def _size(request: WriteRequest) -> int:
@@ -114,4 +89,4 @@ def _record(request: WriteRequest) -> Mapping[str, Any]:
     return {"iteration": iteration_for_copy(request.checkpoint.info)}
 
 
-WRITER = Writer(_write, _size, _check, options=(TENSOR_PARALLEL,), record=_record)
+WRITER = Writer(_write, _size, holds={"n_inner": ANY}, check=_check, options=(TENSOR_PARALLEL,), record=_record)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from convert.formats.format import Read, WriteOption, Writer, WriteRequest
+from convert.formats.limits import ANY
 from convert.formats.megatron.layout import MEGATRON_LM, VERSIONS, megatron_lm_name, qkv_view, shard_spec_of
 from convert.formats.megatron.megatron_lm_args import args_of
 from convert.formats.megatron.rank_files import MEGATRON_FILE, RELEASE, TRACKER
@@ -24,8 +25,7 @@ from convert.formats.megatron.sharding import QKV, shard_shape, split
 from convert.formats.megatron.writing import TENSOR_PARALLEL, check_ranks, iteration_for_copy, shard_bytes
 from convert.tensors import Array
 from convert.torch_format.writer import Pending, writing
-from support.errors import ConvertError
-from tf_model.config import STANDARD, TANH_GELU, GPT2Config
+from tf_model.config import TANH_GELU, GPT2Config
 
 CHECKPOINT_VERSION = WriteOption(
     "checkpoint_version", "order of Q, K and V; 3.0 has the newer names too", default=VERSIONS[-1], choices=VERSIONS
@@ -56,27 +56,7 @@ def _padded_config(request: WriteRequest) -> GPT2Config:
 
 
 def _check(request: WriteRequest) -> None:
-    """Check that Megatron-LM has such a model, and that it can be split over the ranks.
-
-    Raises:
-        ConvertError: a size or an option of the model stands in the way.
-    """
-    _check_model(request.checkpoint.config)
     check_ranks(_padded_config(request), request.options[TENSOR_PARALLEL.name])
-
-
-def _check_model(config: GPT2Config) -> None:
-    problems = []
-    if config.activation_function not in (*TANH_GELU, "gelu"):
-        problems.append(f"activation {config.activation_function}")
-    if config.layer_norm != STANDARD:
-        problems.append(f"{config.layer_norm} layer norms")
-    if config.scale_attn_by_inverse_layer_idx:
-        problems.append("attention scaled by the layer's number")
-    if problems:
-        raise ConvertError(
-            f"Megatron-LM's format cannot hold this model: it has no {', no '.join(problems)}: choose another format"
-        )
 
 
 def _size(request: WriteRequest) -> int:
@@ -161,4 +141,16 @@ def _record(request: WriteRequest) -> Mapping[str, Any]:
     return {"layout": MEGATRON_LM, "iteration": iteration_for_copy(request.checkpoint.info)}
 
 
-WRITER = Writer(_write, _size, _check, options=(TENSOR_PARALLEL, CHECKPOINT_VERSION, DIVISIBLE_BY), record=_record)
+WRITER = Writer(
+    _write,
+    _size,
+    holds={
+        "n_inner": ANY,
+        "activation_function": (*TANH_GELU, "gelu"),
+        "layer_norm_epsilon": ANY,
+        "tie_word_embeddings": ANY,
+    },
+    check=_check,
+    options=(TENSOR_PARALLEL, CHECKPOINT_VERSION, DIVISIBLE_BY),
+    record=_record,
+)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -18,27 +18,25 @@ import pytest
 from convert.cli import writer_commands
 from convert.conversion import to_checkpoint
 from convert.formats import rows
-from convert.formats.registry import open_checkpoint
 from convert.formats.rows import FormatRow, WriterCommand
-from support.errors import CheckpointError, ConvertError
+from support.errors import ConvertError
+from tests.helpers.in_memory import InMemory
 from tf_model.config import GPT2Config
 
 DOCS = Path(__file__).parents[3] / "docs"
 PAGE = (DOCS / "adding-a-format.md").read_text("utf-8")
 FILE, ROW, TESTS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-CONFIG = GPT2Config(vocab_size=50, n_positions=16, n_embd=24, n_layer=2, n_head=4, n_inner=40)
 
 
 def their_tests() -> dict[str, Any]:
-    names = {
-        "ConvertError": ConvertError, "CheckpointError": CheckpointError, "np": np, "open_checkpoint": open_checkpoint,
-        "os": os, "pytest": pytest, "to_checkpoint": to_checkpoint,
-    }  # fmt: skip
+    names: dict[str, Any] = {}
     exec(compile(TESTS, "docs/adding-a-format.md", "exec"), names)
     return names
 
 
 THEIRS = their_tests()
+state = THEIRS["state"]
+CONFIG: GPT2Config = THEIRS["CONFIG"]
 CASES = [
     (name, case)
     for name, test in THEIRS.items()
@@ -62,18 +60,30 @@ def npy(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
     return row
 
 
-@pytest.fixture
-def state() -> dict[str, np.ndarray[Any, Any]]:
-    rng = np.random.default_rng(0)
-    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in CONFIG.tensor_shapes().items()}
-
-
 @pytest.mark.parametrize(("name", "case"), CASES)
 def test_the_tests_of_the_page_pass(
     name: str, case: str | None, npy: FormatRow, tmp_path: Path, state: dict[str, np.ndarray[Any, Any]]
 ) -> None:
     test: Callable[..., None] = THEIRS[name]
     test(tmp_path, state, *([] if case is None else [case]))
+
+
+@pytest.mark.parametrize(
+    "maths",
+    [
+        {"layer_norm_epsilon": 1e-3},
+        {"scale_attn_by_inverse_layer_idx": True},
+        {"tie_word_embeddings": False},
+        {"activation_function": "gelu"},
+    ],
+)
+def test_the_format_of_the_page_loses_nothing_of_the_maths(
+    maths: dict[str, Any], npy: FormatRow, tmp_path: Path
+) -> None:
+    model = InMemory(dataclasses.replace(CONFIG, **maths))
+    with pytest.raises(ConvertError, match=next(iter(maths))):
+        to_checkpoint(model, tmp_path / "new", format="npy")
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_command_of_the_page_follows_from_the_row(npy: FormatRow) -> None:
@@ -91,4 +101,5 @@ def test_the_file_of_the_page_says_what_each_part_is(npy: FormatRow) -> None:
 def test_the_table_of_formats_is_that_of_the_rows() -> None:
     page = (DOCS / "formats.md").read_text("utf-8")
     table = re.findall(r"^\| `.*", page.split("## What each can hold")[0], re.MULTILINE)
-    assert table == [row.table_line() for row in rows.ROWS]
+    lines = [row.table_line() for row in rows.ROWS]
+    assert table == lines, "copy FormatRow.table_line() into docs/formats.md"
