@@ -127,34 +127,39 @@ def _config(where: Path, index: Path, tensors: Mapping[str, LazyTensor], options
 
 
 def _choose(folder: Path, entries: Sequence[Path], given: str | None, iteration: str | None) -> str:
-    """Return the name of the checkpoint to read, of those in ``folder``."""
+    """Return the name of the checkpoint to read, of those in ``folder``: the one given, tracked, or alone there."""
     names = sorted(prefixes(entries), key=lambda name: (_step(name) or 0, name))
-    there = f"there is {list_names((name + INDEX for name in names), 9)}" if names else f"there is no file *{INDEX}"
-    if iteration is not None:
-        if not (iteration.isascii() and iteration.isdecimal() and len(iteration) < 16):
-            raise CheckpointError(f"{folder}: --iteration {short_repr(iteration)}: expected a number, as of model-1000")
-        wanted = [name for name in names if _step(name) == int(iteration) and given in (None, name)]
-        if len(wanted) != 1:
-            only = f"of {given} " * (given is not None)
-            problem = "two checkpoints of" if wanted else "no"
-            raise CheckpointError(f"{folder}: {problem} iteration {int(iteration)} {only}here: {there}")
-        return wanted[0]
-    if given is not None:
-        return given
     tracker = folder / TRACKER
+    if given is not None:
+        return given if iteration is None else _of_iteration(folder / given, [given], iteration)
+    if iteration is not None:
+        return _of_iteration(folder, names, iteration)
     if tracker.is_file():
         name = _tracked(tracker)
         if name not in names:
-            raise CheckpointError(
-                f"{tracker}: names {short_repr(name)}, but {short_repr(name + INDEX)} is missing: {there}; "
-                "get all files, or "
-                "give --iteration"
-            )
+            problem = f"names {short_repr(name)}, but {short_repr(name + INDEX)} is missing"
+            raise CheckpointError(f"{tracker}: {problem}: {_there(names)}; get all files, or give --iteration")
         return name
     if len(names) != 1:
         advice = f": give one of them instead of the folder, or write which into a file {TRACKER}" if names else ""
-        raise CheckpointError(f"{folder}: no file {TRACKER}, and {there}{advice}")
+        raise CheckpointError(f"{folder}: no file {TRACKER}, and {_there(names)}{advice}")
     return names[0]
+
+
+def _of_iteration(where: Path, names: Sequence[str], iteration: str) -> str:
+    """Return the one of ``names`` that is of an iteration."""
+    if not (iteration.isascii() and iteration.isdecimal() and len(iteration) < 16):
+        raise CheckpointError(f"{where}: --iteration {short_repr(iteration)}: expected a number, as of model-1000")
+    wanted = [name for name in names if _step(name) == int(iteration)]
+    if len(wanted) != 1:
+        problem = "two checkpoints of" if wanted else "no"
+        raise CheckpointError(f"{where}: {problem} iteration {int(iteration)} here: {_there(names)}")
+    return wanted[0]
+
+
+def _there(names: Sequence[str]) -> str:
+    """Say which checkpoints there are, for a message."""
+    return f"there is {list_names((name + INDEX for name in names), 9)}" if names else f"there is no file *{INDEX}"
 
 
 def _step(name: str) -> int | None:

@@ -16,8 +16,8 @@ import torch
 import transformers
 
 from convert.__main__ import main
-from tests.convert.formats.test_huggingface import random_model
 from tests.convert.formats.test_uer import random_state, save
+from tests.helpers.huggingface import random_model
 from tests.tokenization.test_tokenizer_json import bpe
 from tokenization import load_tokenizer
 

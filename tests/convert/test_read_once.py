@@ -15,8 +15,8 @@ import torch
 
 from tests.conftest import ROOT
 from tests.convert.formats import test_megatron_lm, test_uer
-from tests.convert.formats.test_huggingface import random_model
 from tests.helpers.checkpoints import random_state, write_megatron
+from tests.helpers.huggingface import random_model
 from tf_model.config import GPT2Config
 
 CONFIG = GPT2Config(vocab_size=96, n_positions=40, n_embd=48, n_layer=2, n_head=4)

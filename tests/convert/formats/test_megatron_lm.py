@@ -17,9 +17,9 @@ import torch
 from convert.checkpoint import Checkpoint
 from convert.formats.registry import open_checkpoint
 from tests.convert.formats.test_cpm import megatron_name
-from tests.convert.formats.test_huggingface import logits_of, random_model
 from tests.helpers.assertions import assert_one_line_error
 from tests.helpers.checkpoints import State, fill_transformers, random_state, shards, write_megatron
+from tests.helpers.huggingface import logits_of, random_model
 from tests.helpers.light import main, run
 from tf_model.config import GPT2Config
 

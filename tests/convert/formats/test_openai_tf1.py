@@ -19,8 +19,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from convert.conversion import to_checkpoint
 from convert.formats.registry import open_checkpoint
 from support.errors import CheckpointError, ConvertError
-from tests.convert.formats.test_huggingface import random_model
 from tests.helpers.assertions import assert_one_line
+from tests.helpers.huggingface import random_model
 from tests.helpers.light import main, run
 
 Tensors = dict[str, np.ndarray[Any, Any]]
@@ -442,17 +442,26 @@ def test_a_broken_folder_is_refused_in_one_line(case: str, tmp_path: Path, capfd
         ("release", "--iteration 'release': expected a number"),
         ("٧", "expected a number"),
         ("9" * 5000, "expected a number"),
+        ("5", "two checkpoints of iteration 5 here: there is copy-5.index, model-5.index"),
     ],
 )
 def test_an_iteration_that_is_not_there_is_refused(
     iteration: str, words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("model-7", "model-70"):
+    for name in ("model-5", "copy-5") if iteration == "5" else ("model-7", "model-70"):
         save(tmp_path / "theirs", random_tensors(), name)
     arguments = ["--checkpoint", tmp_path / "theirs", "--output", tmp_path / "new", "--iteration", iteration]
     assert main(["to-openai", *map(str, arguments)]) == 2
     assert_one_line(capfd.readouterr().err, words)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_checkpoint_that_is_given_is_of_its_own_iteration_only(tmp_path: Path) -> None:
+    for name in ("model-7", "model-70"):
+        save(tmp_path, random_tensors(), name)
+    with pytest.raises(CheckpointError, match=r"model-7: no iteration 70 here: there is model-7.index"):
+        open_checkpoint(tmp_path / "model-7", iteration="70")
+    assert open_checkpoint(tmp_path / "model-7", iteration="7").info.details == {"iteration": 7}
 
 
 def test_a_folder_of_something_else_is_not_taken_for_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

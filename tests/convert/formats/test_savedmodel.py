@@ -17,9 +17,9 @@ import torch
 
 from convert.formats.registry import open_checkpoint
 from exports.tensor_bundle.writer import BundleWriter
-from tests.convert.formats.test_huggingface import VARIANTS, random_model
 from tests.helpers.assertions import assert_one_line
 from tests.helpers.checkpoints import random_state, write_megatron
+from tests.helpers.huggingface import VARIANTS, random_model
 from tests.helpers.light import main, run
 from tf_model.config import GPT2Config
 from tf_model.precision import DTYPES, is_transposed

@@ -14,8 +14,8 @@ import torch
 import transformers
 
 from convert.formats.registry import open_checkpoint
-from tests.convert.formats.test_huggingface import IDS, logits_of, random_model
 from tests.helpers.assertions import assert_one_line
+from tests.helpers.huggingface import IDS, logits_of, random_model
 from tests.helpers.light import main, run
 
 SIZES = {"vocab": 96, "positions": 24, "hidden": 48, "inner": 40, "layers": 2}

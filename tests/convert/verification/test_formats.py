@@ -15,8 +15,8 @@ import torch
 from convert.formats.registry import open_checkpoint
 from convert.formats.uer_layer_norm import with_layer_norm
 from convert.verification.reference_forward import CheckpointReference
-from tests.convert.formats.test_huggingface import IDS, VARIANTS, random_model
 from tests.convert.formats.test_uer import HEADS, random_state, save, uer_logits
+from tests.helpers.huggingface import IDS, VARIANTS, random_model
 from tests.helpers.light import main, run
 from tf_model.config import UER
 
