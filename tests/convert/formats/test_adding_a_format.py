@@ -98,6 +98,12 @@ def test_the_file_of_the_page_says_what_each_part_is(npy: FormatRow) -> None:
     assert npy.load() is module.FORMAT
 
 
+def test_the_page_names_files_that_are_there() -> None:
+    named = set(re.findall(r"\b(?:tests|convert|tf_model)/[\w/]+\.py", PAGE))
+    missing = {name for name in named if not (DOCS.parent / name).is_file()}
+    assert missing == {"convert/formats/npy_folder.py", "tests/convert/formats/test_npy_folder.py"}
+
+
 def test_the_table_of_formats_is_that_of_the_rows() -> None:
     page = (DOCS / "formats.md").read_text("utf-8")
     table = re.findall(r"^\| `.*", page.split("## What each can hold")[0], re.MULTILINE)
