@@ -116,6 +116,9 @@ class CheckpointAdapter:
         self.dtypes, self.tokens, self.tokenizer = checkpoint.dtypes, checkpoint.tokens, checkpoint.tokenizer
         self._checkpoint = checkpoint
 
+    def __repr__(self) -> str:
+        return f"<{self.info.format} checkpoint {self.info.where}: {self.config.parameter_count:,} parameters>"
+
     def read(self, name: str, dtype: DType, buffer: Array | None = None) -> Array:
         """Read a tensor as ``Checkpoint.read``."""
         return self._checkpoint.read(name, dtype, buffer)

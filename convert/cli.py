@@ -16,9 +16,18 @@ exit codes:
   130  interrupted (Ctrl-C), 143 terminated: nothing was left behind
 """
 
+LOOK_EXIT_CODES = """\
+exit codes:
+  0    done
+  2    unusable input, options or environment, or damaged files: one line on stderr says what
+  3    verify: the second model does not compute what the first computes
+  130  interrupted (Ctrl-C), 143 terminated
+"""
+
 _TO_TF = "convert.commands.to_tf"
 
-_group = functools.partial(Group, exit_codes=EXIT_CODES, when_stopped="nothing was left behind", hide_gpus=True)
+_writing = functools.partial(Group, exit_codes=EXIT_CODES, when_stopped="nothing was left behind", hide_gpus=True)
+_looking = functools.partial(_writing, exit_codes=LOOK_EXIT_CODES)
 
 
 def writer_commands() -> tuple[Command, ...]:
@@ -38,7 +47,7 @@ def writer_commands() -> tuple[Command, ...]:
 
 
 GROUPS = (
-    _group(
+    _writing(
         "to a TensorFlow SavedModel",
         (
             Command("pytorch-to-tf", _TO_TF, "convert Megatron or DeepSpeed shards (CPM), or any other checkpoint"),
@@ -46,11 +55,8 @@ GROUPS = (
             Command("to-tf", _TO_TF, "convert a checkpoint of any format: the same as pytorch-to-tf"),
         ),
     ),
-    _group(
-        "to another checkpoint format",
-        writer_commands(),
-    ),
-    _group(
+    _writing("to another checkpoint format", writer_commands()),
+    _looking(
         "look and compare",
         (
             Command("inspect", "convert.commands.inspect", "describe a checkpoint or SavedModel"),

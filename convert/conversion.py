@@ -15,6 +15,7 @@ import numpy as np
 from convert.checkpoint import Checkpoint
 from convert.formats.format import Writer, WriteRequest, resolve_options
 from convert.formats.limits import check_holds
+from convert.formats.registry import open_checkpoint
 from convert.formats.rows import find_row
 from convert.formats.tokenizer_files import tokenizer_for, tokens_for
 from convert.formats.uer_layer_norm import with_layer_norm
@@ -82,7 +83,7 @@ class CheckpointResult:
 
 
 def to_checkpoint(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | str | Path,
     folder: str | Path,
     *,
     format: str,
@@ -95,7 +96,7 @@ def to_checkpoint(
     """Write ``checkpoint`` as another checkpoint: all of it appears at ``folder``, or nothing.
 
     Args:
-        checkpoint: any, such as one that ``open_checkpoint`` returned, or a model in memory.
+        checkpoint: any, such as one that ``open_checkpoint`` returned, or a model in memory; or the path of one.
         folder: the new checkpoint's folder.
         format: the name of the format to write, or an alias.
         dtype: the type of all weights, one of ``DTYPES``; None: the format's, or each tensor keeps its own.
@@ -110,7 +111,7 @@ def to_checkpoint(
         TokenizerError: the tokenizer cannot be used, or has more pieces than the model.
     """
     started = time.monotonic()
-    folder = Path(folder)
+    checkpoint, folder = opened(checkpoint), Path(folder)
     row, writer = find_row(format), find_writer(format)
     dtype = writer.default_dtype if dtype is None else dtype
     request = _request(checkpoint, writer, row.name, dtype, tokenizer, options)
@@ -185,6 +186,15 @@ def _record(request: WriteRequest, writer: Writer, dtype: str | None) -> dict[st
     return {"dtype": dtype, **tokenizer, **request.options, **writer.record(request)}
 
 
+def opened(checkpoint: Checkpoint | str | Path) -> Checkpoint:
+    """Return ``checkpoint``, or open what is at this path.
+
+    Raises:
+        ConvertError: as ``open_checkpoint``.
+    """
+    return open_checkpoint(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
+
+
 def source_notes(checkpoint: Checkpoint) -> Iterator[str]:
     """Say what a user should know about a checkpoint that can be used, a line each."""
     yield from checkpoint.info.notes
@@ -211,7 +221,7 @@ def counted_reader(
 ) -> Callable[[str, DType], Array]:
     """Give ``Checkpoint.read`` with one piece of memory for all tensors, and report each to ``progress``.
 
-    A tensor is good until the next one is read. The stage is called ``convert``.
+    A tensor is good until the next one is read. The stage is called ``convert``; it begins at once, with nothing done.
 
     Args:
         checkpoint: what is read.
@@ -222,6 +232,7 @@ def counted_reader(
     buffer = np.empty(itemsize * max(counts.values()), np.uint8)
     total = sum(count * checkpoint.dtypes[name].itemsize for name, count in counts.items())
     done = 0
+    progress("convert", done, total)
 
     def read(name: str, dtype: DType) -> Array:
         nonlocal done

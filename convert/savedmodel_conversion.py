@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.checkpoint import Checkpoint
-from convert.conversion import counted_reader, hash_files, source_notes
+from convert.conversion import counted_reader, hash_files, opened, source_notes
 from convert.dtype_choice import resolve_dtype
 from convert.formats.tokenizer_files import tokenizer_for, tokens_for
 from convert.output.atomic_folder import check_destination, new_folder
@@ -75,7 +75,7 @@ class SavedModelResult:
 
 
 def to_savedmodel(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | str | Path,
     folder: str | Path,
     *,
     tokenizer: str | Path | None = None,
@@ -90,7 +90,7 @@ def to_savedmodel(
     One tensor is in memory at a time. The folder appears when it is complete; when anything fails, nothing is left.
 
     Args:
-        checkpoint: as ``open_checkpoint`` gives it, or any other ``Checkpoint``.
+        checkpoint: as ``open_checkpoint`` gives it, or any other ``Checkpoint``; or the path of one.
         folder: where the SavedModel goes; its parents are made, too.
         tokenizer: the folder of the tokenizer's own files; by default those next to the checkpoint, if there are any.
         dtype: one of ``DTYPES``, or ``auto``: the one that generates fastest on this machine's CPU.
@@ -109,7 +109,8 @@ def to_savedmodel(
         check_torch()
         if "logits" not in signatures:
             raise ConvertError(f"{folder}: verify needs the signature logits, among those that are written")
-    folder, given = Path(folder), None if tokenizer is None else Path(tokenizer)
+    checkpoint, folder = opened(checkpoint), Path(folder)
+    given = None if tokenizer is None else Path(tokenizer)
     text_tokenizer = tokenizer_for(given, checkpoint)
     tokens = tokens_for(given, text_tokenizer, checkpoint)
     inputs = [*checkpoint.info.inputs, *([] if given is None else [given])]
@@ -148,12 +149,12 @@ def _write(
     progress: Progress,
 ) -> None:
     """Fill ``folder`` with the SavedModel and its assets."""
+    read = counted_reader(checkpoint, progress)
     with quiet_stderr():  # takes seconds: only once the input is known to be good
         import tensorflow as tf
 
         from exports.saved_model import write_saved_model
 
-    read = counted_reader(checkpoint, progress)
     try:
         data, sha256 = write_saved_model(folder, checkpoint.config, dtype, tokens, read, signatures)
     except tf.errors.OpError as error:  # the file system, as TensorFlow's writer of the graph sees it

@@ -81,7 +81,10 @@ class SavedModelFolder:
             os.stat(self.graph_file)
         except (OSError, ValueError) as error:
             why = f" ({error.strerror})" if isinstance(error, OSError) and error.errno != errno.ENOENT else ""
-            raise ModelError(f"{self.path}: no SavedModel{why}: expected a folder with {GRAPH}") from error
+            raise ModelError(
+                f"{self.path}: no SavedModel{why}: expected a folder with {GRAPH}; a checkpoint is "
+                "converted with to-tf first"
+            ) from error
 
     @functools.cached_property
     def values(self) -> dict[str, Any]:

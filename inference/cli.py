@@ -11,16 +11,23 @@ exit codes:
   130  interrupted (Ctrl-C), 143 terminated: the results in --output are complete, --resume continues
 """
 
+LOOK_EXIT_CODES = """\
+exit codes:
+  0    done
+  2    unusable model, options or files: one line on stderr says what
+  130  interrupted (Ctrl-C), 143 terminated
+"""
+
 GROUPS = (
+    Group("generate text", (Command("generate", "inference.commands.generate", "continue prompts"),), EXIT_CODES),
     Group(
-        "generate text",
+        "talk and measure",
         (
-            Command("generate", "inference.commands.generate", "continue prompts"),
             Command("chat", "inference.commands.chat", "type a text, see it continued"),
             Command("score", "inference.commands.score", "measure the perplexity of a text under a model"),
             Command("ask", "inference.commands.ask", "answer questions after a few examples"),
         ),
-        exit_codes=EXIT_CODES,
+        exit_codes=LOOK_EXIT_CODES,
     ),
 )
 

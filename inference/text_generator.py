@@ -22,7 +22,7 @@ from inference.options import GenerationOptions, document_options
 from inference.request import EncodedPrompt, Prompt, RequestReader, TextConfig, as_prompts
 from inference.results import GeneratedText, ResultBuilder
 from inference.scoring import Choice, CorpusScore, Score, Scorer
-from tokenization import Tokenizer
+from tokenization import Tokenizer, TokenizerError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -146,6 +146,8 @@ class TextGenerator:
         """
         config = self.requests.resolve(**options)
         check_stream(config)
+        if len(as_prompts(prompt)) != 1:
+            raise TokenizerError("a stream continues one prompt: call stream once for each, or generate for all")
         return self.stream_encoded(self.requests.encode(prompt, config), config)
 
     def stream_encoded(self, prompt: EncodedPrompt, config: TextConfig) -> Iterator[str]:

@@ -85,6 +85,8 @@ class _Lines:
         self._started: float | None = None
 
     def update(self, done: int) -> None:
+        if not done:  # it has not begun
+            return
         now = self._clock()
         if self._started is None:  # not before: TensorFlow may have traced a graph for many seconds
             self._started = self._printed = now

@@ -64,6 +64,6 @@ def resolve_head_count(where: Path, hidden: int, ranks: int, given: int | None, 
         problem = "the number of heads is not in the file"
     else:
         problem = f"{given} heads do not fit"
-    advice = "" if stored is not None else "give --heads, "
+    advice = "" if stored is not None else "give --heads (heads= in Python), "
     problem += f" (hidden size {hidden}, {pluralize(ranks, 'rank')})"
     raise CheckpointError(f"{where}: {problem}: {advice}{hint}possible {list_names(possible, 40)}")

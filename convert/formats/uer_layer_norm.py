@@ -70,8 +70,8 @@ def with_layer_norm(checkpoint: Checkpoint, kind: str, *, copy: bool = False) ->
                 f"the root, and more than {PLAIN_EPSILON:g} is too much to leave out: choose another format"
             )
         notes.append(
-            f"{file}: layer_norm_epsilon {config.layer_norm_epsilon:g} becomes UER-py's 1e-6 outside the root: logits "
-            "are the same but where a variance is about as small"
+            f"{file}: layer_norm_epsilon {config.layer_norm_epsilon:g} becomes UER-py's 1e-6 outside the root: "
+            "logits change only where a variance is that small"
         )
     if kind == STANDARD and not copy:
         notes.append(

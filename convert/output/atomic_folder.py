@@ -114,7 +114,10 @@ def check_destination(destination: Path, force: bool, inputs: Sequence[Path], ki
     if not kind.is_older(destination):
         raise ConvertError(f"{destination}: has files in it {kind.others}; choose another --output")
     if not force:
-        raise ConvertError(f"{destination}: exists already; choose another --output, or --force to replace it")
+        raise ConvertError(
+            f"{destination}: exists already; choose another --output, or replace it with --force "
+            "(overwrite=True in Python)"
+        )
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ def check_torch() -> None:
     except (ImportError, ValueError):
         found = False
     if not found:
-        raise ConvertError("verify needs PyTorch: pip install 'gpt2-savedmodel[verify]'")
+        raise ConvertError(f"verify needs PyTorch: {sys.executable} -m pip install 'gpt2-savedmodel[verify]'")
 
 
 def write_logits(

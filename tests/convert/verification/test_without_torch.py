@@ -22,7 +22,7 @@ class NoTorch:
 
 sys.meta_path.insert(0, NoTorch)
 """
-MESSAGE = "error: verify needs PyTorch: pip install 'gpt2-savedmodel[verify]'\n"
+MESSAGE = f"error: verify needs PyTorch: {sys.executable} -m pip install 'gpt2-savedmodel[verify]'\n"
 
 
 def run_without_torch(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
