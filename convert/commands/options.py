@@ -67,7 +67,7 @@ def add_write_option(parser: argparse.ArgumentParser, option: WriteOption, only:
         required=option.required,
         choices=option.choices or None,
         metavar=option.metavar,
-        help=f"{only}{option.help}{default}",
+        help=f"{only}{option.help}{default}".replace("%", "%%"),
     )
 
 

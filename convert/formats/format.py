@@ -93,6 +93,8 @@ class WriteOption:
             raise ValueError(f"the option {self.name}: kind is {self.kind!r}: expected str or int")
         if self.name in OWN_OPTIONS and not self.is_shared:
             raise ValueError(f"the option {self.name}: commands have one of their own: choose another name")
+        if self.is_shared and self.name not in OWN_OPTIONS:
+            raise ValueError(f"the option {self.name}: not an option of the commands: cannot be shared")
 
     @property
     def flag(self) -> str:

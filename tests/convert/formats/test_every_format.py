@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from convert.checkpoint import CheckpointInfo
 from convert.cli import PROGRAM, writer_commands
+from convert.commands.options import add_write_option
 from convert.conversion import find_writer, to_checkpoint
 from convert.formats.format import OWN_OPTIONS, WriteOption, Writer
 from convert.formats.limits import GPT2
@@ -87,12 +89,22 @@ def test_no_option_of_a_format_can_be_called_like_one_of_the_command() -> None:
     ("arguments", "words"),
     [
         ({"name": "scale", "kind": float}, "the option scale: kind is <class 'float'>: expected str or int"),
+        (
+            {"name": "scale", "is_shared": True},
+            "the option scale: not an option of the commands: cannot be shared",
+        ),
         ({"name": "heads"}, "the option heads: commands have one of their own: choose another name"),
     ],
 )
 def test_an_option_that_no_command_could_have_says_so(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         WriteOption(help="a line", **arguments)
+
+
+def test_the_help_of_an_option_may_have_a_percent_sign() -> None:
+    parser = argparse.ArgumentParser()
+    add_write_option(parser, WriteOption("scale", "how much, in %"))
+    assert "how much, in %\n" in parser.format_help()
 
 
 @dataclasses.dataclass
