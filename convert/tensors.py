@@ -10,8 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
+# NumPy first: ml_dtypes, importing it, makes an ImportError of a signal that comes meanwhile.
+# isort: off
 import numpy as np
+import ml_dtypes
+
+# isort: on
 
 from support.errors import CheckpointError
 

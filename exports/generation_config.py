@@ -189,7 +189,7 @@ def _check_contradictions(given: Mapping[str, Any], merged: Mapping[str, Any]) -
 def _value(name: str, option: Option, value: Any) -> Any:
     if name == "early_stopping" and isinstance(value, (bool, str)):
         if value not in _EARLY_STOPPING:
-            raise OptionError(f"early_stopping is {value!r}: expected False, True or 'never'")
+            raise OptionError(f"early_stopping is {_short(value)}: expected False, True or 'never'")
         value = _EARLY_STOPPING[value]
     if not option.is_list:
         return _number(name, option, value)

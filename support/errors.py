@@ -12,6 +12,10 @@ class UserError(Exception):
 
     exit_code = 2
 
+    def __str__(self) -> str:
+        """Return the message on one line, also where it names a path with a line feed in it."""
+        return " ".join(super().__str__().splitlines())
+
 
 class ConvertError(UserError):
     """Input, options or an environment that a conversion cannot use."""

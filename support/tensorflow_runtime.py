@@ -25,7 +25,7 @@ def quiet_stderr() -> Iterator[None]:
         yield
         return
     sys.stderr.flush()
-    with anonymous_file() as kept:
+    with _without_keras_home(), anonymous_file() as kept:
         terminal = os.dup(2)
         os.dup2(kept.fileno(), 2)
         try:
@@ -37,6 +37,19 @@ def quiet_stderr() -> Iterator[None]:
         finally:
             os.dup2(terminal, 2)
             os.close(terminal)
+
+
+@contextlib.contextmanager
+def _without_keras_home() -> Iterator[None]:
+    """Keep Keras, which is imported meanwhile, from reading its settings in the home folder, or writing them there."""
+    if "KERAS_HOME" in os.environ:
+        yield
+        return
+    os.environ["KERAS_HOME"] = os.path.join(os.devnull, "keras")
+    try:
+        yield
+    finally:
+        os.environ.pop("KERAS_HOME", None)
 
 
 _FRAMES = ("Graph execution error", "Detected at node", "<stack traces")

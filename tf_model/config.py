@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from support.errors import UserError
+from support.messages import short_repr
 
 ACTIVATIONS = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu", "relu", "silu", "tanh")
 """transformers' names; ``gelu`` is the exact one with erf."""
@@ -72,16 +73,20 @@ class GPT2Config:
         if self.n_layer > MAX_LAYERS:
             raise ConfigError(f"n_layer is {self.n_layer}: expected {MAX_LAYERS:,} at most")
         if type(self.layer_norm_epsilon) is not float or not 0 <= self.layer_norm_epsilon < 1:
-            raise ConfigError(f"layer_norm_epsilon is {self.layer_norm_epsilon!r}: expected a number from 0 to 1")
+            raise ConfigError(
+                f"layer_norm_epsilon is {short_repr(self.layer_norm_epsilon)}: expected a number from 0 to 1"
+            )
         if self.n_embd % self.n_head:
             raise ConfigError(f"{self.n_head} heads do not divide the hidden size {self.n_embd}")
         if self.activation_function not in ACTIVATIONS:
-            raise ConfigError(f"activation_function {self.activation_function!r}: known are {', '.join(ACTIVATIONS)}")
+            raise ConfigError(
+                f"activation_function {short_repr(self.activation_function)}: known are {', '.join(ACTIVATIONS)}"
+            )
         if self.layer_norm not in LAYER_NORMS:
-            raise ConfigError(f"layer_norm {self.layer_norm!r}: known are {', '.join(LAYER_NORMS)}")
+            raise ConfigError(f"layer_norm {short_repr(self.layer_norm)}: known are {', '.join(LAYER_NORMS)}")
         for field in ("scale_attn_by_inverse_layer_idx", "tie_word_embeddings"):
             if type(getattr(self, field)) is not bool:
-                raise ConfigError(f"{field} is {getattr(self, field)!r}: expected true or false")
+                raise ConfigError(f"{field} is {short_repr(getattr(self, field))}: expected true or false")
 
     @property
     def head_dim(self) -> int:

@@ -53,6 +53,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
     except OSError as error:
         raise TokenizerError(f"{path}: no tokenizer: cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a NUL, or half a surrogate pair
+        raise TokenizerError(f"{str(path)!a}: no tokenizer: not the name of a file or folder") from error
     for patterns, _, load in _KINDS:
         if any(file.match(pattern) for pattern in patterns for file in files):
             return load(path)

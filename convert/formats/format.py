@@ -119,6 +119,8 @@ def resolve_options(table: Sequence[WriteOption], given: Mapping[str, Any] | Non
     Raises:
         ConvertError: an option is unknown, is missing, or has a value that it cannot have.
     """
+    if not isinstance(given, (Mapping, type(None))):
+        raise ConvertError(f"options {short_repr(given)}: expected names and values of the format {format}")
     values = {name: value for name, value in (given or {}).items() if value is not None}
     known = {option.name: option for option in table}
     for name in values:

@@ -12,9 +12,9 @@ from convert.formats import rows
 from convert.formats.candidate import Candidate
 from convert.formats.format import Format, OpenOptions
 from convert.formats.uer_layer_norm import with_layer_norm
-from support.errors import CheckpointError
-from support.messages import list_names
-from tf_model.config import STANDARD, UER, ConfigError
+from support.errors import CheckpointError, ConvertError
+from support.messages import list_names, short_repr
+from tf_model.config import LAYER_NORMS, STANDARD, UER, ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +54,9 @@ class CheckpointSpec:
         Raises:
             ConvertError: nothing is there, no format fits, or anything keeps the files from being one whole model.
         """
+        if self.uer_layer_norm not in LAYER_NORMS:
+            found = short_repr(self.uer_layer_norm)
+            raise ConvertError(f"uer_layer_norm {found}: expected one of {', '.join(LAYER_NORMS)}")
         candidate = Candidate(self.path)
         options = OpenOptions(self.n_head, self.iteration, allow_unknown_heads)
         try:
@@ -75,7 +78,7 @@ def open_checkpoint(
     path: str | Path,
     *,
     heads: int | None = None,
-    iteration: str | None = None,
+    iteration: str | int | None = None,
     format: str | None = None,
     uer_layer_norm: str = UER,
     allow_unknown_heads: bool = False,
@@ -90,7 +93,8 @@ def open_checkpoint(
     Raises:
         ConvertError: as ``CheckpointSpec.open``.
     """
-    spec = CheckpointSpec(Path(path), heads, iteration, format, uer_layer_norm)
+    name = None if iteration is None else str(iteration)
+    spec = CheckpointSpec(Path(path), heads, name, format, uer_layer_norm)
     return spec.open(allow_unknown_heads=allow_unknown_heads)
 
 

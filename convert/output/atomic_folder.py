@@ -90,6 +90,8 @@ def check_destination(destination: Path, force: bool, inputs: Sequence[Path], ki
     Raises:
         ConvertError: it may not.
     """
+    if "\0" in str(destination) or not is_encodable(destination):
+        raise ConvertError(f"{str(destination)!a}: not the name of a folder; choose another --output")
     if set(str(destination)) & set(kind.forbidden):
         raise ConvertError(f"{destination}: {kind.because}; choose another --output")
     try:
@@ -118,6 +120,15 @@ def check_destination(destination: Path, force: bool, inputs: Sequence[Path], ki
             f"{destination}: exists already; choose another --output, or replace it with --force "
             "(overwrite=True in Python)"
         )
+
+
+def is_encodable(path: Path) -> bool:
+    """Whether a path can be a name of the file system; a surrogate that stands for no byte cannot."""
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

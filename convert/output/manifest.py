@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,15 @@ def _name(folder: Path) -> str:
 
 
 def _files(folder: Path, manifest: str) -> list[str]:
-    """Every file but the manifest, relative to the folder, with slashes."""
-    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
+    """List every file but the manifest, relative to the folder, with slashes.
+
+    Raises:
+        OSError: a folder in it cannot be read; ``Path.rglob`` would leave it out without a word.
+    """
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    found = (Path(place, name) for place, _, names in os.walk(folder, onerror=stop) for name in names)
+    names = (path.relative_to(folder).as_posix() for path in sorted(found) if path.is_file())
     return [name for name in names if name != manifest]

@@ -15,8 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-import ml_dtypes
+# NumPy first: ml_dtypes, importing it, makes an ImportError of a signal that comes meanwhile.
+# isort: off
 import numpy as np
+import ml_dtypes
+
+# isort: on
 
 from convert.torch_format.pickle_values import PLAIN, Function, Placeholder
 from support.errors import CheckpointError

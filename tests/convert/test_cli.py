@@ -365,3 +365,19 @@ def test_usage_errors_have_code_2(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as exit_:
             main(arguments)
         assert exit_.value.code == 2
+
+
+@pytest.mark.parametrize("delay", [0.06, 0.1, 0.14, 0.18, 0.22, 0.26, 0.3])
+def test_ctrl_c_while_the_program_starts_is_one_line(delay: float, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "convert", "to-huggingface", "--checkpoint", str(ROOT / "demo" / "song-ci")]
+    process = subprocess.Popen(
+        [*command, "--heads", "4", "--output", str(tmp_path / "out"), "--quiet"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    if process.returncode != -signal.SIGINT:  # before Python itself has started, or after its end
+        assert process.returncode in (0, 130), err
+        assert err.startswith("error: interrupted") or process.returncode == 0
+    assert err.count("\n") <= 1

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,7 +126,41 @@ def test_it_is_silent_in_a_process_that_sets_nothing_up(root: Path, tmp_path: Pa
     )
     quiet = ("TF_CPP_MIN_LOG_LEVEL", "CUDA_VISIBLE_DEVICES")
     environment = {name: value for name, value in os.environ.items() if name not in quiet}
+    environment["HOME"] = str(tmp_path / "home")
+    (tmp_path / "home").mkdir()
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, env=environment
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not list((tmp_path / "home").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (
+            lambda checkpoint, root: convert.to_checkpoint(checkpoint, root / "a\0b", format="huggingface"),
+            "not the name",
+        ),
+        (lambda checkpoint, root: convert.to_savedmodel(checkpoint, str(root / "\ud800")), "not the name"),
+        (lambda checkpoint, root: convert.to_savedmodel(checkpoint, root / "m", tokenizer="a\0"), "not the name"),
+        (lambda checkpoint, root: convert.to_checkpoint(checkpoint, root / "c", format="uer", options=[1]), "options"),
+        (
+            lambda checkpoint, root: convert.open_checkpoint(root / "CPM", heads=6, uer_layer_norm="Standard"),
+            "uer_layer",
+        ),
+        (lambda checkpoint, root: convert.open_checkpoint(root / "CPM", heads=6, iteration=7), "7"),
+        (lambda checkpoint, root: convert.open_checkpoint(root / "a\nb"), "no such"),
+    ],
+)
+def test_bad_values_are_errors_of_one_line(call: Any, words: str, root: Path) -> None:
+    checkpoint = convert.open_checkpoint(root, heads=6)
+    with pytest.raises((convert.UserError, convert.TokenizerError), match=words) as error:
+        call(checkpoint, root.parent)
+    assert "\n" not in str(error.value)
+
+
+def test_a_path_may_stand_for_a_checkpoint(root: Path, tmp_path: Path) -> None:
+    convert.to_checkpoint(convert.open_checkpoint(root, heads=6), tmp_path / "hf", format="huggingface")
+    result = convert.to_checkpoint(tmp_path / "hf", tmp_path / "openai", format="openai-tf1")
+    assert repr(convert.open_checkpoint(result.folder)).startswith("<openai-tf1 checkpoint ")

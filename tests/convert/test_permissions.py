@@ -112,3 +112,11 @@ def test_a_tokenizer_in_a_folder_that_may_not_be_searched(root: Path, capsys: py
     place = locked(root / "tokenizer")
     command = ["pytorch-to-tf", "--checkpoint", str(root / "CPM"), "--heads", "6", "--tokenizer", str(place)]
     assert_refused([*command, "--output", str(root / "model"), "--quiet"], str(place), capsys)
+
+
+def test_a_folder_of_files_that_may_not_be_searched_is_not_taken_for_missing_files(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (file,) = (root / "copy").glob("*/*.pt")
+    place = locked(file.parent)
+    assert_refused(["check", str(root / "copy")], str(place), capsys)
