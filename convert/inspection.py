@@ -20,6 +20,7 @@ from convert.output.manifest import MANIFEST, read_manifest
 from convert.tensors import BFLOAT16, DType
 from exports.saved_model_folder import SavedModelFolder
 from support.errors import CheckpointError, ConvertError
+from support.files import describe_read_error
 from support.messages import list_names
 from support.tensorflow_runtime import one_line_message, quiet_stderr
 from tf_model.config import GPT2Config
@@ -73,7 +74,7 @@ def inspect(
             raise ConvertError(f"{path}: a SavedModel: leave out --heads and --iteration")
         return _inspect_saved_model(folder)
     except OSError as error:
-        raise ConvertError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
+        raise ConvertError(describe_read_error(error, path)) from error
 
 
 def _inspect_checkpoint(path: Path, format: str | None, heads: int | None, iteration: str | None) -> Inspection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -35,6 +36,20 @@ def read_json_object(path: Path, error: type[UserError], hint: str = "") -> dict
     if not isinstance(values, dict):
         raise error(f"{path}: expected a JSON object, found {short_repr(values)}")
     return values
+
+
+def describe_read_error(error: OSError, path: Path) -> str:
+    """Say in one line what cannot be read: the folder on the way that may not be searched, else the file itself.
+
+    Args:
+        error: what the system said.
+        path: what was looked for, where ``error`` names no file.
+    """
+    place = Path(error.filename) if isinstance(error.filename, str) else path
+    if error.errno == errno.EACCES:
+        closed = (folder for folder in reversed(place.parents) if not os.access(folder, os.X_OK, effective_ids=True))
+        place = next(closed, place)
+    return f"{place}: cannot be read: {error.strerror or error}"
 
 
 def write_json(path: Path, value: Any) -> None:

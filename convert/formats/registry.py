@@ -13,6 +13,7 @@ from convert.formats.candidate import Candidate
 from convert.formats.format import Format, OpenOptions
 from convert.formats.uer_layer_norm import with_layer_norm
 from support.errors import CheckpointError, ConvertError
+from support.files import describe_read_error
 from support.messages import list_names, short_repr
 from tf_model.config import LAYER_NORMS, STANDARD, UER, ConfigError
 
@@ -68,7 +69,7 @@ class CheckpointSpec:
         except ConfigError as error:
             raise CheckpointError(f"{self.path}: {error}") from error
         except OSError as error:
-            raise CheckpointError(f"{error.filename or self.path}: cannot be read: {error.strerror}") from error
+            raise CheckpointError(describe_read_error(error, self.path)) from error
         if self.uer_layer_norm == STANDARD:
             checkpoint = with_layer_norm(checkpoint, STANDARD, copy=True)
         return CheckpointAdapter(checkpoint, info=dataclasses.replace(checkpoint.info, source=self))

@@ -15,6 +15,7 @@ from typing import Any
 
 from convert.output.hashing import Hasher
 from support.errors import ConvertError
+from support.files import describe_read_error
 
 FOLDER = "assets.extra"
 MANIFEST = f"{FOLDER}/manifest.json"
@@ -110,7 +111,7 @@ def check(folder: str | Path) -> IntegrityReport:
         with Hasher() as hasher:
             hashes = {name: hasher.result(folder / name)["sha256"] for name in sorted(found & expected.keys())}
     except OSError as error:
-        raise ConvertError(f"{error.filename or folder}: cannot be read: {error.strerror}") from error
+        raise ConvertError(describe_read_error(error, folder)) from error
     return IntegrityReport(
         folder,
         changed=tuple(name for name, sha256 in hashes.items() if sha256 != expected[name]["sha256"]),

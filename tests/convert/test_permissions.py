@@ -82,8 +82,8 @@ def test_an_output_in_a_folder_that_may_not_be_written_to(root: Path, capsys: py
 
 @pytest.mark.parametrize("command", ["check", "inspect"])
 def test_a_folder_that_may_not_be_searched(command: str, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    place = locked(root / "locked") / "copy"
-    assert_refused([command, str(place)], str(place), capsys)
+    place = locked(root / "locked")
+    assert_refused([command, str(place / "copy")], f"error: {place}: cannot be read", capsys)
 
 
 def test_a_checkpoint_in_a_folder_that_may_not_be_searched(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,3 +120,11 @@ def test_a_folder_of_files_that_may_not_be_searched_is_not_taken_for_missing_fil
     (file,) = (root / "copy").glob("*/*.pt")
     place = locked(file.parent)
     assert_refused(["check", str(root / "copy")], str(place), capsys)
+
+
+@pytest.mark.parametrize("command", ["inspect", "check"])
+def test_the_folder_that_may_not_be_searched_is_named_not_a_file_in_it(
+    command: str, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = locked(root / "copy")
+    assert_refused([command, str(place)], f"error: {place}: cannot be read", capsys)
