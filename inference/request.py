@@ -58,10 +58,17 @@ class RequestReader:
         config: the sizes of the model.
         tokenizer: its tokenizer.
         defaults: its ``generation_config.json``.
+        files: the SavedModel that all of it was read from; None where it came otherwise.
     """
 
-    def __init__(self, config: GPT2Config, tokenizer: Tokenizer, defaults: Mapping[str, Any]) -> None:
-        self.config, self.tokenizer, self.defaults = config, tokenizer, dict(defaults)
+    def __init__(
+        self,
+        config: GPT2Config,
+        tokenizer: Tokenizer,
+        defaults: Mapping[str, Any],
+        files: SavedModelFolder | None = None,
+    ) -> None:
+        self.config, self.tokenizer, self.defaults, self.files = config, tokenizer, dict(defaults), files
 
     @classmethod
     def read(cls, files: SavedModelFolder) -> RequestReader:
@@ -76,7 +83,7 @@ class RequestReader:
         config = files.config
         if not files.tokenizer_files:
             raise ModelError(f"{files.path}: has no tokenizer: convert the checkpoint again, with --tokenizer")
-        return cls(config, load_tokenizer(files.assets), read_defaults(files.generation_config_file))
+        return cls(config, load_tokenizer(files.assets), read_defaults(files.generation_config_file), files)
 
     def resolve(self, *, preset: str | None = None, window: str | None = None, **options: Any) -> TextConfig:
         """Check options, and take the model's defaults for those left out.

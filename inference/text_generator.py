@@ -71,8 +71,8 @@ class TextGenerator:
             TokenizerError: its tokenizer cannot be used.
             OptionError: its ``generation_config.json`` cannot be used.
         """
-        files = SavedModelFolder(Path(folder))
-        requests = requests or RequestReader.read(files)
+        requests = requests or RequestReader.read(SavedModelFolder(Path(folder)))
+        files = requests.files or SavedModelFolder(Path(folder))
         return cls(load(files, max_batch_size), requests.tokenizer, requests.defaults)
 
     def __repr__(self) -> str:

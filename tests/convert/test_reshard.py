@@ -377,7 +377,7 @@ def test_nothing_but_an_older_copy_is_replaced(root: Path, tmp_path: Path, capsy
     assert reshard(root, copy, 4) == 0
     before = content_of(tmp_path)
     assert reshard(root, copy, 1) == 2
-    assert "copy: exists already; choose another --output, or --force" in capsys.readouterr().err
+    assert "copy: exists already; choose another --output, or replace it with --force" in capsys.readouterr().err
     for output in (root, root / "80000", root.parent, tmp_path):
         assert reshard(root, output, 1, "--force") == 2
         assert_one_line_error(capsys)
