@@ -41,6 +41,7 @@ def test_the_examples_of_the_list_of_commands_are_examples_of_commands() -> None
     assert set(PROGRAM.examples) <= set(EXAMPLES.values())
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
 def test_an_example_runs_when_it_is_pasted(
     example: str, clone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
