@@ -42,6 +42,8 @@ SHARED_BY_FORMATS = {
     "format",
     "heads",
     "limits",
+    "lora",
+    "padding",
     "registry",
     "rows",
     "safetensors_file",
@@ -49,6 +51,7 @@ SHARED_BY_FORMATS = {
     "tf_checkpoint",
     "tokenizer_files",
     "uer_layer_norm",
+    "weights",
 }
 """What formats have in common; whatever else is in ``convert/formats/`` is a format, a module or a folder."""
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
+
+from tokenization.special_pieces import split_special
 
 
 class TokenizerError(ValueError):
@@ -48,13 +50,23 @@ class Tokenizer(Protocol):
     """The id of whatever the vocabulary does not have; None where it has every byte."""
     line_token_id: int | None
     """The token that ends a line of a text; None where a text has no lines."""
+    special_pieces: Mapping[str, int]
+    """The pieces that no text becomes and that a prompt may name, ``[SEP]`` or ``<eod>``, and their ids."""
+    reads_special_pieces: bool
+    """Whether the upstream programs of the vocabulary read them in prompts: CPM's do not."""
 
     def encode(self, text: str, *, append_eod: bool = False) -> list[int]:
         """Token ids of ``text``, with nothing added in front; ``append_eod`` puts the end of a document behind them."""
         ...
 
-    def encode_prompt(self, text: str) -> list[int]:
-        """Return what generation starts from, never empty; without a start token an empty text is an error."""
+    def encode_prompt(self, text: str, *, special_pieces: bool | None = None) -> list[int]:
+        """Return what generation starts from, never empty; without a start token an empty text is an error.
+
+        Args:
+            text: the prompt.
+            special_pieces: whether the ``special_pieces`` in it become their ids; None: ``reads_special_pieces``. A
+                prompt that begins with one of them gets no ``start_token_ids`` in front.
+        """
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -115,3 +127,14 @@ def read_text(path: Path) -> str:
 def copy_files(files: Iterable[Path], folder: str | Path) -> list[Path]:
     """Copy ``files`` under their own names; return the copies."""
     return [Path(shutil.copyfile(file, Path(folder) / file.name)) for file in files]
+
+
+def encode_prompt(tokenizer: Tokenizer, text: str, special_pieces: bool | None) -> list[int]:
+    """Encode a prompt as ``Tokenizer.encode_prompt``; an empty one becomes the start tokens, or nothing."""
+    reads = tokenizer.reads_special_pieces if special_pieces is None else special_pieces
+    pieces = tokenizer.special_pieces if reads else {}
+    parts = list(split_special(text, pieces))
+    ids = [] if parts and isinstance(parts[0], int) else [*tokenizer.start_token_ids]
+    for part in parts:
+        ids += [part] if isinstance(part, int) else tokenizer.encode(part)
+    return ids

@@ -21,7 +21,15 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from tokenization.base import StreamDecoder, TokenizerError, checked_ids, checked_text, copy_files, read_text
+from tokenization.base import (
+    StreamDecoder,
+    TokenizerError,
+    checked_ids,
+    checked_text,
+    copy_files,
+    encode_prompt,
+    read_text,
+)
 from tokenization.tokenizer_json import FILE, read_tokenizer_json, with_added
 
 PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
@@ -131,6 +139,8 @@ class BertTokenizer:
         self.start_token_ids: tuple[int, ...] = (ids[CLS],)
         self.unknown_token_id: int | None = ids[UNK]
         self.line_token_id: int | None = None
+        self.special_pieces: Mapping[str, int] = {p: ids[p] for p in (PAD, UNK, CLS, SEP, MASK) if p in ids}
+        self.reads_special_pieces = True
         self._invisible = {ids[piece] for piece in (PAD, CLS, MASK) if piece in ids}
         self._in_words: dict[str, bool] = {}
 
@@ -139,9 +149,9 @@ class BertTokenizer:
         ids: list[int] = self._backend.encode(checked_text(text), add_special_tokens=False).ids
         return [*ids, self.eos_token_id] if append_eod else ids
 
-    def encode_prompt(self, text: str) -> list[int]:
+    def encode_prompt(self, text: str, *, special_pieces: bool | None = None) -> list[int]:
         """``[CLS]`` and the ids of ``text``: UER trains on ``[CLS]`` document ``[SEP]``."""
-        return [*self.start_token_ids, *self.encode(text)]
+        return encode_prompt(self, text, special_pieces)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ``ids``, joined without spaces but between two words of other scripts than Chinese.

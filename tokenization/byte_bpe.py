@@ -18,7 +18,15 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-from tokenization.base import StreamDecoder, TokenizerError, checked_ids, checked_text, copy_files, read_text
+from tokenization.base import (
+    StreamDecoder,
+    TokenizerError,
+    checked_ids,
+    checked_text,
+    copy_files,
+    encode_prompt,
+    read_text,
+)
 from tokenization.tokenizer_json import FILE, checked_vocabulary, read_tokenizer_json, with_added
 
 END = "<|endoftext|>"
@@ -197,15 +205,17 @@ class ByteBPETokenizer:
         self.start_token_ids: tuple[int, ...] = ()
         self.line_token_id: int | None = pieces["Ċ"]  # the line feed
         self.unknown_token_id: int | None = None  # every byte has a piece
+        self.special_pieces: Mapping[str, int] = {p: index for p, index in pieces.items() if _MARKER.fullmatch(p)}
+        self.reads_special_pieces = True
 
     def encode(self, text: str, *, append_eod: bool = False) -> list[int]:
         """Token ids of ``text``, with nothing in front; ``append_eod`` puts ``<|endoftext|>`` behind them."""
         ids: list[int] = self._backend.encode(checked_text(text), add_special_tokens=False).ids
         return [*ids, self.eos_token_id] if append_eod else ids
 
-    def encode_prompt(self, text: str) -> list[int]:
+    def encode_prompt(self, text: str, *, special_pieces: bool | None = None) -> list[int]:
         """``encode(text)``; for an empty text ``<|endoftext|>``, which stood between the texts in training."""
-        return self.encode(text) or [self.eos_token_id]
+        return encode_prompt(self, text, special_pieces) or [self.eos_token_id]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ``ids``; bytes that are no UTF-8 become U+FFFD, ``<|endoftext|>`` stays visible."""

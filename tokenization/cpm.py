@@ -10,11 +10,11 @@ from __future__ import annotations
 import functools
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenization.base import StreamDecoder, TokenizerError, checked_ids, checked_text, copy_files
+from tokenization.base import StreamDecoder, TokenizerError, checked_ids, checked_text, copy_files, encode_prompt
 from tokenization.streaming import GrowingText, PieceByPiece
 
 SPACE, NEWLINE = "\u2582", "\u2583"
@@ -22,6 +22,7 @@ _TO_PIECES = str.maketrans({" ": SPACE, "\n": NEWLINE})
 _TO_TEXT = str.maketrans({" ": None, SPACE: " ", NEWLINE: "\n"})
 
 EOD, PAD = "<eod>", "<pad>"
+_CONTROLS = ("<s>", "</s>", "<sep>", "<mask>")
 _NEWLINE_ID, _EOD_ID = 3, 7
 
 
@@ -98,6 +99,9 @@ class CPMTokenizer:
         self.line_token_id: int | None = self._model.piece_to_id(NEWLINE)
         if self.line_token_id == self.unknown_token_id:
             raise TokenizerError(f"{models[0]}: not a vocabulary of CPM: it has no piece {NEWLINE} (U+2583, line feed)")
+        known = {piece: self._model.piece_to_id(piece) for piece in (*_CONTROLS, PAD, EOD)}
+        self.special_pieces: Mapping[str, int] = {p: i for p, i in known.items() if i != self.unknown_token_id}
+        self.reads_special_pieces = False
         vocabulary = models[0].parent / "vocab.json"
         if vocabulary.is_file():
             self._check_vocabulary(vocabulary)
@@ -138,9 +142,9 @@ class CPMTokenizer:
         ids: list[int] = self._model.encode(segment(checked_text(text)))
         return [*ids, self.eos_token_id] if append_eod else ids
 
-    def encode_prompt(self, text: str) -> list[int]:
+    def encode_prompt(self, text: str, *, special_pieces: bool | None = None) -> list[int]:
         """``encode(text)``; an error where that is nothing: CPM has no token that begins a document."""
-        ids = self.encode(text)
+        ids = encode_prompt(self, text, special_pieces)
         if not ids:
             raise TokenizerError("the prompt has no tokens, and CPM has none to start from: expected some text")
         return ids

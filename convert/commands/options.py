@@ -10,7 +10,7 @@ from pathlib import Path
 from convert.formats.format import WriteOption
 from convert.formats.registry import CheckpointSpec
 from convert.formats.rows import NAMES, ROWS
-from tf_model.config import LAYER_NORMS, UER
+from tf_model.config import ACTIVATIONS, LAYER_NORMS, UER
 
 CHECKPOINT_HELP = f"folder or file of a checkpoint of any format: {', '.join(NAMES)}"
 
@@ -51,11 +51,34 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         help="UER-py's layer norms differ from all others by about 0.07 %%. uer: compute what UER-py does (default); "
         "standard: take the weights as they are for the usual layer norms, as UER-py's own scripts do",
     )
+    parser.add_argument(
+        "--vocab-size",
+        type=int,
+        metavar="N",
+        help="number of tokens, where the files have more rows, which pad the vocabulary: those are left out",
+    )
+    parser.add_argument(
+        "--activation-function",
+        choices=ACTIVATIONS,
+        help="activation, where the files do not record it, such as those of nanoGPT",
+    )
+    parser.add_argument(
+        "--adapter", type=Path, metavar="DIR", help="LoRA adapter of peft's to merge into the checkpoint"
+    )
 
 
 def checkpoint_spec(args: argparse.Namespace) -> CheckpointSpec:
     """Return the checkpoint that the options of ``add_checkpoint_option`` and ``add_source_options`` describe."""
-    return CheckpointSpec(args.checkpoint, args.heads, args.iteration, args.from_format, args.uer_layer_norm)
+    return CheckpointSpec(
+        args.checkpoint,
+        args.heads,
+        args.iteration,
+        args.from_format,
+        args.uer_layer_norm,
+        args.vocab_size,
+        args.activation_function,
+        args.adapter,
+    )
 
 
 def add_write_option(parser: argparse.ArgumentParser, option: WriteOption, only: str = "") -> None:

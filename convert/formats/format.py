@@ -32,11 +32,16 @@ class OpenOptions:
         iteration: the iteration to open, instead of the one that the files name.
         allow_unknown_heads: take the lowest possible number of heads where nobody knows it, for those who do not
             compute with the checkpoint.
+        vocab_size: the number of tokens, where the files have more rows than that. ``CheckpointSpec.open`` leaves the
+            rows out; a format needs it only where it does not know the size otherwise.
+        activation_function: the activation, by Hugging Face's names; for formats whose files do not record it.
     """
 
     n_head: int | None = None
     iteration: str | None = None
     allow_unknown_heads: bool = False
+    vocab_size: int | None = None
+    activation_function: str | None = None
 
     def heads(self, where: Path, hidden: int, ranks: int = 1, stored: int | None = None) -> int:
         """Resolve the number of heads of a model; see ``resolve_head_count``.
@@ -55,7 +60,7 @@ class OpenOptions:
 
 OWN_OPTIONS = (
     *("checkpoint", "output", "dtype", "layout", "formats", "tokenizer", "force", "quiet", "help"),
-    *("from", "from_format", "heads", "iteration", "uer_layer_norm"),
+    *("from", "from_format", "heads", "iteration", "uer_layer_norm", "vocab_size", "activation_function", "adapter"),
 )
 """What the options of a command that writes are called where they are not the format's own."""
 

@@ -11,6 +11,8 @@ from convert.checkpoint import Checkpoint, CheckpointAdapter
 from convert.formats import rows
 from convert.formats.candidate import Candidate
 from convert.formats.format import Format, OpenOptions
+from convert.formats.lora import merge_adapter
+from convert.formats.padding import trim_vocabulary
 from convert.formats.uer_layer_norm import with_layer_norm
 from support.errors import CheckpointError, ConvertError
 from support.files import describe_read_error
@@ -29,6 +31,9 @@ class CheckpointSpec:
         format: one of ``rows.NAMES`` or an alias; None: the format is recognised.
         uer_layer_norm: ``uer``: UER-py's layer norms compute what UER-py's do; ``standard``: their weights are taken
             for those of the usual layer norm, as UER-py's own scripts do.
+        vocab_size: the number of tokens, where the files have more rows; the rows behind them pad the vocabulary.
+        activation_function: the activation, by Hugging Face's names, where the files do not record it.
+        adapter: the folder of a LoRA adapter of peft's, which is merged while the weights are read.
     """
 
     path: Path
@@ -36,15 +41,20 @@ class CheckpointSpec:
     iteration: str | None = None
     format: str | None = None
     uer_layer_norm: str = UER
+    vocab_size: int | None = None
+    activation_function: str | None = None
+    adapter: Path | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CheckpointSpec:
         """Make what ``to_dict`` was called on."""
-        return cls(**{**values, "path": Path(values["path"])})
+        paths = {name: Path(values[name]) for name in ("path", "adapter") if values.get(name) is not None}
+        return cls(**{**values, **paths})
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        return {**dataclasses.asdict(self), "path": str(self.path)}
+        adapter = None if self.adapter is None else str(self.adapter)
+        return {**dataclasses.asdict(self), "path": str(self.path), "adapter": adapter}
 
     def open(self, *, allow_unknown_heads: bool = False) -> Checkpoint:
         """Open the checkpoint; weights are touched only when they are read.
@@ -59,7 +69,9 @@ class CheckpointSpec:
             found = short_repr(self.uer_layer_norm)
             raise ConvertError(f"uer_layer_norm {found}: expected one of {', '.join(LAYER_NORMS)}")
         candidate = Candidate(self.path)
-        options = OpenOptions(self.n_head, self.iteration, allow_unknown_heads)
+        options = OpenOptions(
+            self.n_head, self.iteration, allow_unknown_heads, self.vocab_size, self.activation_function
+        )
         try:
             format = recognise(candidate) if self.format is None else rows.find_row(self.format).load()
             if self.iteration is not None and format.without_iterations is not None:
@@ -70,6 +82,10 @@ class CheckpointSpec:
             raise CheckpointError(f"{self.path}: {error}") from error
         except OSError as error:
             raise CheckpointError(describe_read_error(error, self.path)) from error
+        if self.adapter is not None:
+            checkpoint = merge_adapter(checkpoint, self.adapter)
+        if self.vocab_size is not None:
+            checkpoint = trim_vocabulary(checkpoint, self.vocab_size)
         if self.uer_layer_norm == STANDARD:
             checkpoint = with_layer_norm(checkpoint, STANDARD, copy=True)
         return CheckpointAdapter(checkpoint, info=dataclasses.replace(checkpoint.info, source=self))
@@ -82,20 +98,33 @@ def open_checkpoint(
     iteration: str | int | None = None,
     format: str | None = None,
     uer_layer_norm: str = UER,
+    vocab_size: int | None = None,
+    activation_function: str | None = None,
+    adapter: str | Path | None = None,
     allow_unknown_heads: bool = False,
 ) -> Checkpoint:
     """Open the checkpoint at ``path``, of whatever format; weights are touched only when they are read.
 
     Args:
         path: a file or a folder, as the format has it.
-        heads, iteration, format, uer_layer_norm: as ``CheckpointSpec`` has them.
+        heads, iteration, format, uer_layer_norm, vocab_size, activation_function, adapter: as ``CheckpointSpec`` has
+            them.
         allow_unknown_heads: as ``OpenOptions.allow_unknown_heads``.
 
     Raises:
         ConvertError: as ``CheckpointSpec.open``.
     """
     name = None if iteration is None else str(iteration)
-    spec = CheckpointSpec(Path(path), heads, name, format, uer_layer_norm)
+    spec = CheckpointSpec(
+        Path(path),
+        heads,
+        name,
+        format,
+        uer_layer_norm,
+        vocab_size,
+        activation_function,
+        None if adapter is None else Path(adapter),
+    )
     return spec.open(allow_unknown_heads=allow_unknown_heads)
 
 
