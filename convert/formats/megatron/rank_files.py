@@ -1,14 +1,21 @@
 """Find the files of a model's ranks: the tracker file, the folder of an iteration, one file for each rank.
 
 <root>/latest_checkpointed_iteration.txt                 "80000" or "release"
-<root>/80000/mp_rank_00_model_states.pt                  DeepSpeed, and CPM's releases
+<root>/80000/mp_rank_00_model_states.pt                  CPM's releases, and DeepSpeed as CPM's programs call it
 <root>/iter_0080000/mp_rank_00/model_optim_rng.pt        Megatron: tensor-parallel rank 0
 <root>/iter_0080000/mp_rank_00_001/model_optim_rng.pt    Megatron: tensor-parallel rank 0 of pipeline stage 1
+<root>/iter_0080000/mp_rank_00/model_rng.pt              Megatron with the distributed optimizer, which is elsewhere
+<root>/latest                                            DeepSpeed: the name of a folder, such as "global_step80000"
+<root>/global_step80000/mp_rank_00_model_states.pt
+
+Sources: ``get_checkpoint_name`` of Megatron-LM's ``checkpointing.py``, which adds the rank of an expert to the folder's
+name; ``_get_ckpt_name`` and ``_save_checkpoint`` of DeepSpeed's ``engine.py``. The files of optimizers do not count.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -20,12 +27,18 @@ from support.messages import list_names
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
+LATEST = "latest"
+"""DeepSpeed's tracker file."""
 DEEPSPEED_NAME = "mp_rank_{rank:02d}_model_states.pt"
 """The name of a rank's file in DeepSpeed's layout and in CPM's releases."""
 MEGATRON_FILE = "model_optim_rng.pt"
+MEGATRON_FILES = (MEGATRON_FILE, "model_rng.pt")
+"""The names of the file with the weights in a rank's folder; the second one goes with the distributed optimizer."""
 _DEEPSPEED_FILE = re.compile(r"mp_rank_([0-9]+)_model_states\.pt")
-_MEGATRON_FOLDER = re.compile(r"mp_rank_([0-9]+)(?:_([0-9]{3}))?")
-_ITERATION_FOLDER = re.compile(r"(?:iter_)?\d+|release")
+_MEGATRON_FOLDER = re.compile(r"mp_rank_([0-9]+)(?:_([0-9]{3}))?(?:_([0-9]{3}))?")
+_ITERATION_FOLDER = re.compile(r"(?:iter_|global_step)?\d+|release")
+_TAG = re.compile(r"(?!\.{1,2}$)[^/\\\0]{1,200}")
+"""What DeepSpeed's tracker file may name: a folder next to it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,18 +67,22 @@ class RankFile:
         return self.name_pattern.format(rank=rank, stage=stage)
 
 
-def _rank_file(path: Path) -> RankFile | None:
-    """Return the file of the rank that the name of ``path`` gives: a shard, or the folder that Megatron puts one in."""
+def _rank_files(path: Path) -> list[RankFile]:
+    """Return the files of the rank that the name of ``path`` gives: a shard, or the folder that Megatron puts one in.
+
+    Two of them are one too many; there is none where ``path`` is something else.
+    """
     if (match := _DEEPSPEED_FILE.fullmatch(path.name)) and path.is_file():
-        return RankFile(path, int(match[1]), 0, DEEPSPEED_NAME)
-    if (match := _MEGATRON_FOLDER.fullmatch(path.name)) and (path / MEGATRON_FILE).is_file():
-        folder = "mp_rank_{rank:02d}_{stage:03d}" if match[2] else "mp_rank_{rank:02d}"
-        return RankFile(path / MEGATRON_FILE, int(match[1]), int(match[2] or 0), f"{folder}/{MEGATRON_FILE}")
-    return None
+        return [RankFile(path, int(match[1]), 0, DEEPSPEED_NAME)]
+    if match := _MEGATRON_FOLDER.fullmatch(path.name):
+        folder = "mp_rank_{rank:02d}" + ("_{stage:03d}" if match[2] else "") + (f"_{match[3]}" if match[3] else "")
+        names = [name for name in MEGATRON_FILES if (path / name).is_file()]
+        return [RankFile(path / name, int(match[1]), int(match[2] or 0), f"{folder}/{name}") for name in names]
+    return []
 
 
 def _has_rank_file(candidate: Candidate, folder: Path) -> bool:
-    return any(map(_rank_file, candidate.entries(folder)))
+    return any(map(_rank_files, candidate.entries(folder)))
 
 
 def _iteration_folders(candidate: Candidate) -> list[Path]:
@@ -84,9 +101,28 @@ def find_first_rank_file(candidate: Candidate) -> Path | None:
         return candidate.path
     for folder in (candidate.path, *_iteration_folders(candidate)):
         for path in candidate.entries(folder):
-            if file := _rank_file(path):
-                return file.path
+            if files := _rank_files(path):
+                return files[0].path
     return None
+
+
+def single_rank_file(candidate: Candidate, iteration: str | None = None) -> Path | None:
+    """Find the file of the one rank in a folder that Megatron or DeepSpeed wrote, whatever model it holds.
+
+    Args:
+        candidate: the folder with the tracker file, or the folder of an iteration.
+        iteration: as ``resolve_rank_files``.
+
+    Returns:
+        None where the candidate is no such folder, or holds several ranks.
+    """
+    if not candidate.is_dir:
+        return None
+    try:
+        files = resolve_rank_files(candidate, iteration)
+    except CheckpointError:
+        return None
+    return files[0].path if len(files) == 1 else None
 
 
 def find_rank_files(candidate: Candidate, folder: Path) -> list[RankFile] | None:
@@ -99,10 +135,7 @@ def find_rank_files(candidate: Candidate, folder: Path) -> list[RankFile] | None
         CheckpointError: two files are of one rank, or the file of a rank is missing.
     """
     by_place: dict[tuple[int, int], RankFile] = {}
-    for path in candidate.entries(folder):
-        file = _rank_file(path)
-        if file is None:
-            continue
+    for file in itertools.chain.from_iterable(map(_rank_files, candidate.entries(folder))):
         other = by_place.setdefault((file.stage, file.rank), file)
         if other is not file:
             names = " and ".join(sorted(str(f.path.relative_to(folder)) for f in (file, other)))
@@ -144,25 +177,48 @@ def resolve_rank_files(candidate: Candidate, iteration: str | None) -> list[Rank
     if candidate.is_file:
         if wanted is not None:
             raise CheckpointError(f"{path}: a file has no iterations to choose from: leave out iteration {wanted}")
-        named = _rank_file(path.parent) if path.name == MEGATRON_FILE else _rank_file(path)
-        return [named or RankFile(path)]
+        named = _rank_files(path.parent) if path.name in MEGATRON_FILES else _rank_files(path)
+        return [next((file for file in named if file.path == path), RankFile(path))]
     if not candidate.is_dir:
         raise CheckpointError(f"{path}: no such file or folder")
     if wanted is not None:
         return _files_of_iteration(candidate, wanted)
-    return find_rank_files(candidate, path) or _files_of_iteration(candidate, read_tracker(candidate))
+    if files := find_rank_files(candidate, path):
+        return files
+    if not has_tracker(candidate) and (path / LATEST).is_file():
+        return _files_of_tag(candidate)
+    return _files_of_iteration(candidate, read_tracker(candidate))
+
+
+def _files_of_tag(candidate: Candidate) -> list[RankFile]:
+    """Return the files of the ranks in the folder that DeepSpeed's tracker file names.
+
+    Raises:
+        CheckpointError: it names none, or there are no files of ranks.
+    """
+    tracker = candidate.path / LATEST
+    tag = _first_text(tracker, f"give a folder with mp_rank_* files as the path; {_what_is_there(candidate)}")
+    if not _TAG.fullmatch(tag):
+        raise CheckpointError(f"{tracker}: expected the name of a folder next to it, found {_quoted(tag)}")
+    files = find_rank_files(candidate, candidate.path / tag)
+    if not files:
+        raise CheckpointError(
+            f"{tracker}: mp_rank_* files are not there, in {_quoted(tag)}: {_what_is_there(candidate)}"
+        )
+    return files
 
 
 def _files_of_iteration(candidate: Candidate, iteration: int | str) -> list[RankFile]:
     """Return the files of the ranks of ``iteration``, whatever its folder is called."""
-    names = [RELEASE] if iteration == RELEASE else [f"{iteration}", f"iter_{iteration:07d}"]
+    is_release = iteration == RELEASE
+    names = [RELEASE] if is_release else [f"{iteration}", f"iter_{iteration:07d}", f"global_step{iteration}"]
     found = {}
     for name in names:
         if files := find_rank_files(candidate, candidate.path / name):
             found[name] = files
     problem = f"{candidate.path}: mp_rank_* files of iteration {iteration} are"
     if not found:
-        raise CheckpointError(f"{problem} not there, in {' or '.join(names)}: {_what_is_there(candidate)}")
+        raise CheckpointError(f"{problem} not there, in {list_names(names, 9)}: {_what_is_there(candidate)}")
     if len(found) > 1:
         raise CheckpointError(f"{problem} there twice, in {' and '.join(found)}: give one as the path")
     return next(iter(found.values()))
@@ -204,18 +260,31 @@ def read_tracker(candidate: Candidate) -> int | str:
         raise CheckpointError(f"{tracker}: expected a text file, found something else: {advice}")
     if not tracker.exists():
         raise CheckpointError(f"{candidate.path}: neither mp_rank_* files nor {TRACKER} here: {advice}")
+    text = _first_text(tracker, advice)
+    iteration = parse_iteration(text)
+    if iteration is None:
+        raise CheckpointError(f"{tracker}: expected a number above 0 or {RELEASE}, found {_quoted(text)}: {advice}")
+    return iteration
+
+
+def _first_text(tracker: Path, advice: str) -> str:
+    """Read what a tracker file names.
+
+    Raises:
+        CheckpointError: it is unreadable; ``advice`` is the end of the message.
+    """
     try:
         with tracker.open("rb") as file:
-            text = file.read(200).decode("utf-8-sig").strip()
+            return file.read(200).decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{tracker}: not a text file: {advice}") from error
     except OSError as error:
         raise CheckpointError(f"{tracker}: cannot be read: {error.strerror}: {advice}") from error
-    iteration = parse_iteration(text)
-    if iteration is None:
-        found = ascii(text if len(text) <= 40 else f"{text[:37]}...") if text else "an empty file"
-        raise CheckpointError(f"{tracker}: expected a number above 0 or {RELEASE}, found {found}: {advice}")
-    return iteration
+
+
+def _quoted(text: str) -> str:
+    """Quote what a tracker file names, for a message."""
+    return ascii(text if len(text) <= 40 else f"{text[:37]}...") if text else "an empty file"
 
 
 def iteration_of_file(file: Path) -> int | str | None:
@@ -225,11 +294,11 @@ def iteration_of_file(file: Path) -> int | str | None:
     """
     file = Path(os.path.abspath(file))
     folder = file.parent
-    if file.name == MEGATRON_FILE and _MEGATRON_FOLDER.fullmatch(folder.name):
+    if file.name in MEGATRON_FILES and _MEGATRON_FOLDER.fullmatch(folder.name):
         folder = folder.parent
     elif not _DEEPSPEED_FILE.fullmatch(file.name):
         return None
-    return parse_iteration(folder.name.removeprefix("iter_"))
+    return parse_iteration(folder.name.removeprefix("iter_").removeprefix("global_step"))
 
 
 def check_saved_ranks(files: Iterable[tuple[RankFile, str | None]]) -> None:

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.convert.formats.test_cpm import CONFIG, HAS, RANK, TRACKER, error_of, open_cpm, read_all
+from convert.formats.candidate import Candidate
+from convert.formats.megatron.rank_files import single_rank_file
+from tests.convert.formats.test_cpm import CONFIG, HAS, RANK, TRACKER, error_of, megatron_name, open_cpm, read_all
 from tests.helpers.checkpoints import State, random_state, shards, write_megatron
 
 
@@ -27,6 +29,21 @@ def remove(name: str) -> Callable[[Path], object]:
     return lambda root: (root / name).unlink()
 
 
+def remove_trackers(root: Path) -> None:
+    (root / TRACKER).unlink()
+    (root / "latest").unlink()
+
+
+def name_folder(text: str | bytes) -> Callable[[Path], object]:
+    """Leave DeepSpeed's tracker file only, with this text."""
+
+    def spoil(root: Path) -> None:
+        remove_trackers(root)
+        (root / "latest").write_bytes(text if isinstance(text, bytes) else text.encode())
+
+    return spoil
+
+
 def track(data: bytes) -> Callable[[Path], object]:
     return lambda root: (root / TRACKER).write_bytes(data)
 
@@ -38,7 +55,7 @@ def tracker_folder(root: Path) -> None:
 
 BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "no tracker": (
-        remove(TRACKER),
+        remove_trackers,
         ["{root}: neither mp_rank_* files nor latest_checkpointed_iteration.txt here", HAS],
     ),
     "empty tracker": (track(b""), ["{tracker}: expected a number above 0 or release, found an empty file", HAS]),
@@ -53,9 +70,24 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "tracker folder": (tracker_folder, ["{tracker}: expected a text file", HAS]),
     "iteration without a folder": (
         track(b"5"),
-        ["{root}: mp_rank_* files of iteration 5 are not there, in 5 or iter_0000005: it has the iterations 80000"],
+        [
+            "{root}: mp_rank_* files of iteration 5 are not there, in 5, iter_0000005, global_step5: it "
+            "has the iterations 80000"
+        ],
     ),
     "release without a folder": (track(b"release"), ["of iteration release are not there, in release: ", HAS]),
+    "latest names no folder": (
+        name_folder("global_step9\n"),
+        ["{root}/latest: mp_rank_* files are not there, in 'global_step9': it has the iterations 80000"],
+    ),
+    "latest is empty": (name_folder(""), ["{root}/latest: expected the name of a folder next to it, found an empty"]),
+    "latest names a folder elsewhere": (
+        name_folder("../80000"),
+        ["{root}/latest: expected the name of a folder next to it, found '../80000'"],
+    ),
+    "latest names the folder above": (name_folder(".."), ["{root}/latest: expected the name of a folder"]),
+    "latest names a path": (name_folder("/tmp"), ["{root}/latest: expected the name of a folder", "found '/tmp'"]),
+    "latest is no text": (name_folder(b"\xff\xfe8"), ["{root}/latest: not a text file"]),
     "empty folder": (
         lambda root: [file.unlink() for file in (root / "80000").iterdir()],
         ["{root}: mp_rank_* files of iteration 80000 are not there", "it has no iteration folder"],
@@ -92,6 +124,14 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         ),
         ["{root}/80000: two files of rank 1: mp_rank_01/model_optim_rng.pt and mp_rank_01_model_states.pt"],
     ),
+    "with and without a distributed optimizer": (
+        lambda root: (
+            (root / "80000/mp_rank_04").mkdir(),
+            shutil.copy(root / RANK.format(1), root / "80000/mp_rank_04/model_optim_rng.pt"),
+            shutil.copy(root / RANK.format(1), root / "80000/mp_rank_04/model_rng.pt"),
+        ),
+        ["{root}/80000: two files of rank 4: mp_rank_04/model_optim_rng.pt and mp_rank_04/model_rng.pt"],
+    ),
     "not a checkpoint": (
         lambda root: (root / RANK.format(2)).write_bytes(b"<html>"),
         ["{root}/80000/mp_rank_02_model_states.pt: "],
@@ -118,7 +158,7 @@ def through_open_files(root: Path, state: State, p: int) -> list[Path]:
     root.mkdir(parents=True)
     files = []
     for rank, tensors in enumerate(shards(state, p)):
-        files.append(root / f"mp_rank_{rank:02d}_model_states.pt")
+        files.append(root / DEEPSPEED.format(rank=rank))
         with files[-1].open("wb") as file:
             torch.save({"module": tensors}, file)
     return files
@@ -174,3 +214,87 @@ def test_a_pipeline_stage_is_refused_as_cpms(tmp_path: Path, state: State) -> No
     message = error_of(lambda: open_cpm(tmp_path, heads=24))
     last = files[0].parent.with_name("mp_rank_00_001") / "model_optim_rng.pt"
     assert message == f"{last}: of a pipeline stage, which CPM's Megatron does not have"
+
+
+def lay_out(root: Path, state: State, folder: str, name: str, trackers: dict[str, str]) -> None:
+    """Two ranks' files in ``folder`` under the names that ``name`` gives, and files that name the iteration."""
+    for rank, tensors in enumerate(shards(state, 2)):
+        file = root / folder / name.format(rank=rank)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"module": tensors}, file)
+    for tracker, text in trackers.items():
+        (root / tracker).write_text(text)
+
+
+def assert_reads(path: Path, state: State) -> None:
+    checkpoint = open_cpm(path, heads=CONFIG.n_head)
+    for name in checkpoint.dtypes:
+        assert np.array_equal(checkpoint.read(name, np.dtype(np.float32)), state[megatron_name(name)].numpy()), name
+
+
+DEEPSPEED = "mp_rank_{rank:02d}_model_states.pt"
+LAYOUTS: dict[str, tuple[str, str, dict[str, str], str]] = {
+    "Megatron": ("iter_0000700", "mp_rank_{rank:02d}/model_optim_rng.pt", {TRACKER: "700"}, "."),
+    "a release": ("release", "mp_rank_{rank:02d}/model_optim_rng.pt", {TRACKER: "release\n"}, "."),
+    "a distributed optimizer": ("iter_0000700", "mp_rank_{rank:02d}/model_rng.pt", {TRACKER: "700"}, "."),
+    "the folder of an iteration": ("iter_0000700", "mp_rank_{rank:02d}/model_rng.pt", {}, "iter_0000700"),
+    "one stage": ("iter_0000700", "mp_rank_{rank:02d}_000/model_rng.pt", {TRACKER: "700"}, "."),
+    "a stage, an expert": (
+        "iter_0000700",
+        "mp_rank_{rank:02d}_000_000/model_optim_rng.pt",
+        {TRACKER: "700"},
+        ".",
+    ),
+    "DeepSpeed": ("global_step31", DEEPSPEED, {"latest": "global_step31\n"}, "."),
+    "DeepSpeed, a number": ("31", DEEPSPEED, {"latest": "31"}, "."),
+    "DeepSpeed, a tag of one's own": (
+        "best-so-far",
+        DEEPSPEED,
+        {"latest": "best-so-far"},
+        ".",
+    ),
+    "DeepSpeed's own folder": ("global_step31", DEEPSPEED, {}, "global_step31"),
+    "DeepSpeed and Megatron's tracker": (
+        "global_step31",
+        DEEPSPEED,
+        {"latest": "global_step30", TRACKER: "31"},
+        ".",
+    ),
+    "a Trainer's": (
+        "checkpoint-31/global_step31",
+        DEEPSPEED,
+        {"checkpoint-31/latest": "global_step31"},
+        "checkpoint-31",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", sorted(LAYOUTS))
+def test_every_layout_of_ranks_is_found(case: str, state: State, tmp_path: Path) -> None:
+    folder, name, trackers, given = LAYOUTS[case]
+    lay_out(tmp_path, state, folder, name, trackers)
+    for rank in (0, 1):  # what optimizers leave there
+        torch.save({"optimizer": 1}, tmp_path / folder / f"zero_pp_rank_0_mp_rank_{rank:02d}_optim_states.pt")
+        torch.save({"optimizer": 1}, tmp_path / folder / f"bf16_zero_pp_rank_1_mp_rank_{rank:02d}_optim_states.pt")
+        (tmp_path / folder / f"mp_rank_{rank:02d}_000_001").mkdir()
+        torch.save({"optimizer": 1}, tmp_path / folder / f"mp_rank_{rank:02d}_000_001" / "optim.pt")
+        beside = (tmp_path / folder / name.format(rank=rank)).parent
+        torch.save({"optimizer": 1}, beside / "distrib_optim.pt")
+    assert_reads(tmp_path / given, state)
+
+
+@pytest.mark.parametrize("name", ["mp_rank_00/model_rng.pt", "mp_rank_00_000/model_optim_rng.pt"])
+def test_a_file_given_alone_is_the_whole_model_of_one_rank(name: str, state: State, tmp_path: Path) -> None:
+    file = tmp_path / "iter_0000009" / name
+    file.parent.mkdir(parents=True)
+    torch.save({"model": state}, file)
+    assert_reads(file, state)
+    assert single_rank_file(Candidate(tmp_path)) is None, "nothing names the iteration"
+    assert single_rank_file(Candidate(tmp_path), "9") == file
+    assert single_rank_file(Candidate(tmp_path / "iter_0000009")) == file
+    assert single_rank_file(Candidate(file)) is None
+
+
+def test_several_ranks_have_no_single_file(state: State, tmp_path: Path) -> None:
+    write_megatron(tmp_path, state, 2)
+    assert single_rank_file(Candidate(tmp_path)) is None
