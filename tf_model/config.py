@@ -23,7 +23,8 @@ MAX_SIZE, MAX_LAYERS = 2**31 - 1, 10_000
 """What a config may say: more is a damaged file."""
 
 
-_UNUSUAL = ("layer_norm", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings")
+_FLAGS = ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings")
+_UNUSUAL = ("layer_norm", *_FLAGS)
 
 
 class ConfigError(UserError, ValueError):
@@ -44,6 +45,7 @@ class GPT2Config:
         activation_function: one of ``ACTIVATIONS``.
         layer_norm_epsilon: added to the variance, inside the root; to the deviation in UER's.
         layer_norm: one of ``LAYER_NORMS``.
+        scale_attn_weights: whether attention scores are divided by the root of ``head_dim``.
         scale_attn_by_inverse_layer_idx: whether block i divides its attention scores by i + 1, too.
         tie_word_embeddings: whether the output matrix is the token embedding; else it is ``lm_head.weight``.
 
@@ -60,6 +62,7 @@ class GPT2Config:
     activation_function: str = "gelu_new"
     layer_norm_epsilon: float = 1e-5
     layer_norm: str = STANDARD
+    scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
     tie_word_embeddings: bool = True
 
@@ -84,13 +87,18 @@ class GPT2Config:
             )
         if self.layer_norm not in LAYER_NORMS:
             raise ConfigError(f"layer_norm {short_repr(self.layer_norm)}: known are {', '.join(LAYER_NORMS)}")
-        for field in ("scale_attn_by_inverse_layer_idx", "tie_word_embeddings"):
+        for field in _FLAGS:
             if type(getattr(self, field)) is not bool:
                 raise ConfigError(f"{field} is {short_repr(getattr(self, field))}: expected true or false")
 
     @property
     def head_dim(self) -> int:
         return self.n_embd // self.n_head
+
+    def attention_scale(self, layer: int) -> float:
+        """Return what the attention scores of block ``layer`` are multiplied by; ``modeling_gpt2.py`` has the formula."""
+        scale = self.head_dim**-0.5 if self.scale_attn_weights else 1.0
+        return scale / (layer + 1 if self.scale_attn_by_inverse_layer_idx else 1)
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every weight, in the order of the forward pass.

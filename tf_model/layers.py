@@ -182,10 +182,10 @@ class Linear(keras.layers.Layer):
 
 
 class Attention(keras.layers.Layer):
-    """Causal multi-head attention: softmax(Q K^T / sqrt(head_dim)) V, then the output projection.
+    """Causal multi-head attention: softmax(Q K^T * scale) V, then the output projection.
 
-    With ``scale_attn_by_inverse_layer_idx`` the scores of block i are divided by i + 1 as well. A call may have another
-    block's ``scale``, as it may have another's weights.
+    The scale is ``GPT2Config.attention_scale``, 1 / sqrt(head_dim) as a rule. A call may have another block's ``scale``,
+    as it may have another's weights.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class Attention(keras.layers.Layer):
     ) -> None:
         super().__init__(name="attn", dtype=PRECISIONS[dtype].compute, autocast=False)
         self.config = config
-        self.scale = config.head_dim**-0.5 / (index + 1 if config.scale_attn_by_inverse_layer_idx else 1)
+        self.scale = config.attention_scale(index)
         self.c_attn = Linear(3 * config.n_embd, "c_attn", dtype, initializer)
         self.c_proj = Linear(config.n_embd, "c_proj", dtype, output_initializer)
 

@@ -139,6 +139,8 @@ def _maths(config: Report) -> Iterable[str]:
     kind = "UER-py's layer norms" if config.get("layer_norm") == UER else "layer norms"
     yield f"{kind} with epsilon {config['layer_norm_epsilon']:g}"
     yield "tied output matrix" if config.get("tie_word_embeddings", True) else "output matrix of its own"
+    if not config.get("scale_attn_weights", True):
+        yield "attention that is not scaled"
     if config.get("scale_attn_by_inverse_layer_idx"):
         yield "attention scaled by the layer's number"
 

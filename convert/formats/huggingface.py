@@ -66,7 +66,7 @@ _OTHER_NAMES = {
 }
 """What transformers takes for the same (``GPT2Config.attribute_map``)."""
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-_UNSUPPORTED = {"scale_attn_weights": True, "add_cross_attention": False}
+_UNSUPPORTED = {"add_cross_attention": False}
 """What changes the maths in a way that no GPT-2 of these ecosystems uses, and what it has to be."""
 
 
@@ -207,6 +207,7 @@ FORMAT = Format(
             "n_inner": ANY,
             "activation_function": ANY,
             "layer_norm_epsilon": ANY,
+            "scale_attn_weights": ANY,
             "scale_attn_by_inverse_layer_idx": ANY,
             "tie_word_embeddings": ANY,
         },

@@ -22,6 +22,7 @@ GPT2: Holds = {
     "activation_function": TANH_GELU,
     "layer_norm_epsilon": (1e-5,),
     "layer_norm": (STANDARD,),
+    "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
     "tie_word_embeddings": (True,),
 }

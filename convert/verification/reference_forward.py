@@ -80,7 +80,7 @@ class CheckpointReference:
     def _attention(self, layer: int, x: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
         """Causal, of every prompt by itself; one head at a time: its scores are all that is in memory."""
         heads = self._config.n_head
-        scale = 1 / math.sqrt(self._config.head_dim)
+        scale = 1 / math.sqrt(self._config.head_dim) if self._config.scale_attn_weights else 1.0
         if self._config.scale_attn_by_inverse_layer_idx:
             scale /= layer + 1
         mixed = []

@@ -24,6 +24,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "epsilon": {"layer_norm_epsilon": 0.05},
     "untied": {"tie_word_embeddings": False},
     "scaled by layer": {"scale_attn_by_inverse_layer_idx": True},
+    "not scaled": {"scale_attn_weights": False},
+    "scaled by layer only": {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True},
     "all": {
         "n_inner": 72, "activation_function": "relu", "layer_norm_epsilon": 1e-3, "tie_word_embeddings": False,
         "scale_attn_by_inverse_layer_idx": True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,15 @@ REQUIRED = {"tensor_parallel": 2}
 
 
 class InMemory:
-    """A ``Checkpoint`` in memory, such as one after a training: random float32 weights."""
+    """A ``Checkpoint`` in memory, such as one after a training: float32 weights, random where none are given."""
 
     tokens, tokenizer, info = None, None, CheckpointInfo("training")
 
-    def __init__(self, config: GPT2Config) -> None:
+    def __init__(self, config: GPT2Config, weights: Mapping[str, Any] | None = None) -> None:
         rng = np.random.default_rng(0)
         self.config = config
-        self.weights = {n: rng.normal(size=s).astype(np.float32) for n, s in config.tensor_shapes().items()}
+        drawn = {n: rng.normal(size=s).astype(np.float32) for n, s in config.tensor_shapes().items()}
+        self.weights = {**drawn, **(weights or {})}
         self.dtypes = {name: value.dtype for name, value in self.weights.items()}
 
     def read(self, name: str, dtype: np.dtype[Any], buffer: Any = None) -> np.ndarray[Any, Any]:

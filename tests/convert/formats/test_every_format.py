@@ -30,6 +30,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "GPT-2": {},
     "epsilon 1e-6": {"layer_norm_epsilon": 1e-6},
     "epsilon 1e-3": {"layer_norm_epsilon": 1e-3},
+    "attention that is not scaled": {"scale_attn_weights": False},
     "scaled attention": {"scale_attn_by_inverse_layer_idx": True},
     "a head of its own": {"tie_word_embeddings": False},
     "silu": {"activation_function": "silu"},

@@ -54,7 +54,7 @@ def test_a_copy_is_the_same_model(variant: str, dtype: torch.dtype, tmp_path: Pa
         assert found[name].dtype == dtype
         assert torch.equal(found[name], tensor), name
     for key in ("n_inner", "activation_function", "layer_norm_epsilon", "tie_word_embeddings",
-                "scale_attn_by_inverse_layer_idx", "n_head", "eos_token_id"):  # fmt: skip
+                "scale_attn_by_inverse_layer_idx", "scale_attn_weights", "n_head", "eos_token_id"):  # fmt: skip
         ours, theirs = getattr(copy.config, key), getattr(model.config, key)
         assert ours == theirs or (key == "n_inner" and ours == 192)
 
@@ -128,7 +128,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "config is a list": (lambda f: (f / "config.json").write_text("[]"), "expected a JSON object, found a list"),
     "another architecture": (_edit_config(model_type="llama"), "model_type is 'llama': expected gpt2"),
     "cross attention": (_edit_config(add_cross_attention=True), "add_cross_attention is True: only false is supported"),
-    "unscaled": (_edit_config(scale_attn_weights=False), "scale_attn_weights is False: only true is supported"),
+    "a scale that is no flag": (_edit_config(scale_attn_weights="no"), "scale_attn_weights is 'no': expected true or false"),
     "an activation that nobody knows": (_edit_config(activation_function="gleu"), "activation_function 'gleu': known"),
     "another vocabulary": (_edit_config(vocab_size=97), "vocab_size is 97, but the tensors have 96"),
     "more layers": (_edit_config(n_layer=4), "n_layer is 4, but the tensors have 3"),
