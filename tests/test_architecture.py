@@ -40,6 +40,8 @@ FLOORS = (
 SHARED_BY_FORMATS = {
     "candidate",
     "format",
+    "h5_chunks",
+    "h5_file",
     "heads",
     "limits",
     "lora",
