@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from support.errors import UserError
+from support.files import UTF16, is_utf16
 
 _JSON_SUFFIXES = (".jsonl", ".ndjson")
 
@@ -114,6 +115,8 @@ def _lines(path: Path, error: type[UserError]) -> Iterator[str]:
 
 def _decode(path: Path, content: bytes, error: type[UserError], start: int = 0, *, is_end: bool = True) -> str:
     """Decode what a file has from byte ``start`` on; without ``is_end`` it may stop within a character."""
+    if not start and is_utf16(content):
+        raise error(f"{path}: {UTF16}")
     try:
         text = codecs.getincrementaldecoder("utf-8")().decode(content, final=is_end)
     except UnicodeDecodeError as failure:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import IO, Any
@@ -12,9 +14,16 @@ from typing import IO, Any
 from support.errors import UserError
 from support.messages import short_repr
 
+UTF16 = "UTF-16 text, which Notepad calls Unicode: save it as UTF-8"
+"""What messages say of such a file."""
+_TWO_BYTES = re.compile(rb"(?:[\x09-\x7e]\0|\0[\x09-\x7e]){2}")
+"""Two characters of UTF-16 without a byte order mark; no text has a NUL."""
+_SMALL = 1 << 26
+"""Bytes of a file that is read whole: the index of the largest models has a few megabytes."""
+
 
 def read_json_object(path: Path, error: type[UserError], hint: str = "") -> dict[str, Any]:
-    """Read the JSON object in a UTF-8 file.
+    """Read the JSON object in a UTF-8 file, which may begin with a byte order mark.
 
     Args:
         path: the file.
@@ -24,18 +33,59 @@ def read_json_object(path: Path, error: type[UserError], hint: str = "") -> dict
     Raises:
         error: the file cannot be read, is not JSON, or holds something else than an object.
     """
-    ending = f": {hint}" if hint else ""
+    text = read_text(path, error, hint)
     try:
-        if path.exists() and not path.is_file():  # opening a pipe would wait for somebody who writes
-            raise error(f"{path}: expected a file, found something else")
-        values = json.loads(path.read_text("utf-8"))
-    except OSError as failure:
-        raise error(f"{path}: cannot be read: {failure.strerror}{ending}") from failure
+        values = json.loads(text)
     except (ValueError, RecursionError) as failure:
         raise error(f"{path}: expected JSON: {short_repr(str(failure))}") from failure
     if not isinstance(values, dict):
         raise error(f"{path}: expected a JSON object, found {short_repr(values)}")
     return values
+
+
+def read_text(path: Path, error: type[UserError], hint: str = "") -> str:
+    """Read a small UTF-8 file without a byte order mark; its line ends become line feeds.
+
+    Args:
+        path: the file.
+        error: the class of error that is raised.
+        hint: what the message ends with when the file cannot be read.
+
+    Raises:
+        error: the file cannot be read, is larger than 64 MB, or is not UTF-8.
+    """
+    try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for somebody who writes
+            raise error(f"{path}: expected a file, found something else")
+        with path.open("rb") as file:
+            content = file.read(_SMALL + 1)
+    except OSError as failure:
+        ending = f": {hint}" if hint else ""
+        raise error(f"{path}: cannot be read: {failure.strerror}{ending}") from failure
+    if len(content) > _SMALL:
+        raise error(f"{path}: has more than {_SMALL >> 20} MB: expected a small text file")
+    return decode_utf8(content, str(path), error).replace("\r\n", "\n")
+
+
+def decode_utf8(content: bytes, name: str, error: type[UserError]) -> str:
+    """Decode a UTF-8 text without its byte order mark; ``name`` says in messages where it is from.
+
+    Raises:
+        error: the bytes are not UTF-8; the message names UTF-16, which Windows' Notepad calls Unicode.
+    """
+    if is_utf16(content):
+        raise error(f"{name}: {UTF16}")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as failure:
+        found = f"byte {failure.start} is 0x{failure.object[failure.start]:02x}"
+        raise error(f"{name}: not UTF-8: {found}: save it as UTF-8") from failure
+
+
+def is_utf16(content: bytes) -> bool:
+    """Whether a text begins as one of UTF-16 or UTF-32: with a byte order mark, or an ASCII character and a NUL."""
+    marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+    return content.startswith(marks) or _TWO_BYTES.match(content) is not None
 
 
 def describe_read_error(error: OSError, path: Path) -> str:
@@ -78,11 +128,7 @@ def decode_utf8_lines(content: bytes, name: str, error: type[UserError]) -> list
     Raises:
         error: the bytes are not UTF-8.
     """
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as failure:
-        found = f"byte {failure.start} is 0x{failure.object[failure.start]:02x}"
-        raise error(f"{name}: not UTF-8: {found}") from failure
+    text = decode_utf8(content, name, error)
     return [line.rstrip("\r") for line in text.split("\n")]
 
 

@@ -96,7 +96,7 @@ class GPT2Config:
         return self.n_embd // self.n_head
 
     def attention_scale(self, layer: int) -> float:
-        """Return what the attention scores of block ``layer`` are multiplied by; ``modeling_gpt2.py`` has the formula."""
+        """Return what the attention scores of block ``layer`` are multiplied by; source: ``modeling_gpt2.py``."""
         scale = self.head_dim**-0.5 if self.scale_attn_weights else 1.0
         return scale / (layer + 1 if self.scale_attn_by_inverse_layer_idx else 1)
 

@@ -184,8 +184,8 @@ class Linear(keras.layers.Layer):
 class Attention(keras.layers.Layer):
     """Causal multi-head attention: softmax(Q K^T * scale) V, then the output projection.
 
-    The scale is ``GPT2Config.attention_scale``, 1 / sqrt(head_dim) as a rule. A call may have another block's ``scale``,
-    as it may have another's weights.
+    The scale is ``GPT2Config.attention_scale``, 1 / sqrt(head_dim) as a rule. A call may have another block's, as it
+    may have another's weights.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -115,9 +116,16 @@ def checked_text(text: str) -> str:
 
 
 def read_text(path: Path) -> str:
-    """Read a UTF-8 file, its line ends as line feeds."""
+    """Read a UTF-8 file without its byte order mark, its line ends as line feeds.
+
+    Raises:
+        TokenizerError: it cannot be read, or is not UTF-8.
+    """
     try:
-        return path.read_text("utf-8")
+        with path.open("rb") as file:
+            if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                raise TokenizerError(f"{path}: UTF-16 text, which Notepad calls Unicode: save it as UTF-8")
+        return path.read_text("utf-8-sig")
     except OSError as error:
         raise TokenizerError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -125,8 +133,18 @@ def read_text(path: Path) -> str:
 
 
 def copy_files(files: Iterable[Path], folder: str | Path) -> list[Path]:
-    """Copy ``files`` under their own names; return the copies."""
-    return [Path(shutil.copyfile(file, Path(folder) / file.name)) for file in files]
+    """Copy ``files`` under their own names; return the copies.
+
+    A byte order mark is left out: other programs take it for a part of the first piece, or for damaged JSON.
+    """
+    copies = []
+    for file in files:
+        copies.append(Path(folder) / file.name)
+        with file.open("rb") as source, copies[-1].open("wb") as copy:
+            start = source.read(len(codecs.BOM_UTF8))
+            copy.write(start.removeprefix(codecs.BOM_UTF8))
+            shutil.copyfileobj(source, copy)
+    return copies
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str, special_pieces: bool | None) -> list[int]:

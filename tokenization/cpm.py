@@ -14,7 +14,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenization.base import StreamDecoder, TokenizerError, checked_ids, checked_text, copy_files, encode_prompt
+from tokenization.base import (
+    StreamDecoder,
+    TokenizerError,
+    checked_ids,
+    checked_text,
+    copy_files,
+    encode_prompt,
+    read_text,
+)
 from tokenization.streaming import GrowingText, PieceByPiece
 
 SPACE, NEWLINE = "\u2582", "\u2583"
@@ -115,8 +123,9 @@ class CPMTokenizer:
 
     def _check_vocabulary(self, path: Path) -> None:
         """``vocab.json`` repeats the pieces of the model; a file of another vocabulary would go unnoticed otherwise."""
+        text = read_text(path)
         try:
-            vocabulary = json.loads(path.read_text("utf-8"))
+            vocabulary = json.loads(text)
             size = len(vocabulary)
             eod = vocabulary.get(EOD)
         except (ValueError, AttributeError, TypeError) as error:

@@ -13,6 +13,7 @@ epsilon of 1e-5, a feed-forward layer of 4 times the hidden size, the token embe
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -173,7 +174,7 @@ def _tracked(tracker: Path) -> str:
     It is a protocol buffer as text, whose strings have escapes for all bytes that are not ASCII.
     """
     with tracker.open("rb") as file:
-        text = file.read(1 << 20).decode("latin-1")
+        text = file.read(1 << 20).removeprefix(codecs.BOM_UTF8).decode("latin-1")
     match = _TRACKED.search(text)
     try:
         found = match and (match[1] or match[2] or "")

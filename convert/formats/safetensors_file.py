@@ -21,6 +21,7 @@ import numpy as np
 from convert.formats.tensor_map import LazyTensor
 from convert.tensors import BFLOAT16, Array, DType
 from support.errors import CheckpointError
+from support.files import read_json_object
 from support.messages import list_names
 
 DTYPES: Mapping[str, DType] = {
@@ -139,16 +140,15 @@ def files_of(index: Path) -> dict[Path, list[str]]:
     Raises:
         CheckpointError: it cannot be read, names a file outside its folder, or one that is not there.
     """
+    values = read_json_object(index, CheckpointError)
     try:
-        weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
+        weight_map = values["weight_map"]
         files: dict[Path, list[str]] = {}
         for name, file in weight_map.items():
             if not re.fullmatch(r"[\w.-]+", file) or file.startswith("."):
                 raise CheckpointError(f"{index}: {file!a}: expected the name of a file in the same folder")
             files.setdefault(index.parent / file, []).append(name)
-    except OSError as error:
-        raise CheckpointError(f"{index}: cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f'{index}: expected JSON with "weight_map", tensor to file: damaged') from error
     for file in files:
         if not file.is_file():

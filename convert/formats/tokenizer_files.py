@@ -147,7 +147,7 @@ def _write_config(tokenizer: Tokenizer, folder: Path, values: Mapping[str, Any])
     """
     path = folder / CONFIG
     options = tokenizer.options if isinstance(tokenizer, (BertTokenizer, ByteBPETokenizer)) else {}
-    there = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    there = read_json_object(path, CheckpointError) if path.exists() else {}
     write_json(path, {**values, **options, **{key: value for key, value in there.items() if value is not None}})
     return path
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from convert.output.hashing import Hasher
 from support.errors import ConvertError
-from support.files import describe_read_error
+from support.files import describe_read_error, read_json_object
 
 FOLDER = "assets.extra"
 MANIFEST = f"{FOLDER}/manifest.json"
@@ -83,17 +83,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ManifestError: there is none, or not one of ours.
     """
     path = folder / _name(folder)
+    manifest = read_json_object(path, ManifestError, "not a result of this program")
     try:
-        manifest = json.loads(path.read_text("utf-8"))
         files = manifest["files"]
         hashes = [entry["sha256"] for entry in files.values()]
-    except OSError as error:
-        raise ManifestError(f"{path}: cannot be read: {error.strerror}: not a result of this program") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ManifestError(f"{path}: is damaged: {type(error).__name__}: {error}") from error
     if manifest.get("manifest_version") != VERSION or not files or not all(isinstance(value, str) for value in hashes):
         raise ManifestError(f"{path}: expected a manifest of version {VERSION}: written by another version?")
-    return dict(manifest)
+    return manifest
 
 
 def check(folder: str | Path) -> IntegrityReport:

@@ -1,4 +1,4 @@
-"""What attention scores are multiplied by, against transformers: whole, with a cache, and by one function for all blocks."""
+"""What attention scores are multiplied by, against transformers: whole, cached, in one function for all blocks."""
 
 from __future__ import annotations
 

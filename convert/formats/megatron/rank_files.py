@@ -23,6 +23,7 @@ from pathlib import Path
 
 from convert.formats.candidate import Candidate
 from support.errors import CheckpointError
+from support.files import UTF16, is_utf16
 from support.messages import list_names
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -275,7 +276,10 @@ def _first_text(tracker: Path, advice: str) -> str:
     """
     try:
         with tracker.open("rb") as file:
-            return file.read(200).decode("utf-8-sig").strip()
+            content = file.read(200)
+        if is_utf16(content):
+            raise CheckpointError(f"{tracker}: {UTF16}")
+        return content.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{tracker}: not a text file: {advice}") from error
     except OSError as error:

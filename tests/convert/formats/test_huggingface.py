@@ -128,7 +128,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "config is a list": (lambda f: (f / "config.json").write_text("[]"), "expected a JSON object, found a list"),
     "another architecture": (_edit_config(model_type="llama"), "model_type is 'llama': expected gpt2"),
     "cross attention": (_edit_config(add_cross_attention=True), "add_cross_attention is True: only false is supported"),
-    "a scale that is no flag": (_edit_config(scale_attn_weights="no"), "scale_attn_weights is 'no': expected true or false"),
+    "a scale that is no flag": (_edit_config(scale_attn_weights="no"), "scale_attn_weights is 'no': expected true"),
     "an activation that nobody knows": (_edit_config(activation_function="gleu"), "activation_function 'gleu': known"),
     "another vocabulary": (_edit_config(vocab_size=97), "vocab_size is 97, but the tensors have 96"),
     "more layers": (_edit_config(n_layer=4), "n_layer is 4, but the tensors have 3"),

@@ -66,7 +66,8 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "long garbage": (track(b"9" * 5000), ["{tracker}: ", "found '" + "9" * 37 + "...'", HAS]),
     "Release": (track(b"Release"), ["{tracker}: ", "found 'Release'", HAS]),
     "other digits": (track("８００００".encode()), ["{tracker}: ", "found '\\uff18", HAS]),
-    "not UTF-8": (track(b"\xff\xfe8\0"), ["{tracker}: not a text file", HAS]),
+    "not UTF-8": (track(b"\xb9\xfe8"), ["{tracker}: not a text file", HAS]),
+    "UTF-16": (track(b"\xff\xfe8\0"), ["{tracker}: UTF-16 text, which Notepad calls Unicode: save it as UTF-8"]),
     "tracker folder": (tracker_folder, ["{tracker}: expected a text file", HAS]),
     "iteration without a folder": (
         track(b"5"),
@@ -87,7 +88,7 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "latest names the folder above": (name_folder(".."), ["{root}/latest: expected the name of a folder"]),
     "latest names a path": (name_folder("/tmp"), ["{root}/latest: expected the name of a folder", "found '/tmp'"]),
-    "latest is no text": (name_folder(b"\xff\xfe8"), ["{root}/latest: not a text file"]),
+    "latest is no text": (name_folder(b"\xb9\xfe8"), ["{root}/latest: not a text file"]),
     "empty folder": (
         lambda root: [file.unlink() for file in (root / "80000").iterdir()],
         ["{root}: mp_rank_* files of iteration 80000 are not there", "it has no iteration folder"],
