@@ -4,6 +4,8 @@
     model.safetensors                 or model.safetensors.index.json and the files that it names
     pytorch_model.bin                 or pytorch_model.bin.index.json and the files that it names
 
+A file may also have any other name, stand alone, and hold the state dict within a training's dict (``weights.py``).
+
 Sources: ``modeling_gpt2.py`` and ``configuration_gpt2.py`` of transformers. Its linear layers are ``Conv1D``, whose
 weights are ``[in, out]``. A folder of ``GPT2Model`` has names without ``transformer.`` and no head.
 """
@@ -36,25 +38,23 @@ from convert.formats.tensor_map import (
     stored_heads,
 )
 from convert.formats.tokenizer_files import has_tokenizer, read_special_tokens, save_for_huggingface
+from convert.formats.weights import Weights, open_weights
 from convert.tensors import same_values, transposed_blocks
 from exports.saved_model_folder import CONFIG, GENERATION_CONFIG
 from support.errors import CheckpointError
 from support.files import read_json_object, write_json
-from support.messages import list_names, short_repr
+from support.messages import short_repr
 from tf_model.config import STANDARD, ConfigError, GPT2Config
 
 NAME = "huggingface"
-SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
-INDEX = ".index.json"
+SAFETENSORS = "model.safetensors"
 _HEADER_BYTES = 1 << 20
 """Room for the header of the weights, the configuration and a tokenizer."""
-WEIGHTS = (SAFETENSORS, SAFETENSORS + INDEX, TORCH, TORCH + INDEX)
-"""The first that is there is read, as transformers does."""
-_SHARD = re.compile(r"(model|pytorch_model)-\d+-of-\d+\.(safetensors|bin)")
-"""One file of several, which an index names: it stands for all of them."""
+_OWN_NAME = re.compile(r"h\.\d+\.(attn\.c_attn|mlp\.c_fc)\.")
+"""Names that no other model has."""
 _PREFIX = "transformer."
 _HEAD = "lm_head.weight"
-_MASKS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
+_MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 """Causal masks, which older versions of transformers stored."""
 _ALIASES = {"swish": "silu", "gelu_python": "gelu", "gelu_python_tanh": "gelu_new", "gelu_accurate": "gelu_new"}
 """Activations that transformers has under two names."""
@@ -70,54 +70,36 @@ _UNSUPPORTED = {"add_cross_attention": False}
 """What changes the maths in a way that no GPT-2 of these ecosystems uses, and what it has to be."""
 
 
-def _find(candidate: Candidate) -> tuple[Path, str] | None:
-    """Return the folder that a candidate stands for, itself or the one of a file of weights, and its weights' name."""
-    path = candidate.path
-    if candidate.is_file and _SHARD.fullmatch(path.name):
-        path = path.parent
-    elif candidate.is_file and (path.name in WEIGHTS or path.suffix == ".safetensors"):
-        return path.parent, path.name
-    return next(((path, name) for name in WEIGHTS if (path / name).is_file()), None)
+def _recognise(candidate: Candidate) -> bool:
+    """Whether there are tensors that no other model has."""
+    names = candidate.known_tensors(NAME)
+    return any(map(_OWN_NAME.match, names)) or {"wte.weight", "wpe.weight"} <= names.keys()
 
 
 def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
-    found = _find(candidate)
-    if found is None:
-        raise CheckpointError(f"{candidate.path}: expected {CONFIG} and {list_names(WEIGHTS, 9)}: none is here")
-    folder, weights = found
+    weights, known = open_weights(candidate, NAME)
+    folder, tensors = weights.folder, known.tensors
     where = folder / CONFIG
     values = read_json_object(where, CheckpointError) if os.path.lexists(where) else {}
-    tensors = _tensors(candidate, folder / weights)
-    prefix = _PREFIX if f"{_PREFIX}wte.weight" in tensors else ""
-    config = _config(folder, values, tensors, prefix, options)
+    config = _config(weights, values, tensors, options)
     shapes = config.tensor_shapes()
-    expected = {_name(name, prefix): _shape(name, shape) for name, shape in shapes.items()}
+    expected = {name: _shape(name, shape) for name, shape in shapes.items()}
     is_copy = config.tie_word_embeddings and _HEAD in tensors
     if is_copy:
         expected[_HEAD] = (config.vocab_size, config.n_embd)
-    check_tensors(folder, tensors, ExpectedTensors(expected, lambda name: _MASKS.fullmatch(name) is not None))
+    check_tensors(weights.where, tensors, ExpectedTensors(expected, lambda name: _MASKS.fullmatch(name) is not None))
+    heads = known.other_heads(weights.where, "h.0.ln_1.weight")
     recipes = {
-        name: TensorRecipe([tensors[_name(name, prefix)]], concat_transposed if is_linear(name) else copy_whole)
-        for name in shapes
+        name: TensorRecipe([tensors[name]], concat_transposed if is_linear(name) else copy_whole) for name in shapes
     }
     return TensorMapCheckpoint(
         config,
         recipes,
-        CheckpointInfo(NAME, notes=tuple(_notes(folder, values))),
+        CheckpointInfo(NAME, notes=tuple(_notes(folder, values)), left_out=(*weights.left_out, *heads)),
         tokens=read_special_tokens(folder, values, config.vocab_size),
         tokenizer=folder if has_tokenizer(folder) else None,
-        check=(lambda: _check_tied(where, tensors[_name("wte.weight", prefix)], tensors[_HEAD])) if is_copy else None,
+        check=(lambda: _check_tied(where, tensors["wte.weight"], tensors[_HEAD])) if is_copy else None,
     )
-
-
-def _tensors(candidate: Candidate, weights: Path) -> dict[str, LazyTensor]:
-    """All tensors of a folder by name."""
-
-    def torch_header(file: Path) -> dict[str, LazyTensor]:
-        return dict(candidate.torch_file(file).tensors(candidate.torch_state(file)))
-
-    header = safetensors.read_header if ".safetensors" in weights.name else torch_header
-    return safetensors.read_index(weights, header) if weights.name.endswith(INDEX) else header(weights)
 
 
 def _notes(folder: Path, values: Mapping[str, Any]) -> Iterator[str]:
@@ -128,14 +110,14 @@ def _notes(folder: Path, values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _config(
-    folder: Path, values: Mapping[str, Any], tensors: Mapping[str, LazyTensor], prefix: str, options: OpenOptions
+    weights: Weights, values: Mapping[str, Any], tensors: Mapping[str, LazyTensor], options: OpenOptions
 ) -> GPT2Config:
     """Return the sizes by the tensors, everything else by ``config.json``, which must not say other sizes.
 
     Raises:
         CheckpointError: it does, or it is of another model.
     """
-    where = folder / CONFIG
+    where, file = weights.folder / CONFIG, weights.where
     values = {**{ours: values[theirs] for theirs, ours in _OTHER_NAMES.items() if theirs in values}, **values}
     if values.get("model_type", "gpt2") != "gpt2":
         raise CheckpointError(f"{where}: model_type is {short_repr(values['model_type'])}: expected gpt2")
@@ -144,14 +126,14 @@ def _config(
             raise CheckpointError(
                 f"{where}: {key} is {short_repr(values[key])}: only {str(needed).lower()} is supported"
             )
-    vocab_size, n_embd = matrix_shape(folder, tensors, f"{prefix}wte.weight")
-    n_positions, _ = matrix_shape(folder, tensors, f"{prefix}wpe.weight")
-    _, n_inner = matrix_shape(folder, tensors, f"{prefix}h.0.mlp.c_fc.weight")
-    n_layer = count_layers(folder, tensors, f"{prefix}h.")
+    vocab_size, n_embd = matrix_shape(file, tensors, "wte.weight")
+    n_positions, _ = matrix_shape(file, tensors, "wpe.weight")
+    _, n_inner = matrix_shape(file, tensors, "h.0.mlp.c_fc.weight")
+    n_layer = count_layers(file, tensors, "h.")
     sizes = {"vocab_size": vocab_size, "n_positions": n_positions, "n_embd": n_embd, "n_layer": n_layer}
     sizes["n_inner"] = n_inner
     check_sizes(where, values, sizes)
-    heads = options.heads(where if values else folder, n_embd, stored=stored_heads(where, values, "n_head"))
+    heads = options.heads(where if values else file, n_embd, stored=stored_heads(where, values, "n_head"))
     activation = values.get("activation_function")
     if isinstance(activation, str):
         activation = _ALIASES.get(activation, activation)
@@ -162,8 +144,8 @@ def _config(
         raise CheckpointError(f"{where}: {str(error).removeprefix('config.json: ')}") from error
 
 
-def _name(canonical: str, prefix: str) -> str:
-    return canonical if canonical == _HEAD else f"{prefix}{canonical}"
+def _name(canonical: str) -> str:
+    return canonical if canonical == _HEAD else f"{_PREFIX}{canonical}"
 
 
 def _shape(canonical: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -183,7 +165,7 @@ def _write(request: WriteRequest, folder: Path, read: Read) -> list[Path]:
     """Write ``config.json``, ``generation_config.json`` and ``model.safetensors``."""
     config, dtypes = request.checkpoint.config, request.dtypes
     shapes = config.tensor_shapes()
-    tensors = {_name(name, _PREFIX): (_shape(name, shape), dtypes[name]) for name, shape in shapes.items()}
+    tensors = {_name(name): (_shape(name, shape), dtypes[name]) for name, shape in shapes.items()}
     with safetensors.writing(folder / SAFETENSORS, tensors) as writer:
         for name in shapes:
             values = read(name, dtypes[name])
@@ -197,7 +179,7 @@ def _write(request: WriteRequest, folder: Path, read: Read) -> list[Path]:
 
 FORMAT = Format(
     NAME,
-    recognise=lambda candidate: _find(candidate) is not None,
+    recognise=_recognise,
     open=_open,
     without_iterations="a Hugging Face folder",
     writer=Writer(

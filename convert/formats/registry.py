@@ -145,6 +145,8 @@ def recognise(candidate: Candidate) -> Format:
         raise CheckpointError(f"{path}: looks like {names}: say which with --from")
     if preferred:
         return preferred[0][1]
+    if candidate.weights_error is not None:
+        raise candidate.weights_error
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder")
     names = list_names((entry.name for entry in candidate.entries()), 5) or "nothing"

@@ -49,6 +49,8 @@ class FormatRow:
         also_written_by: commands that write it, too, and whose row is elsewhere.
         aliases: other names of the format.
         is_fallback: whether another format that recognises the same path is taken instead of this one.
+        tensor_names: a regular expression of whole parts with which the names of its tensors begin, for a format whose
+            weights are a state dict; what stands in front of them in a file is taken off (``weights.known_tensors``).
     """
 
     name: str
@@ -59,6 +61,7 @@ class FormatRow:
     also_written_by: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     is_fallback: bool = False
+    tensor_names: str = ""
 
     def table_line(self) -> str:
         """Return the format's line in the table of ``docs/formats.md``."""
@@ -123,6 +126,7 @@ ROWS: tuple[FormatRow, ...] = (
         ),
         aliases=("cpm",),
         is_fallback=True,
+        tensor_names=r"word_embeddings|position_embeddings|transformer\.layers\.\d+|transformer\.final_layernorm",
     ),
     FormatRow(
         "megatron-lm",
@@ -131,6 +135,7 @@ ROWS: tuple[FormatRow, ...] = (
         "`mp_rank_TT_PPP`, with or without `args`",
         looks_for="mp_rank_*/model_optim_rng.pt with a language_model in it",
         also_written_by=("to-megatron --layout megatron-lm",),
+        tensor_names=r"language_model\.\w+|output_layer|word_embeddings_for_head",
     ),
     FormatRow(
         "huggingface",
@@ -154,6 +159,7 @@ ROWS: tuple[FormatRow, ...] = (
                 ("{command} --checkpoint out/song-ci --output out/song-ci-pytorch",),
             ),
         ),
+        tensor_names=r"wte|wpe|h\.\d+|ln_f|lm_head",
     ),
     FormatRow(
         "uer",
@@ -168,6 +174,8 @@ ROWS: tuple[FormatRow, ...] = (
                 ("{command} --checkpoint demo/song-ci --heads 4 --output out/song-ci-uer",),
             ),
         ),
+        tensor_names=r"embedding\.(?:word|pos|word_embedding|position_embedding|layer_norm|seg|sinusoidalpos)"
+        r"|encoder\.(?:transformer|layer_norm)|target",
     ),
     FormatRow(
         "openai-tf1",

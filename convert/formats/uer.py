@@ -33,12 +33,13 @@ from convert.formats.tensor_map import (
     stored_heads,
 )
 from convert.formats.tokenizer_files import has_tokenizer, save_for_uer
+from convert.formats.weights import open_weights
 from convert.tensors import same_values
 from convert.torch_format.torch_file import TorchTensor
 from convert.torch_format.writer import Pending, writing
 from support.errors import CheckpointError
 from support.files import read_json_object, write_json
-from support.messages import list_names, short_repr
+from support.messages import short_repr
 from tf_model.config import LAYER_NORMS, TANH_GELU, UER, GPT2Config
 
 NAME = "uer"
@@ -102,36 +103,19 @@ def source_names(name: str) -> tuple[str, ...]:
     return tuple(template.format(layer) for template in TENSORS[row])
 
 
-def _files(candidate: Candidate) -> list[Path]:
-    """Return the files that may be meant: the path itself, or every ``.bin`` in it."""
-    if candidate.is_file:
-        return [candidate.path]
-    return [path for path in candidate.entries() if path.suffix == ".bin"]
-
-
 def _recognise(candidate: Candidate) -> bool:
-    """Whether the path is a file, or a folder with one ``.bin``, whose tensors have UER's names."""
-    files = _files(candidate)
-    return len(files) == 1 and source_names("wte.weight")[0] in _newest_names(candidate.torch_dict(files[0]))
+    return source_names("wte.weight")[0] in _newest_names(candidate.known_tensors(NAME))
 
 
-def _newest_names(state: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Return the tensors by UER's newest names, without the ``module.`` of ``nn.DataParallel``."""
-    if all(isinstance(name, str) and name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    return {_OLD_NAMES.get(name, name): value for name, value in state.items()}
+def _newest_names(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    return {_OLD_NAMES.get(name, name): tensor for name, tensor in tensors.items()}
 
 
 def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
-    files = _files(candidate)
-    if len(files) != 1:
-        found = list_names((file.name for file in files), 9) or "none"
-        raise CheckpointError(f"{candidate.path}: expected one .bin file, found {found}")
-    (file,) = files
-    state = _newest_names(candidate.torch_state(file))
-    tensors: dict[str, LazyTensor] = dict(candidate.torch_file(file).tensors(state))
+    weights, known = open_weights(candidate, NAME)
+    file, folder, tensors = weights.where, weights.folder, _newest_names(known.tensors)
     (head,) = source_names("lm_head.weight")
-    config = _config(file, tensors, options)
+    config = _config(file, folder / CONFIG, tensors, options)
     shapes = config.tensor_shapes()
     expected: dict[str, tuple[int, ...]] = {}
     recipes = {}
@@ -142,22 +126,22 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
     if config.tie_word_embeddings:
         tensors.pop(head, None)
     check_tensors(file, tensors, ExpectedTensors(expected))
+    heads = known.other_heads(file, source_names("ln_f.weight")[0])
     return TensorMapCheckpoint(
         config,
         {name: TensorRecipe([tensors[n] for n in names], concat_rows) for name, names in recipes.items()},
-        CheckpointInfo(NAME),
-        tokenizer=file.parent if has_tokenizer(file.parent) else None,
+        CheckpointInfo(NAME, left_out=(*weights.left_out, *heads)),
+        tokenizer=folder if has_tokenizer(folder) else None,
     )
 
 
-def _config(file: Path, tensors: Mapping[str, LazyTensor], options: OpenOptions) -> GPT2Config:
+def _config(file: Path, where: Path, tensors: Mapping[str, LazyTensor], options: OpenOptions) -> GPT2Config:
     """Return the sizes by the tensors, heads and activation by ``config.json``."""
     (embedding,), (head,) = source_names("wte.weight"), source_names("lm_head.weight")
     vocab_size, n_embd = matrix_shape(file, tensors, embedding)
     n_positions, _ = matrix_shape(file, tensors, source_names("wpe.weight")[0])
     n_inner, _ = matrix_shape(file, tensors, source_names("h.0.mlp.c_fc.weight")[0])
     n_layer = count_layers(file, tensors, "encoder.transformer.")
-    where = file.with_name(CONFIG)
     values = _values(where, {"emb_size": n_embd, "feedforward_size": n_inner, "layers_num": n_layer})
     heads = stored_heads(where, values, "heads_num")
     activation = values.get("hidden_act", "gelu_fast")
