@@ -19,8 +19,8 @@ import ml_dtypes
 import numpy as np
 
 from convert.formats.megatron.layout import cpm_name, shard_spec_of
-from convert.formats.megatron.rank_files import TRACKER
 from convert.formats.megatron.sharding import REPLICATED, shard_shape
+from convert.formats.rank_files import TRACKER
 from convert.tensors import Array, DType
 from convert.torch_format.writer import Pending, save
 from tf_model.config import GPT2Config

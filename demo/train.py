@@ -26,8 +26,8 @@ from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from convert.formats.megatron.layout import cpm_name, shard_spec_of
-from convert.formats.megatron.rank_files import TRACKER
 from convert.formats.megatron.sharding import split
+from convert.formats.rank_files import TRACKER
 from convert.formats.registry import open_checkpoint
 from demo.corpus import SEED
 from demo.corpus import split as split_corpus

@@ -46,6 +46,7 @@ SHARED_BY_FORMATS = {
     "limits",
     "lora",
     "padding",
+    "rank_files",
     "registry",
     "rows",
     "safetensors_file",

@@ -197,6 +197,16 @@ def check_tensors(where: Path, tensors: Mapping[str, LazyTensor], expected: Expe
             raise CheckpointError(f"{file}: {name}: expected the shape {list(shape)}, found {list(found)}")
 
 
+def check_no_bias(tensor: LazyTensor) -> None:
+    """Check that an output bias, which no GPT-2 has, is zero: then it may be left out.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    if tensor.dtype not in FLOATS or tensor.numpy().any():
+        raise CheckpointError(f"{tensor.file}: {tensor.name} is not zero: a GPT-2 has no output bias: no GPT-2")
+
+
 def matrix_shape(where: Path, tensors: Mapping[str, LazyTensor], name: str) -> tuple[int, int]:
     """Return the shape of a matrix that sizes are read from; dimensions of 1 in front of it are dropped.
 

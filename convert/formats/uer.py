@@ -24,6 +24,7 @@ from convert.formats.tensor_map import (
     LazyTensor,
     TensorMapCheckpoint,
     TensorRecipe,
+    check_no_bias,
     check_sizes,
     check_tensors,
     concat_rows,
@@ -89,10 +90,13 @@ TENSORS: Mapping[str, tuple[str, ...]] = {
 }
 """Canonical name -> UER's, one below the other where they are several; ``{}`` is the layer."""
 
+_OUTPUT_BIAS = "target.lm.output_layer.bias"
+"""A part of UER-py's models in general; none of a GPT-2, unless it is zero."""
 _OLD_NAMES = {
     "embedding.word_embedding.weight": "embedding.word.embedding.weight",
     "embedding.position_embedding.weight": "embedding.pos.embedding.weight",
     "target.output_layer.weight": "target.lm.output_layer.weight",
+    "target.output_layer.bias": _OUTPUT_BIAS,
 }
 """Before UER-py of 2023 -> since then."""
 
@@ -125,12 +129,17 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
         recipes[name] = names
     if config.tie_word_embeddings:
         tensors.pop(head, None)
+    if bias := tensors.pop(_OUTPUT_BIAS, None):
+        check_no_bias(bias)
+    other_targets = [name for name in tensors if name.startswith("target.") and name not in expected]
+    for name in other_targets:
+        del tensors[name]
     check_tensors(file, tensors, ExpectedTensors(expected))
     heads = known.other_heads(file, source_names("ln_f.weight")[0])
     return TensorMapCheckpoint(
         config,
         {name: TensorRecipe([tensors[n] for n in names], concat_rows) for name, names in recipes.items()},
-        CheckpointInfo(NAME, left_out=(*weights.left_out, *heads)),
+        CheckpointInfo(NAME, left_out=(*weights.left_out, *other_targets, *heads)),
         tokenizer=folder if has_tokenizer(folder) else None,
     )
 

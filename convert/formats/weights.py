@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from convert.formats import rows
 from convert.formats import safetensors_file as safetensors
+from convert.formats.rank_files import single_rank_file
 from convert.formats.tensor_map import LazyTensor
 from convert.torch_format.reader import TorchFile
 from convert.torch_format.tensor_refs import TensorRef

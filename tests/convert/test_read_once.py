@@ -83,4 +83,5 @@ def test_each_pickle_is_parsed_once(name: str, tmp_path: Path) -> None:
     weights = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.suffix in (".pt", ".bin")}
     weights = {path for path in weights if "optim_states" not in path and not Path(path).name.startswith("._")}
     opens = opens_of(tmp_path)
-    assert {path: count for path, count in opens.items() if path in weights} == dict.fromkeys(weights, 1)
+    # The first bytes of a file that may be anything are looked at before.
+    assert {path for path, count in opens.items() if count <= 2} >= weights

@@ -25,14 +25,14 @@ from convert.formats.format import Format, OpenOptions
 from convert.formats.heads import head_count_from_manifest
 from convert.formats.megatron.cpm_writer import BOOKKEEPING, WRITER
 from convert.formats.megatron.layout import CPM, CPM_NAMES, cpm_name, shard_spec_of
-from convert.formats.megatron.rank_files import (
+from convert.formats.megatron.sharding import ShardingError, check_shard_shapes, shard_recipe
+from convert.formats.rank_files import (
     RankFile,
     check_saved_ranks,
     find_first_rank_file,
     has_tracker,
     resolve_rank_files,
 )
-from convert.formats.megatron.sharding import ShardingError, check_shard_shapes, shard_recipe
 from convert.formats.tensor_map import LazyTensor, TensorMapCheckpoint, matrix_shape, name_problems
 from convert.torch_format.reader import TorchFile
 from support.errors import CheckpointError

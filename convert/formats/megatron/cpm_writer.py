@@ -16,9 +16,9 @@ from typing import Any
 from convert.formats.format import Read, Writer, WriteRequest
 from convert.formats.limits import ANY, check_holds
 from convert.formats.megatron.layout import CPM, cpm_name, shard_spec_of
-from convert.formats.megatron.rank_files import DEEPSPEED_NAME, TRACKER
 from convert.formats.megatron.sharding import shard_shape, split
 from convert.formats.megatron.writing import TENSOR_PARALLEL, check_ranks, iteration_for_copy, shard_bytes
+from convert.formats.rank_files import DEEPSPEED_NAME, TRACKER
 from convert.torch_format.writer import Pending, writing
 
 BOOKKEEPING: Mapping[str, int | list[str] | None] = {

@@ -19,8 +19,8 @@ from convert.formats.format import Format, OpenOptions
 from convert.formats.megatron.layout import MEGATRON_LM, qkv_view, shard_spec_of
 from convert.formats.megatron.megatron_lm_writer import WRITER
 from convert.formats.megatron.pipeline import Pipeline, assemble_pipeline, load_shard
-from convert.formats.megatron.rank_files import find_first_rank_file, resolve_rank_files
 from convert.formats.megatron.sharding import QKV, check_shard_shapes, shard_recipe
+from convert.formats.rank_files import find_first_rank_file, resolve_rank_files
 from convert.formats.tensor_map import TensorMapCheckpoint, TensorRecipe, matrix_shape
 from convert.tensors import Array, assign, same_values
 from support.errors import CheckpointError

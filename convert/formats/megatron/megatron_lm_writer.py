@@ -20,9 +20,9 @@ from convert.formats.format import Read, WriteOption, Writer, WriteRequest
 from convert.formats.limits import ANY
 from convert.formats.megatron.layout import MEGATRON_LM, VERSIONS, megatron_lm_name, qkv_view, shard_spec_of
 from convert.formats.megatron.megatron_lm_args import args_of
-from convert.formats.megatron.rank_files import MEGATRON_FILE, RELEASE, TRACKER
 from convert.formats.megatron.sharding import QKV, shard_shape, split
 from convert.formats.megatron.writing import TENSOR_PARALLEL, check_ranks, iteration_for_copy, shard_bytes
+from convert.formats.rank_files import MEGATRON_FILE, RELEASE, TRACKER
 from convert.tensors import Array
 from convert.torch_format.writer import Pending, writing
 from tf_model.config import TANH_GELU, GPT2Config

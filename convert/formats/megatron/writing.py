@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from convert.checkpoint import CheckpointInfo
 from convert.formats.format import WriteOption
 from convert.formats.megatron.layout import shard_spec_of
-from convert.formats.megatron.rank_files import RELEASE, iteration_of_file
 from convert.formats.megatron.sharding import shard_shape
+from convert.formats.rank_files import RELEASE, iteration_of_file
 from convert.tensors import DType
 from support.errors import ConvertError
 from support.messages import list_names

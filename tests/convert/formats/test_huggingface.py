@@ -135,12 +135,14 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "another width": (_edit_config(n_inner=7), "n_inner is 7, but the tensors have 192"),
     "heads that do not fit": (_edit_config(n_head=5), "5 heads do not fit (hidden size 48"),
     "heads that are no number": (_edit_config(n_head="4"), "n_head is '4': expected a number"),
-    "a tensor is missing": (_edit_tensors(lambda t: t.pop(FC)), f"missing tensor: {FC}"),
+    "a tensor is missing": (_edit_tensors(lambda t: t.pop(FC)), "missing tensor: h.1.mlp.c_fc.weight"),
     "no embedding": (_edit_tensors(lambda t: t.pop(WTE)), "missing tensor: wte.weight"),
-    "a tensor too many": (_edit_tensors(lambda t: t.update(x=torch.ones(2))), "1 unexpected tensor: x"),
+    "a tensor too many": (
+        _edit_tensors(lambda t: t.update({"transformer.x": torch.ones(2)})), "1 unexpected tensor: x",
+    ),
     "a wrong shape": (
         _edit_tensors(lambda t: t.update({FC: t[FC].T.contiguous()})),
-        f"{FC}: expected the shape [48, 192], found [192, 48]",
+        "h.1.mlp.c_fc.weight: expected the shape [48, 192], found [192, 48]",
     ),
     "whole numbers": (_edit_tensors(lambda t: t.update({FC: t[FC].long()})), "found int64"),
     "not a number": (_edit_tensors(lambda t: t[FC].fill_(float("nan"))), "9216 of 9216 values are NaN or infinite"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from convert.formats.candidate import Candidate
-from convert.formats.megatron.rank_files import single_rank_file
+from convert.formats.rank_files import single_rank_file
 from tests.convert.formats.test_cpm import CONFIG, HAS, RANK, TRACKER, error_of, megatron_name, open_cpm, read_all
 from tests.helpers.checkpoints import State, random_state, shards, write_megatron
 

@@ -20,11 +20,14 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from convert.formats.candidate import Candidate
 from support.errors import CheckpointError
 from support.files import UTF16, is_utf16
 from support.messages import list_names
+
+if TYPE_CHECKING:
+    from convert.formats.candidate import Candidate
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
