@@ -8,8 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from tokenization.special_pieces import split_special
-
 
 class TokenizerError(ValueError):
     """A vocabulary that cannot be used, or input that it cannot encode or decode; the message is one line.
@@ -54,7 +52,7 @@ class Tokenizer(Protocol):
     special_pieces: Mapping[str, int]
     """The pieces that no text becomes and that a prompt may name, ``[SEP]`` or ``<eod>``, and their ids."""
     reads_special_pieces: bool
-    """Whether the upstream programs of the vocabulary read them in prompts: CPM's do not."""
+    """Whether prompts do so when nobody says otherwise; of CPM's pieces ``<eod>`` is left out then."""
 
     def encode(self, text: str, *, append_eod: bool = False) -> list[int]:
         """Token ids of ``text``, with nothing added in front; ``append_eod`` puts the end of a document behind them."""
@@ -147,12 +145,10 @@ def copy_files(files: Iterable[Path], folder: str | Path) -> list[Path]:
     return copies
 
 
-def encode_prompt(tokenizer: Tokenizer, text: str, special_pieces: bool | None) -> list[int]:
-    """Encode a prompt as ``Tokenizer.encode_prompt``; an empty one becomes the start tokens, or nothing."""
-    reads = tokenizer.reads_special_pieces if special_pieces is None else special_pieces
-    pieces = tokenizer.special_pieces if reads else {}
-    parts = list(split_special(text, pieces))
-    ids = [] if parts and isinstance(parts[0], int) else [*tokenizer.start_token_ids]
-    for part in parts:
-        ids += [part] if isinstance(part, int) else tokenizer.encode(part)
-    return ids
+def with_start(tokenizer: Tokenizer, ids: list[int], *, special: bool) -> list[int]:
+    """Put ``start_token_ids`` in front of a prompt, unless ``special`` pieces were read and it begins with one.
+
+    The unknown piece and padding begin nothing.
+    """
+    begin = {*tokenizer.special_pieces.values()} - {tokenizer.unknown_token_id, tokenizer.pad_token_id}
+    return ids if special and ids and ids[0] in begin else [*tokenizer.start_token_ids, *ids]

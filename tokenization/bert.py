@@ -7,12 +7,11 @@ more than 100 characters are ``[UNK]`` (200 there), a capital sigma at the end o
 256 characters from U+2B820 on (Chinese extension E) are not set apart from their neighbours.
 
 A special piece typed in a text, such as ``[SEP]``, is split at its brackets like any other word, as UER and Google do
-it. transformers makes it the special id, unless ``split_special_tokens`` is set.
+it. In a prompt it is the special id, as transformers has it.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -21,19 +20,28 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
+from tokenization.added_pieces import CONFIG, pieces_to_add, read_declared
 from tokenization.base import (
     StreamDecoder,
     TokenizerError,
     checked_ids,
     checked_text,
     copy_files,
-    encode_prompt,
     read_text,
+    with_start,
 )
-from tokenization.tokenizer_json import FILE, read_tokenizer_json, with_added
+from tokenization.special_pieces import SpecialReader
+from tokenization.tokenizer_json import FILE, read_tokenizer_json
 
-PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
-VOCABULARY, CONFIG = "vocab.txt", "tokenizer_config.json"
+_PARTS = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+"""BERT's own pieces; ``tokenizer_config.json`` may name others."""
+VOCABULARY = "vocab.txt"
 _CONTINUED = "##"
 
 
@@ -59,9 +67,9 @@ def _read_pieces(path: Path) -> dict[str, int]:
     return pieces
 
 
-def _check(path: Path, pieces: Mapping[str, int]) -> None:
-    for piece in (PAD, UNK, CLS, SEP):
-        if piece not in pieces:
+def _check(path: Path, pieces: Mapping[str, int], parts: Mapping[str, str]) -> None:
+    for part in ("pad_token", "unk_token", "cls_token", "sep_token"):
+        if (piece := parts[part]) not in pieces:
             raise TokenizerError(f"{path}: not a vocabulary of BERT: none of its {len(pieces)} pieces is {piece}")
 
 
@@ -69,20 +77,6 @@ Options = dict[str, bool | None]
 _OPTIONS: Options = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
 _JSON_NAMES = {"do_lower_case": "lowercase", "tokenize_chinese_chars": "handle_chinese_chars"}
 """What the library calls them in ``tokenizer.json``."""
-
-
-def _options(config: Path) -> Options:
-    """Hugging Face's ``tokenizer_config.json`` says so when a vocabulary has capital letters or accents."""
-    if not config.is_file():
-        return _OPTIONS
-    try:
-        found = json.loads(read_text(config))
-        options = _OPTIONS | {key: found[key] for key in _OPTIONS.keys() & found.keys()}
-    except (ValueError, AttributeError, RecursionError) as error:
-        if isinstance(error, TokenizerError):
-            raise
-        raise TokenizerError(f"{config}: not a JSON object: {error}") from error
-    return _checked(config, options)
 
 
 def _checked(config: Path, options: Options) -> Options:
@@ -116,42 +110,46 @@ class BertTokenizer:
     def __init__(self, path: str | Path) -> None:
         file = _vocabulary_file(Path(path))
         if file.name == FILE:
-            ids, values = read_tokenizer_json(file, "WordPiece")
+            ids, declared, values = read_tokenizer_json(file, "WordPiece")
             said = values.get("normalizer") or {}
-            self._files = [file]
-            self.options = _checked(file, {name: said.get(_JSON_NAMES.get(name, name)) for name in _OPTIONS})
+            own = _checked(file, {name: said.get(_JSON_NAMES.get(name, name)) for name in _OPTIONS})
         else:
-            config = file.with_name(CONFIG)
-            ids, added = with_added(file.parent, _read_pieces(file))
-            self._files = [file, *added, *([config] if config.is_file() else [])]
-            self.options = _options(config)
+            ids, declared, own = _read_pieces(file), read_declared(file.parent), _OPTIONS
+        found = {name: declared.config[name] for name in _OPTIONS.keys() & declared.config.keys()}
+        self.options = _checked(file.with_name(CONFIG), {**own, **found})
+        self._files = list(dict.fromkeys([file, *declared.files]))
+        parts = {**_PARTS, **declared.parts}
+        added, beyond = pieces_to_add(declared, ids, [parts[part] for part in _PARTS])
+        _check(file, {**ids, **beyond}, parts)
         self._normalizer = _normalizer(self.options)
-        _check(file, ids)
-        self.pieces: Sequence[str] = sorted(ids, key=ids.__getitem__)
         self._splitter = BertPreTokenizer()
-        # The library is told of no special piece, so that it looks for none in a text.
-        self._backend = Backend(WordPiece(ids, unk_token=UNK, max_input_chars_per_word=100))
-        self._backend.normalizer = self._normalizer
-        self._backend.pre_tokenizer = self._splitter
+        backend = Backend(WordPiece(ids, unk_token=parts["unk_token"], max_input_chars_per_word=100))
+        backend.normalizer = self._normalizer
+        backend.pre_tokenizer = self._splitter
+        self._reader = SpecialReader(backend, added)
+        ids = {**ids, **beyond}
+        self.pieces: Sequence[str] = sorted(ids, key=ids.__getitem__)
         self.vocab_size = len(ids)
-        self.eos_token_id = ids[SEP]
-        self.pad_token_id = ids[PAD]
-        self.start_token_ids: tuple[int, ...] = (ids[CLS],)
-        self.unknown_token_id: int | None = ids[UNK]
+        end = parts.get("eos_token")
+        self.eos_token_id = ids[end if end in ids else parts["sep_token"]]
+        self.pad_token_id = ids[parts["pad_token"]]
+        self.start_token_ids: tuple[int, ...] = (ids[parts["cls_token"]],)
+        self.unknown_token_id: int | None = ids[parts["unk_token"]]
         self.line_token_id: int | None = None
-        self.special_pieces: Mapping[str, int] = {p: ids[p] for p in (PAD, UNK, CLS, SEP, MASK) if p in ids}
+        self.special_pieces: Mapping[str, int] = self._reader.special
         self.reads_special_pieces = True
-        self._invisible = {ids[piece] for piece in (PAD, CLS, MASK) if piece in ids}
+        self._invisible = {ids.get(parts[part]) for part in ("pad_token", "cls_token", "mask_token")}
         self._in_words: dict[str, bool] = {}
 
     def encode(self, text: str, *, append_eod: bool = False) -> list[int]:
         """Token ids of ``text``, with nothing added in front; ``append_eod`` puts ``[SEP]`` behind them."""
-        ids: list[int] = self._backend.encode(checked_text(text), add_special_tokens=False).ids
+        ids = self._reader.encode(checked_text(text))
         return [*ids, self.eos_token_id] if append_eod else ids
 
     def encode_prompt(self, text: str, *, special_pieces: bool | None = None) -> list[int]:
         """``[CLS]`` and the ids of ``text``: UER trains on ``[CLS]`` document ``[SEP]``."""
-        return encode_prompt(self, text, special_pieces)
+        special = self.reads_special_pieces if special_pieces is None else special_pieces
+        return with_start(self, self._reader.encode(checked_text(text), special=special), special=special)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ``ids``, joined without spaces but between two words of other scripts than Chinese.
@@ -163,9 +161,8 @@ class BertTokenizer:
 
     def unknown_parts(self, text: str) -> list[str]:
         """Return the words and Chinese characters of ``text`` that become ``[UNK]``, each once, in their order."""
-        encoding = self._backend.encode(checked_text(text), add_special_tokens=False)
-        places = zip(encoding.ids, encoding.offsets, strict=True)
-        return list(dict.fromkeys(text[first:end] for token, (first, end) in places if token == self.unknown_token_id))
+        places = self._reader.places(checked_text(text))
+        return list(dict.fromkeys(part for token, part in places if token == self.unknown_token_id))
 
     def stream_decoder(self) -> StreamDecoder:
         """Give each piece at once: a piece is whole characters, and the space in front of it depends on the past."""

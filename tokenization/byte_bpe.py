@@ -3,12 +3,13 @@
 Source of the behaviour: ``src/encoder.py`` of OpenAI's GPT-2. Text is split by a regular expression, the bytes of each
 part are written as 256 printable characters, and the merges are applied in the order of their file. The work is done by
 the ``tokenizers`` library, whose result is the same. ``<|endoftext|>`` typed in a text is ordinary pieces, as OpenAI
-has it; transformers makes it the special id, unless ``split_special_tokens`` is set.
+has it; in a prompt it is the special id, as transformers has it.
 """
 
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,19 +19,19 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
+from tokenization.added_pieces import CONFIG, NOTHING_DECLARED, Declared, pieces_to_add, read_declared
 from tokenization.base import (
     StreamDecoder,
     TokenizerError,
     checked_ids,
     checked_text,
     copy_files,
-    encode_prompt,
     read_text,
 )
-from tokenization.tokenizer_json import FILE, checked_vocabulary, read_tokenizer_json, with_added
+from tokenization.special_pieces import SpecialReader
+from tokenization.tokenizer_json import FILE, checked_vocabulary, read_tokenizer_json
 
 END = "<|endoftext|>"
-CONFIG = "tokenizer_config.json"
 VOCABULARIES, MERGES = ("vocab.json", "encoder.json"), ("merges.txt", "vocab.bpe")
 """Hugging Face's names and OpenAI's; the contents are the same."""
 _MARKER = re.compile(r"<[^\ud800-\udfff]+>|\[[^\ud800-\udfff]+\]")
@@ -118,8 +119,10 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
     return checked_vocabulary(path, list(pairs))
 
 
-def _check(pieces: dict[str, int], merges: dict[tuple[str, str], int], vocabulary: Path, source: Path) -> None:
-    """Check that the merges lead to the pieces and nothing else: a wrong file would give wrong ids silently."""
+def _check(
+    pieces: dict[str, int], merges: dict[tuple[str, str], int], declared: Declared, vocabulary: Path, source: Path
+) -> None:
+    """Check that merges and added pieces are all that there is: a wrong file would give wrong ids silently."""
     missing = next((symbol for symbol in _BYTES if symbol not in pieces), None)
     if missing is not None:
         raise TokenizerError(
@@ -135,7 +138,8 @@ def _check(pieces: dict[str, int], merges: dict[tuple[str, str], int], vocabular
                     "the two files belong to different vocabularies"
                 )
     made = {*_BYTES, *map("".join, merges)}
-    strange = [piece for piece in pieces if piece not in made and not _MARKER.fullmatch(piece)]
+    known = {*made, *declared.special, *(token.content for token in declared.added.values())}
+    strange = [piece for piece in pieces if piece not in known and not _MARKER.fullmatch(piece)]
     if strange:
         raise TokenizerError(
             f"{source}: makes {len(made)} of the {len(pieces)} pieces of {vocabulary.name}, not {strange[0][:40]!r}: "
@@ -143,41 +147,40 @@ def _check(pieces: dict[str, int], merges: dict[tuple[str, str], int], vocabular
         )
 
 
-def _read(path: Path) -> tuple[dict[str, int], dict[tuple[str, str], int], list[Path], bool]:
-    """Pieces, merges, the files that they are from, and whether a text gets a space in front."""
+_Parts = tuple[dict[str, int], dict[tuple[str, str], int], Declared, list[Path]]
+
+
+def _read(path: Path) -> _Parts:
+    """Return pieces, merges, what the files beside them say of added pieces, and the files that they are from."""
     vocabulary, source = _files(path)
     if source.name == FILE:
-        pieces, values = read_tokenizer_json(source, "BPE")
+        pieces, declared, values = read_tokenizer_json(source, "BPE")
         pairs = values["model"].get("merges")
         if not isinstance(pairs, list) or not all(isinstance(pair, (list, str)) for pair in pairs):
             raise TokenizerError(f"{source}: expected a list of merges: damaged")
         # Older versions of the library wrote "a b", newer ones ["a", "b"].
         merges = _ranks(source, [tuple(pair.split(" ") if isinstance(pair, str) else map(str, pair)) for pair in pairs])
-        _check(pieces, merges, source, source)
-        return pieces, merges, [source], values["pre_tokenizer"].get("add_prefix_space") is True
+        config = {"add_prefix_space": values["pre_tokenizer"].get("add_prefix_space") is True, **declared.config}
+        declared = dataclasses.replace(declared, config=config)
+        pieces |= pieces_to_add(declared, pieces)[1]
+        _check(pieces, merges, declared, source, source)
+        return pieces, merges, declared, [source, *declared.files]
     merges = _read_merges(source)
     if vocabulary is None:
-        return _derived(source, merges), merges, [source], False
-    configs, prefix = _config(source.with_name(CONFIG))
-    pieces, added = with_added(source.parent, _read_vocabulary(vocabulary))
-    _check(pieces, merges, vocabulary, source)
-    return pieces, merges, [vocabulary, source, *added, *configs], prefix
+        return _derived(source, merges), merges, NOTHING_DECLARED, [source]
+    declared = read_declared(source.parent)
+    pieces = _read_vocabulary(vocabulary)
+    pieces |= pieces_to_add(declared, pieces)[1]
+    _check(pieces, merges, declared, vocabulary, source)
+    return pieces, merges, declared, [vocabulary, source, *declared.files]
 
 
-def _config(path: Path) -> tuple[list[Path], bool]:
-    """``tokenizer_config.json``, if it is there, and whether it says that a text gets a space in front."""
-    if not path.is_file():
-        return [], False
-    try:
-        values = json.loads(read_text(path))
-        prefix = values.get("add_prefix_space") or False
-    except (ValueError, AttributeError, RecursionError) as error:
-        if isinstance(error, TokenizerError):
-            raise
-        raise TokenizerError(f"{path}: not a JSON object: {error}") from error
+def _adds_prefix_space(declared: Declared, folder: Path) -> bool:
+    """Whether ``tokenizer_config.json`` says that a text gets a space in front."""
+    prefix = declared.config.get("add_prefix_space") or False
     if not isinstance(prefix, bool):
-        raise TokenizerError(f"{path}: add_prefix_space: expected true or false, found {str(prefix)[:40]!r}")
-    return [path], prefix
+        raise TokenizerError(f"{folder / CONFIG}: add_prefix_space: expected true or false, found {str(prefix)[:40]!r}")
+    return prefix
 
 
 class ByteBPETokenizer:
@@ -192,11 +195,14 @@ class ByteBPETokenizer:
     """
 
     def __init__(self, path: str | Path) -> None:
-        pieces, merges, self._files, prefix = _read(Path(path))
+        pieces, merges, declared, self._files = _read(Path(path))
+        prefix = _adds_prefix_space(declared, self._files[0].parent)
         self.options: dict[str, bool] = {"add_prefix_space": prefix}
-        # The library is told of no special piece, so that it looks for none in a text.
-        self._backend = Backend(BPE(vocab=pieces, merges=list(merges)))
-        self._backend.pre_tokenizer = ByteLevel(add_prefix_space=prefix)
+        backend = Backend(BPE(vocab=pieces, merges=list(merges)))
+        backend.pre_tokenizer = ByteLevel(add_prefix_space=prefix)
+        markers = [piece for piece in pieces if _MARKER.fullmatch(piece)]
+        added, _ = pieces_to_add(declared, pieces, markers)
+        self._reader = SpecialReader(backend, added)
         self.pieces: Mapping[str, int] = pieces
         self.merges: Sequence[tuple[str, str]] = list(merges)
         self._bytes = [_bytes_of(piece) for piece in sorted(pieces, key=pieces.__getitem__)]
@@ -205,17 +211,18 @@ class ByteBPETokenizer:
         self.start_token_ids: tuple[int, ...] = ()
         self.line_token_id: int | None = pieces["Ċ"]  # the line feed
         self.unknown_token_id: int | None = None  # every byte has a piece
-        self.special_pieces: Mapping[str, int] = {p: index for p, index in pieces.items() if _MARKER.fullmatch(p)}
+        self.special_pieces: Mapping[str, int] = self._reader.special
         self.reads_special_pieces = True
 
     def encode(self, text: str, *, append_eod: bool = False) -> list[int]:
         """Token ids of ``text``, with nothing in front; ``append_eod`` puts ``<|endoftext|>`` behind them."""
-        ids: list[int] = self._backend.encode(checked_text(text), add_special_tokens=False).ids
+        ids = self._reader.encode(checked_text(text))
         return [*ids, self.eos_token_id] if append_eod else ids
 
     def encode_prompt(self, text: str, *, special_pieces: bool | None = None) -> list[int]:
         """``encode(text)``; for an empty text ``<|endoftext|>``, which stood between the texts in training."""
-        return encode_prompt(self, text, special_pieces) or [self.eos_token_id]
+        special = self.reads_special_pieces if special_pieces is None else special_pieces
+        return self._reader.encode(checked_text(text), special=special) or [self.eos_token_id]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ``ids``; bytes that are no UTF-8 become U+FFFD, ``<|endoftext|>`` stays visible."""

@@ -20,9 +20,9 @@ from tokenization.base import (
     checked_ids,
     checked_text,
     copy_files,
-    encode_prompt,
     read_text,
 )
+from tokenization.special_pieces import split_special
 from tokenization.streaming import GrowingText, PieceByPiece
 
 SPACE, NEWLINE = "\u2582", "\u2583"
@@ -109,7 +109,7 @@ class CPMTokenizer:
             raise TokenizerError(f"{models[0]}: not a vocabulary of CPM: it has no piece {NEWLINE} (U+2583, line feed)")
         known = {piece: self._model.piece_to_id(piece) for piece in (*_CONTROLS, PAD, EOD)}
         self.special_pieces: Mapping[str, int] = {p: i for p, i in known.items() if i != self.unknown_token_id}
-        self.reads_special_pieces = False
+        self.reads_special_pieces = True
         vocabulary = models[0].parent / "vocab.json"
         if vocabulary.is_file():
             self._check_vocabulary(vocabulary)
@@ -152,8 +152,16 @@ class CPMTokenizer:
         return [*ids, self.eos_token_id] if append_eod else ids
 
     def encode_prompt(self, text: str, *, special_pieces: bool | None = None) -> list[int]:
-        """``encode(text)``; an error where that is nothing: CPM has no token that begins a document."""
-        ids = encode_prompt(self, text, special_pieces)
+        """``encode(text)`` with the ids of ``<sep>`` and other control pieces; an error where that is nothing.
+
+        ``<eod>`` ends a document, so it is text unless ``special_pieces`` is true. CPM has no token that begins one.
+        """
+        pieces = self.special_pieces if special_pieces is not False else {}
+        if special_pieces is None:
+            pieces = {piece: index for piece, index in pieces.items() if piece != EOD}
+        ids: list[int] = []
+        for part in split_special(checked_text(text), pieces):
+            ids += [part] if isinstance(part, int) else self.encode(part)
         if not ids:
             raise TokenizerError("the prompt has no tokens, and CPM has none to start from: expected some text")
         return ids

@@ -6,8 +6,13 @@ stand between ordinary texts, the longest one counts where several begin at the 
 
 from __future__ import annotations
 
+import copy
+import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
 
 
 def split_special(text: str, pieces: Mapping[str, int]) -> Iterator[str | int]:
@@ -22,3 +27,41 @@ def split_special(text: str, pieces: Mapping[str, int]) -> Iterator[str | int]:
             yield pieces[part]
         elif part:
             yield part
+
+
+class SpecialReader:
+    """A tokenizer of the ``tokenizers`` library that reads special pieces when it is asked to.
+
+    >>> reader = SpecialReader(backend, [AddedToken("[SEP]", special=True)])
+    >>> reader.encode("天[SEP]")                       # "[", "sep", "]" like any text
+    >>> reader.encode("天[SEP]", special=True)         # the id of [SEP]
+
+    How a piece is looked for is the library's work, by its flags: in the text or in what the normalizer makes of it,
+    as a whole word, with the white space around it. Added pieces that are not special belong to the vocabulary: every
+    text is searched for them.
+    """
+
+    def __init__(self, backend: Backend, added: Iterable[AddedToken]) -> None:
+        backend.add_tokens([token for token in added if token.content])
+        self._plain = backend
+        self._plain.encode_special_tokens = True
+        tokens = backend.get_added_tokens_decoder().items()
+        self.special: Mapping[str, int] = {token.content: index for index, token in tokens if token.special}
+
+    @functools.cached_property
+    def _reader(self) -> Backend:
+        """Another one, not a switch of the same: several threads may encode at the same time."""
+        reader = copy.deepcopy(self._plain)
+        reader.encode_special_tokens = False
+        return reader
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Return the ids of ``text``, in which ``special`` pieces are their ids or ordinary text."""
+        backend = self._reader if special else self._plain
+        return list(backend.encode(text, add_special_tokens=False).ids)
+
+    def places(self, text: str) -> list[tuple[int, str]]:
+        """Return each id of an ordinary text, and the part of ``text`` that it stands for."""
+        encoding = self._plain.encode(text, add_special_tokens=False)
+        spans = zip(encoding.ids, encoding.offsets, strict=True)
+        return [(token, text[first:end]) for token, (first, end) in spans]

@@ -7,14 +7,16 @@ original has. Anything else would encode differently without a word.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tokenization.added_pieces import Declared, added_token, read_declared
 from tokenization.base import TokenizerError, read_text
 
-FILE, ADDED = "tokenizer.json", "added_tokens.json"
+FILE = "tokenizer.json"
 _STEPS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "BPE": {
         "pre_tokenizer": {"type": "ByteLevel", "use_regex": True},
@@ -32,8 +34,8 @@ _STEPS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 """By the type of the model: what the other fields have to be. The library has left out some of them at times."""
 
 
-def read_tokenizer_json(path: Path, kind: str) -> tuple[dict[str, int], Mapping[str, Any]]:
-    """Return the pieces with their ids, those that were added among them, and the whole of the file.
+def read_tokenizer_json(path: Path, kind: str) -> tuple[dict[str, int], Declared, Mapping[str, Any]]:
+    """Return the pieces with their ids, what is declared about them and others, and the whole of the file.
 
     Args:
         path: the file.
@@ -52,35 +54,18 @@ def read_tokenizer_json(path: Path, kind: str) -> tuple[dict[str, int], Mapping[
     if kind == "BPE" and values.get("normalizer") is not None:
         raise TokenizerError(f"{path}: has a normalizer, which GPT-2's byte-level BPE has not: another tokenizer")
     try:
-        pieces = dict(values["model"]["vocab"])
-        for added in values.get("added_tokens") or ():
-            if pieces.setdefault(added["content"], added["id"]) != added["id"]:
-                raise TokenizerError(f"{path}: the piece {added['content'][:40]!r} has two ids")
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, TokenizerError):
-            raise
+        pairs = list(values["model"]["vocab"].items())
+        added = {value["id"]: added_token(path, value) for value in values.get("added_tokens") or ()}
+    except (KeyError, TypeError, AttributeError) as error:
         raise TokenizerError(f"{path}: expected model.vocab and added_tokens: damaged") from error
-    return checked_vocabulary(path, list(pieces.items())), values
-
-
-def with_added(folder: Path, pieces: dict[str, int]) -> tuple[dict[str, int], list[Path]]:
-    """``pieces`` and those that ``added_tokens.json`` of transformers 4 has beside them; and that file, if it is there.
-
-    Raises:
-        TokenizerError: the file is damaged, or contradicts the pieces.
-    """
-    path = folder / ADDED
-    if not path.is_file():
-        return pieces, []
-    try:
-        added = json.loads(read_text(path))
-        pairs = list(added.items())
-    except (ValueError, AttributeError, RecursionError) as error:
-        if isinstance(error, TokenizerError):
-            raise
-        raise TokenizerError(f"{path}: expected a JSON object of pieces and their ids") from error
-    new = [(piece, index) for piece, index in pairs if pieces.get(piece) != index]
-    return checked_vocabulary(path, [*pieces.items(), *new]), [path]
+    new = [(token.content, index) for index, token in added.items() if token.content not in dict(pairs)]
+    pieces = checked_vocabulary(path, [*pairs, *new])
+    for index, token in added.items():
+        if pieces[token.content] != index:
+            raise TokenizerError(f"{path}: the piece {token.content[:40]!r} has two ids")
+    declared = read_declared(path.parent)
+    declared = dataclasses.replace(declared, added={**added, **declared.added})
+    return {piece: pieces[piece] for piece, _ in pairs}, declared, values
 
 
 def kind_of(path: Path) -> str:
