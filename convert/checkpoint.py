@@ -79,6 +79,8 @@ class CheckpointInfo:
         left_out: what else the files hold, by name: optimizer, random states. No reader gives it.
         without_checksums: those of the files that have no checksums, in a format whose files mostly have them.
         source: what opens the checkpoint again; None where it was not opened by ``open_checkpoint``.
+        is_changed: whether the model differs from the one in the files: an adapter is merged, rows are left out. The
+            files alone are not the model then.
     """
 
     format: str
@@ -89,6 +91,7 @@ class CheckpointInfo:
     left_out: tuple[str, ...] = ()
     without_checksums: tuple[Path, ...] = ()
     source: CheckpointSource | None = None
+    is_changed: bool = False
 
     @property
     def inputs(self) -> tuple[Path, ...]:

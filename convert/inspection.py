@@ -52,7 +52,14 @@ class Inspection:
 
 
 def inspect(
-    path: str | Path, *, heads: int | None = None, iteration: str | None = None, format: str | None = None
+    path: str | Path,
+    *,
+    heads: int | None = None,
+    iteration: str | None = None,
+    format: str | None = None,
+    vocab_size: int | None = None,
+    activation_function: str | None = None,
+    adapter: str | Path | None = None,
 ) -> Inspection:
     """Describe the checkpoint or SavedModel at ``path``.
 
@@ -61,24 +68,33 @@ def inspect(
         heads: number of attention heads, to see whether a conversion accepts it.
         iteration: which iteration of a checkpoint, instead of the one that its tracker file names.
         format: the format of the checkpoint, instead of the one that is recognised.
+        vocab_size, activation_function, adapter: as ``CheckpointSpec`` has them, to see what the conversion makes of
+            them.
 
     Raises:
         UserError: it cannot be read or used.
     """
     path = Path(path)
+    options = {
+        "heads": heads,
+        "iteration": iteration,
+        "vocab_size": vocab_size,
+        "activation_function": activation_function,
+        "adapter": adapter,
+    }
     try:
         folder = SavedModelFolder(path)
         if not folder.exists() or format not in (None, savedmodel.NAME):
-            return _inspect_checkpoint(path, format, heads, iteration)
-        if heads is not None or iteration is not None:
-            raise ConvertError(f"{path}: a SavedModel: leave out --heads and --iteration")
+            return _inspect_checkpoint(path, {"format": format, **options})
+        if given := [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]:
+            raise ConvertError(f"{path}: a SavedModel: leave out {' and '.join(given)}")
         return _inspect_saved_model(folder)
     except OSError as error:
         raise ConvertError(describe_read_error(error, path)) from error
 
 
-def _inspect_checkpoint(path: Path, format: str | None, heads: int | None, iteration: str | None) -> Inspection:
-    checkpoint, knows_heads = _open(path, format, heads, iteration)
+def _inspect_checkpoint(path: Path, options: Mapping[str, Any]) -> Inspection:
+    checkpoint, knows_heads = _open(path, options)
     config, ranks = checkpoint.config, checkpoint.info.details.get("tensor_parallel", 1)
     files = {str(file): file.stat().st_size for file in checkpoint.info.files}
     dtypes = {name: dtype.name for name, dtype in checkpoint.dtypes.items()}
@@ -102,13 +118,12 @@ def _inspect_checkpoint(path: Path, format: str | None, heads: int | None, itera
     return Inspection(path, "checkpoint", facts)
 
 
-def _open(path: Path, format: str | None, heads: int | None, iteration: str | None) -> tuple[Checkpoint, bool]:
+def _open(path: Path, options: Mapping[str, Any]) -> tuple[Checkpoint, bool]:
     """Return the checkpoint, and whether its number of heads is known; an unknown number is no error here."""
     try:
-        return open_checkpoint(path, heads=heads, iteration=iteration, format=format), True
+        return open_checkpoint(path, **options), True
     except CheckpointError:  # nobody knows the heads, or something else is wrong, which comes up again
-        checkpoint = open_checkpoint(path, heads=heads, iteration=iteration, format=format, allow_unknown_heads=True)
-        return checkpoint, heads is not None
+        return open_checkpoint(path, **options, allow_unknown_heads=True), options["heads"] is not None
 
 
 def _inspect_saved_model(folder: SavedModelFolder) -> Inspection:

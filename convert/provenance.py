@@ -96,8 +96,13 @@ def describe_copy(folder: Path, checkpoint: Checkpoint, options: Mapping[str, An
 
 def _source(checkpoint: Checkpoint, hasher: Hasher) -> dict[str, Any]:
     """Return what a manifest says about the source; waits for the hashes of its files."""
-    root = _root(checkpoint.info.files) if checkpoint.info.files else Path()  # a model in memory has none
-    files = {str(file.relative_to(root)): describe_file(file, hasher) for file in checkpoint.info.files}
+    found = checkpoint.info.files
+    is_mixed = len({file.is_absolute() for file in found}) > 1  # of a checkpoint and an adapter, say
+    places = [file.absolute() if is_mixed else file for file in found]
+    root = _root(places) if places else Path()  # a model in memory has none
+    files = {
+        str(place.relative_to(root)): describe_file(file, hasher) for place, file in zip(places, found, strict=True)
+    }
     release = release_name([entry.get("sha1", "") for entry in files.values()])
     return {"format": checkpoint.info.format, "release": release, **checkpoint.info.details, "files": files}
 

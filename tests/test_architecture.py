@@ -45,6 +45,8 @@ SHARED_BY_FORMATS = {
     "heads",
     "limits",
     "lora",
+    "lora_files",
+    "lora_options",
     "padding",
     "rank_files",
     "registry",

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from convert.commands.options import add_format_option
+from convert.commands.options import add_format_option, add_model_options
 from convert.dtype_choice import runs_here
 from convert.inspection import TENSORFLOW_BYTES, inspect
 from support.errors import UserError
@@ -54,12 +54,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--iteration", metavar="N|release", help="which iteration, instead of the one that the tracker file names"
     )
+    add_model_options(parser)
     parser.add_argument("--json", action="store_true", help='print JSON; {"error": "..."} if a file cannot be read')
 
 
 def run(args: argparse.Namespace) -> None:
     try:
-        report = inspect(args.path, heads=args.heads, iteration=args.iteration, format=args.from_format).to_dict()
+        report = inspect(
+            args.path,
+            heads=args.heads,
+            iteration=args.iteration,
+            format=args.from_format,
+            vocab_size=args.vocab_size,
+            activation_function=args.activation_function,
+            adapter=args.adapter,
+        ).to_dict()
     except UserError as error:
         if args.json:
             print(json.dumps({"error": str(error)}, ensure_ascii=False))

@@ -51,6 +51,11 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         help="UER-py's layer norms differ from all others by about 0.07 %%. uer: compute what UER-py does (default); "
         "standard: take the weights as they are for the usual layer norms, as UER-py's own scripts do",
     )
+    add_model_options(parser)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add options for what the model is, where the files do not say it: vocabulary, activation, an adapter."""
     parser.add_argument(
         "--vocab-size",
         type=int,

@@ -65,7 +65,6 @@ _OTHER_NAMES = {
     "num_hidden_layers": "n_layer",
 }
 """What transformers takes for the same (``GPT2Config.attribute_map``)."""
-_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 _UNSUPPORTED = {"add_cross_attention": False}
 """What changes the maths in a way that no GPT-2 of these ecosystems uses, and what it has to be."""
 
@@ -105,8 +104,6 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
 def _notes(folder: Path, values: Mapping[str, Any]) -> Iterator[str]:
     if not values:
         yield f"{folder}: no {CONFIG}: taken for a GPT-2 with the tanh gelu and an epsilon of 1e-5"
-    if adapter := next((folder / name for name in _ADAPTERS if (folder / name).exists()), None):
-        yield f"{adapter}: an adapter, which is left out: merge it before (peft's merge_and_unload)"
 
 
 def _config(

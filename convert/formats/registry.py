@@ -11,7 +11,7 @@ from convert.checkpoint import Checkpoint, CheckpointAdapter
 from convert.formats import rows
 from convert.formats.candidate import Candidate
 from convert.formats.format import Format, OpenOptions
-from convert.formats.lora import merge_adapter
+from convert.formats.lora import merge_adapter, other_adapters
 from convert.formats.padding import trim_vocabulary
 from convert.formats.uer_layer_norm import with_layer_norm
 from support.errors import CheckpointError, ConvertError
@@ -78,17 +78,19 @@ class CheckpointSpec:
                 what = format.without_iterations
                 raise CheckpointError(f"{self.path}: {what} has no iterations: leave out --iteration {self.iteration}")
             checkpoint = format.open(candidate, options)
+            if self.uer_layer_norm == STANDARD:
+                checkpoint = with_layer_norm(checkpoint, STANDARD, copy=True)
+            if self.adapter is not None:
+                checkpoint = merge_adapter(checkpoint, self.adapter)
         except ConfigError as error:
             raise CheckpointError(f"{self.path}: {error}") from error
         except OSError as error:
             raise CheckpointError(describe_read_error(error, self.path)) from error
-        if self.adapter is not None:
-            checkpoint = merge_adapter(checkpoint, self.adapter)
         if self.vocab_size is not None:
             checkpoint = trim_vocabulary(checkpoint, self.vocab_size)
-        if self.uer_layer_norm == STANDARD:
-            checkpoint = with_layer_norm(checkpoint, STANDARD, copy=True)
-        return CheckpointAdapter(checkpoint, info=dataclasses.replace(checkpoint.info, source=self))
+        notes = other_adapters(self.path) if self.adapter is None else ()
+        info = dataclasses.replace(checkpoint.info, notes=(*checkpoint.info.notes, *notes), source=self)
+        return CheckpointAdapter(checkpoint, info=info)
 
 
 def open_checkpoint(

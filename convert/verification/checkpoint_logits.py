@@ -52,7 +52,7 @@ def write_logits(
         ConvertError: the checkpoint cannot be read, or ``output`` cannot be written.
     """
     info = checkpoint.info
-    is_cpm = info.format == CPM
+    is_cpm = info.format == CPM and not info.is_changed
     if "torch" in sys.modules or not (is_cpm or info.source):
         reference = cpm_reference(info.files, checkpoint.config.n_head) if is_cpm else any_reference(checkpoint)
         total = info.nbytes

@@ -317,7 +317,7 @@ def test_a_broken_checkpoint_is_refused_in_one_line(
 
 def test_a_saved_model_takes_no_options_of_checkpoints(saved_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert_refused([saved_model, "--heads", 6], "leave out --heads", capsys)
-    assert_refused([saved_model, "--iteration", 7], "leave out --heads and --iteration", capsys)
+    assert_refused([saved_model, "--iteration", 7], "leave out --iteration", capsys)
 
 
 def test_no_weights_are_read_so_damaged_ones_are_not_noticed(

@@ -1,0 +1,154 @@
+"""The files of a LoRA adapter, as peft's ``save_pretrained`` writes them: what each tensor changes, and by how much.
+
+    adapter_config.json               rank, alpha, and which modules have an adapter
+    adapter_model.safetensors         or adapter_model.bin
+
+Source: ``utils/save_and_load.py`` of peft 0.21. An adapter of a
+linear layer is A ``[r, in]`` and B ``[out, r]``, whatever order the layer's own matrix has; one of an embedding is A
+``[r, V]`` and B ``[h, r]``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from convert.formats import safetensors_file
+from convert.formats.lora_options import CONFIG, LOW_RANK, AdapterModule, AdapterOptions, LowRank
+from convert.formats.tensor_map import LazyTensor
+from convert.tensors import FLOATS
+from convert.torch_format.reader import read_torch_file
+from support.errors import CheckpointError
+from support.files import read_json_object
+from support.messages import list_names, short_repr
+
+SAFETENSORS, TORCH = "adapter_model.safetensors", "adapter_model.bin"
+
+_PART = re.compile(
+    r"(?:.*\.)?(?P<part>wte|wpe|ln_f|lm_head|h\.\d{1,4}\.(?:ln_[12]|attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj))"
+    r"\.(?P<rest>[^.]+(?:\.[^.]+){0,3})"
+)
+"""The module of a tensor by its canonical name, and what the tensor is to it."""
+_KINDS = {
+    "A": r"lora_A(\.[^.]+)?\.weight|lora_embedding_A(\.[^.]+)?",
+    "B": r"lora_B(\.[^.]+)?\.weight|lora_embedding_B(\.[^.]+)?",
+    "B bias": r"lora_B(\.[^.]+)?\.bias",
+    "magnitude": r"lora_magnitude_vector(\.[^.]+)?(\.weight)?",
+    "tokens": r"token_adapter\.trainable_tokens_delta(\.[^.]+)?",
+    "weight": r"(base_layer\.|modules_to_save\.([^.]+\.)?)?weight",
+    "bias": r"(base_layer\.|modules_to_save\.([^.]+\.)?)?bias",
+    "original": r"original_module\.(weight|bias)",
+}
+_OTHER_HEAD = re.compile(r"(.*\.)?(score|classifier|v_head|multiple_choice_head|qa_outputs)(\.[^.]+)*")
+"""Heads of other tasks, which no text is generated with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """An adapter's files, read.
+
+    Attributes:
+        folder: where they are.
+        files: the configuration and the weights.
+        low_rank: canonical module, such as ``h.0.attn.c_attn`` -> what is added to its matrix.
+        replaced: canonical tensor -> the whole tensor that takes its place.
+        tokens: rows of the token embedding that are replaced, and their values.
+        saved: those of ``wte`` and ``lm_head`` that were trained as a copy of their own, which is tied to nothing.
+        left_out: heads of other tasks.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    low_rank: Mapping[str, LowRank]
+    replaced: Mapping[str, LazyTensor]
+    tokens: tuple[tuple[int, ...], LazyTensor] | None
+    saved: frozenset[str]
+    left_out: tuple[str, ...]
+
+
+def read_adapter(path: Path) -> Adapter:
+    """Read the files of the adapter in the folder ``path``; of the weights only the headers.
+
+    Raises:
+        CheckpointError: it is no LoRA adapter, it has something that cannot be merged, or it contradicts itself.
+    """
+    folder = path.parent if path.is_file() else path
+    options = AdapterOptions(folder / CONFIG, _read_config(folder))
+    weights = next((file for file in (folder / SAFETENSORS, folder / TORCH) if file.exists()), None)
+    if weights is None:
+        raise CheckpointError(f"{folder}: expected {SAFETENSORS} or {TORCH} with the weights: neither is here")
+    modules, left_out = _sort_tensors(weights, _read_tensors(weights))
+    low_rank = {module.name: options.low_rank(module) for module in modules if module.tensors.keys() & LOW_RANK}
+    options.check_targets([module for module in modules if module.name in low_rank])
+    replaced = {
+        f"{module.name}.{kind}": tensor
+        for module in modules
+        for kind, tensor in module.tensors.items()
+        if kind in ("weight", "bias")
+    }
+    options.check_saved(modules, replaced)
+    trained = [module.tensors["tokens"] for module in modules if "tokens" in module.tensors and module.name == "wte"]
+    return Adapter(
+        folder,
+        (folder / CONFIG, weights),
+        low_rank,
+        replaced,
+        options.tokens(trained),
+        frozenset(module.name for module in modules if options.is_saved(module)),
+        tuple(left_out),
+    )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    where = folder / CONFIG
+    if not where.exists():
+        inside = sorted(file.parent.name for file in folder.glob(f"*/{CONFIG}")) if folder.is_dir() else []
+        hint = f": {inside[-1]} in it is one: give that" if inside else ": give the folder that peft wrote"
+        raise CheckpointError(f"{folder}: no LoRA adapter: has no {CONFIG}{hint}")
+    return read_json_object(where, CheckpointError)
+
+
+def _read_tensors(file: Path) -> dict[str, LazyTensor]:
+    """Return the tensors by their names in the file."""
+    tensors: dict[str, LazyTensor] = {}
+    if file.name == SAFETENSORS:
+        tensors.update(safetensors_file.read_header(file))
+    else:
+        found = read_torch_file(file)
+        if not isinstance(found.value, dict):
+            raise CheckpointError(f"{file}: expected a dict of tensors, found {short_repr(found.value)}")
+        tensors.update(found.tensors(found.value))
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATS or 0 in tensor.shape:
+            what = f"{tensor.dtype} {list(tensor.shape)}"
+            raise CheckpointError(f"{file}: {list_names([name])}: expected weights, found {what}: save it again")
+    return tensors
+
+
+def _sort_tensors(file: Path, tensors: Mapping[str, LazyTensor]) -> tuple[list[AdapterModule], list[str]]:
+    """Return the modules with their tensors, and the names of what belongs to heads of other tasks.
+
+    Raises:
+        CheckpointError: a name is none of a GPT-2's, or two tensors are the same thing.
+    """
+    modules: dict[str, AdapterModule] = {}
+    others: list[str] = []
+    unknown: list[str] = []
+    for name, tensor in tensors.items():
+        match = _PART.fullmatch(name)
+        kind = next((kind for kind, rest in _KINDS.items() if match and re.fullmatch(rest, match["rest"])), None)
+        if match is None or kind is None:
+            (others if _OTHER_HEAD.fullmatch(name) else unknown).append(name)
+            continue
+        key = name[: match.start("rest") - 1].removeprefix("base_model.").removeprefix("model.")
+        module = modules.setdefault(match["part"], AdapterModule(match["part"], key, {}))
+        if kind in module.tensors:
+            raise CheckpointError(f"{file}: {list_names([name])}: two adapters in one file: save one of them alone")
+        if kind != "original":
+            module.tensors[kind] = tensor
+    if unknown:
+        raise CheckpointError(f"{file}: no part of a GPT-2, or of no LoRA adapter of one: {list_names(unknown)}")
+    return list(modules.values()), others
