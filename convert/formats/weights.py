@@ -172,10 +172,10 @@ def _find_file(candidate: Candidate) -> Path | None:
     """Return the file with the weights, or the index of several; None where there is none."""
     path = candidate.path
     if candidate.is_file:
-        shard = _SHARD.fullmatch(path.name)
-        index = path.with_name(f"{shard[1]}.{shard[2]}{INDEX}") if shard else path
-        if index.name.endswith(INDEX) and index.is_file():
-            return index
+        if path.name.endswith(INDEX):
+            return path
+        if _SHARD.fullmatch(path.name):
+            return _index_of(path)
         return path if _WEIGHTS.fullmatch(path.name) or _kind(candidate, path) else None
     if not candidate.is_dir:
         return None
@@ -194,11 +194,26 @@ def _single_file(candidate: Candidate) -> Path | None:
     found = [file for file in named or files if _kind(candidate, file)]
     if len(found) > 1:
         found = [file for file in found if _holds_model(candidate, file)] or found
+    indexes = {_index_of(file) for file in found if _SHARD.fullmatch(file.name)}
+    if len(indexes) == 1 and all(_SHARD.fullmatch(file.name) for file in found):
+        return indexes.pop()
     if len(found) > 1:
         names = list_names((file.name for file in found), 5)
         raise CheckpointError(f"{candidate.path}: {len(found)} files with weights: {names}: give one as the path")
     # A damaged file is read, too, so that a message says what is wrong with it.
     return found[0] if found else named[0] if len(named) == 1 else None
+
+
+def _index_of(shard: Path) -> Path:
+    """Return the index that names ``shard`` and the files next to it.
+
+    Raises:
+        CheckpointError: it is missing.
+    """
+    index = shard.with_name(_SHARD.sub(rf"\1.\2{INDEX}", shard.name))
+    if not index.is_file():
+        raise CheckpointError(f"{index}: is missing, {shard.name} is one file of several: get all files of the model")
+    return index
 
 
 def _holds_model(candidate: Candidate, file: Path) -> bool:
