@@ -46,6 +46,8 @@ _HEAD = re.compile(r"(score|classifier|summary|multiple_choice_head|v_head|value
 _MAX_DEPTH = 20
 """Of nested dicts."""
 _MAX_ENTRIES = 1_000_000
+_SNIFFED = 100
+"""Files of one folder, with names that tell nothing, of which the first bytes are looked at."""
 _SMALL = (str, int, float, type(None), TensorRef)
 """What is no loss to leave out without a word."""
 
@@ -191,7 +193,7 @@ def _single_file(candidate: Candidate) -> Path | None:
     """
     files = [file for file in candidate.entries() if not _OTHERS.fullmatch(file.name) and file.is_file()]
     named = [file for file in files if _WEIGHTS.fullmatch(file.name)]
-    found = [file for file in named or files if _kind(candidate, file)]
+    found = [file for file in named or files[:_SNIFFED] if _kind(candidate, file)]
     if len(found) > 1:
         found = [file for file in found if _holds_model(candidate, file)] or found
     indexes = {_index_of(file) for file in found if _SHARD.fullmatch(file.name)}
