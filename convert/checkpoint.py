@@ -61,6 +61,13 @@ class CheckpointSource(Protocol):
     @property
     def path(self) -> Path: ...
 
+    @property
+    def vocab_size(self) -> int | None:
+        """The number of tokens that the user gave; None where it is the files'."""
+
+    def with_vocab_size(self, vocab_size: int) -> CheckpointSource:
+        """Return what opens the same checkpoint with so many tokens."""
+
     def open(self) -> Checkpoint: ...
 
     def to_dict(self) -> dict[str, Any]: ...

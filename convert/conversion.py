@@ -15,6 +15,7 @@ import numpy as np
 from convert.checkpoint import Checkpoint
 from convert.formats.format import Writer, WriteRequest, resolve_options
 from convert.formats.limits import check_holds
+from convert.formats.padding import padding_note, unused_rows_note
 from convert.formats.registry import open_checkpoint
 from convert.formats.rows import find_row
 from convert.formats.tokenizer_files import tokenizer_for, tokens_for
@@ -138,7 +139,7 @@ def to_checkpoint(
         nbytes,
         tuple(name for name, _ in counted.most_common()),
         time.monotonic() - started,
-        (*source_notes(request.checkpoint), *_left_out(checkpoint), *writer.notes(request)),
+        (*source_notes(request.checkpoint), *_left_out(checkpoint), *_padding(request), *writer.notes(request)),
     )
 
 
@@ -207,6 +208,16 @@ def _left_out(checkpoint: Checkpoint) -> Iterator[str]:
     if info.left_out:
         where = info.where if info.source is None else info.source.path
         yield f"{where}: only the weights are written; left out: {list_names(info.left_out, 9)}"
+
+
+def _padding(request: WriteRequest) -> Iterator[str]:
+    """Say that the copy keeps rows of the vocabulary that no text becomes: a training may go on with it."""
+    if request.tokenizer is None:
+        note = padding_note(request.checkpoint)
+    else:
+        note = unused_rows_note(request.checkpoint, request.tokenizer.vocab_size)
+    if note is not None:
+        yield note
 
 
 def hash_files(checkpoint: Checkpoint, hasher: Hasher) -> None:

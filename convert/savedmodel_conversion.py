@@ -12,6 +12,7 @@ from typing import Any
 from convert.checkpoint import Checkpoint
 from convert.conversion import counted_reader, hash_files, opened, source_notes
 from convert.dtype_choice import resolve_dtype
+from convert.formats.padding import padding_note, tokens_within, trim_to_tokenizer
 from convert.formats.tokenizer_files import tokenizer_for, tokens_for
 from convert.output.atomic_folder import check_destination, new_folder
 from convert.output.hashing import Hasher
@@ -113,6 +114,10 @@ def to_savedmodel(
     given = None if tokenizer is None else Path(tokenizer)
     text_tokenizer = tokenizer_for(given, checkpoint)
     tokens = tokens_for(given, text_tokenizer, checkpoint)
+    if text_tokenizer is not None:
+        checkpoint = trim_to_tokenizer(checkpoint, text_tokenizer.vocab_size, tokens)
+    padded = padding_note(checkpoint) if text_tokenizer is None else None
+    tokens = tokens_within(tokens, checkpoint.config.vocab_size)
     inputs = [*checkpoint.info.inputs, *([] if given is None else [given])]
     check_destination(folder, overwrite, inputs)  # before the choice of a dtype, which may take seconds
     choice = resolve_dtype(dtype, folder, verify=verify)
@@ -133,7 +138,7 @@ def to_savedmodel(
         nbytes=nbytes,
         seconds=time.monotonic() - started,
         has_tokenizer=text_tokenizer is not None,
-        notes=(*source_notes(checkpoint), *choice.notes),
+        notes=(*source_notes(checkpoint), *([] if padded is None else [padded]), *choice.notes),
         parity=parity,
     )
 

@@ -56,6 +56,10 @@ class CheckpointSpec:
         adapter = None if self.adapter is None else str(self.adapter)
         return {**dataclasses.asdict(self), "path": str(self.path), "adapter": adapter}
 
+    def with_vocab_size(self, vocab_size: int) -> CheckpointSpec:
+        """Return what opens the same checkpoint with so many tokens."""
+        return dataclasses.replace(self, vocab_size=vocab_size)
+
     def open(self, *, allow_unknown_heads: bool = False) -> Checkpoint:
         """Open the checkpoint; weights are touched only when they are read.
 

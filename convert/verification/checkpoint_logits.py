@@ -56,9 +56,16 @@ def write_logits(
     if "torch" in sys.modules or not (is_cpm or info.source):
         reference = cpm_reference(info.files, checkpoint.config.n_head) if is_cpm else any_reference(checkpoint)
         total = info.nbytes
-        write_reference_logits(reference, prompts, output, lambda share: on_progress(round(share * total), total))
+        write_reference_logits(
+            reference,
+            prompts,
+            output,
+            lambda share: on_progress(round(share * total), total),
+            vocab_size=checkpoint.config.vocab_size,
+        )
         return
     arguments: dict[str, Any] = {"prompts": prompts, "output": str(output), "total": info.nbytes}
+    arguments["vocab_size"] = checkpoint.config.vocab_size
     if is_cpm:  # the reader that the conversion uses has no part in it
         arguments.update(files=[str(file) for file in info.files], n_head=checkpoint.config.n_head)
     elif info.source:
@@ -77,7 +84,9 @@ def write_logits_task(arguments: Mapping[str, Any], progress: Progress) -> None:
     def on_share(share: float) -> None:
         progress("logits", round(share * total), total)
 
-    write_reference_logits(reference, arguments["prompts"], Path(arguments["output"]), on_share)
+    write_reference_logits(
+        reference, arguments["prompts"], Path(arguments["output"]), on_share, vocab_size=arguments["vocab_size"]
+    )
 
 
 class Reference(Protocol):
@@ -119,6 +128,7 @@ def write_reference_logits(
     output: Path,
     on_share: Callable[[float], object] = lambda share: None,
     *,
+    vocab_size: int | None = None,
     group_tokens: int = _GROUP_TOKENS,
     rows: int = _ROWS,
 ) -> None:
@@ -129,6 +139,7 @@ def write_reference_logits(
         prompts: token ids, each prompt 1 to ``n_positions`` of them.
         output: tokens * V * 4 bytes; 0.2 GB for 1,572 tokens of 30,000.
         on_share: called after each layer with the share of the work that is done, up to 1.
+        vocab_size: V, where the model has more rows, which pad its vocabulary; None: all of them.
         group_tokens: how many tokens go through the layers together, but for a single prompt that is longer.
         rows: positions whose logits are made in one step.
 
@@ -149,11 +160,12 @@ def write_reference_logits(
                 part = sum(map(len, group)) / tokens / reference.n_layer
                 for hidden in reference.rows_of(group, functools.partial(on_layer, part)):
                     for start in range(0, len(hidden), rows):
-                        file.write(reference.project(hidden[start : start + rows]).numpy().data)
+                        logits = reference.project(hidden[start : start + rows])[:, :vocab_size]
+                        file.write(logits.contiguous().numpy().data)
     except OSError as error:
+        size = tokens * (vocab_size or reference.vocab_size) * 4 / 1e9
         raise ConvertError(
-            f"{output}: {tokens * reference.vocab_size * 4 / 1e9:.2f} GB cannot be written: {error.strerror}: set "
-            "TMPDIR to a folder with more room"
+            f"{output}: {size:.2f} GB cannot be written: {error.strerror}: set TMPDIR to a folder with more room"
         ) from error
 
 

@@ -70,8 +70,9 @@ def verify(
     checkpoint = open_checkpoint(source) if isinstance(source, (str, Path)) else source
     first, second = CheckpointModel(checkpoint), open_model(Path(converted), checkpoint)
     texts = _read_texts(first, second, text, prompts, max_tokens)
-    windows = random_prompts(first.config) if texts is None else texts.windows
-    check_token_ids(windows, first.config)
+    shared = min(first.config, second.config, key=lambda config: config.vocab_size)
+    windows = random_prompts(shared) if texts is None else texts.windows
+    check_token_ids(windows, shared)
     second.check_runs()
     bounds = TOLERANCES[second.dtype]
     if texts is None:
@@ -85,13 +86,14 @@ def verify(
     with _temporary_folders("source", "converted") as (source_folder, converted_folder):
         expected = first.logits(ordered, source_folder, "source", progress)
         found = second.logits(ordered, converted_folder, "converted", progress)
-        _compare(expected, found, ordered, [comparisons[number] for number in order], progress)
+        columns = slice(shared.vocab_size)
+        _compare(expected, found, ordered, [comparisons[number] for number in order], columns, progress)
     return ParityReport(
         dtype=second.dtype,
         bounds=bounds,
         seed=SEED if texts is None else None,
         prompts=tuple(comparison.result() for comparison in comparisons),
-        notes=() if texts is None else tuple(texts.notes),
+        notes=(*_vocabulary_notes(first, second), *([] if texts is None else texts.notes)),
     )
 
 
@@ -179,20 +181,31 @@ def _read_texts(
     return read(Path(file), tokenizer, source.config.n_positions, limit)
 
 
+def _vocabulary_notes(source: CheckpointModel, converted: Model) -> Iterator[str]:
+    """Say which tokens are compared where one of the models has rows that pad its vocabulary."""
+    sizes = source.config.vocab_size, converted.config.vocab_size
+    if sizes[0] != sizes[1]:
+        yield (
+            f"{converted.path}: its vocabulary has {sizes[1]:,} tokens, that of {source.path} {sizes[0]:,}: the logits "
+            f"of the first {min(sizes):,}, which both have, are compared"
+        )
+
+
 def _compare(
     expected: LogitsSource,
     found: LogitsSource,
     prompts: Sequence[Sequence[int]],
     comparisons: Sequence[LogitsComparison],
+    columns: slice,
     progress: Progress,
 ) -> None:
-    """Feed the logits of both models to the comparison of each prompt, in blocks of positions."""
+    """Feed the logits of both models, of the tokens ``columns``, to each prompt's comparison in blocks of positions."""
     total, done = sum(map(len, prompts)), 0
     for number, (prompt, comparison) in enumerate(zip(prompts, comparisons, strict=True)):
         for start in range(0, len(prompt), _ROWS):
             stop = min(start + _ROWS, len(prompt))
             block = found.rows(number, start, stop)
-            comparison.add(expected.rows(number, start, stop), block)
+            comparison.add(expected.rows(number, start, stop)[:, columns], block[:, columns])
             done += stop - start
             progress("compare", done * block[0].nbytes, total * block[0].nbytes)
 

@@ -219,8 +219,11 @@ def open_model(path: Path, source: Checkpoint) -> Model:
 
 
 def check_sizes(path: Path, found: GPT2Config, expected: GPT2Config) -> None:
-    """Raise ``ConvertError`` where a model of the sizes ``found`` cannot have been made from one of ``expected``."""
-    names = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
+    """Raise ``ConvertError`` where a model of the sizes ``found`` cannot have been made from one of ``expected``.
+
+    The size of the vocabulary may differ: rows that pad it are left out by a conversion.
+    """
+    names = ("n_positions", "n_embd", "n_layer", "n_head", "n_inner")
     wrong = [
         f"{name} is {getattr(found, name)}, the checkpoint's {getattr(expected, name)}"
         for name in names

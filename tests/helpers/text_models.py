@@ -47,11 +47,12 @@ class TextModel:
 
 
 def write(kind: str, folder: Path) -> None:
-    """The SavedModel ``folder/model``: its vocabulary is padded by 5 rows that mean nothing, as Megatron does it."""
+    """The SavedModel ``folder/model``: its vocabulary is padded by 5 rows that mean nothing, which are kept."""
     files = write_tokenizer(kind, folder / "tokenizer")
-    _, state = _model(kind, files)
+    config, state = _model(kind, files)
     write_megatron(folder / "checkpoint", state, 1, extras=False)
     arguments = ["--checkpoint", str(folder / "checkpoint"), "--tokenizer", str(files), "--heads", "4", "--quiet"]
+    arguments += ["--vocab-size", str(config.vocab_size)]
     assert main(["pytorch-to-tf", *arguments, "--output", str(folder / "model")]) == 0
 
 

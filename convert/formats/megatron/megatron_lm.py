@@ -91,7 +91,9 @@ def _config(model: Pipeline, rows: int, options: OpenOptions) -> GPT2Config:
             "pipeline_model_parallel_size": len(model.stages),
         }
     )
-    vocab_size, stored_heads, epsilon = args.vocab_size(rows), args.n_head(), args.layer_norm_epsilon()
+    stored_heads, epsilon = args.n_head(), args.layer_norm_epsilon()
+    chosen = options.vocab_size if options.vocab_size in range(1, rows + 1) else None
+    vocab_size = args.vocab_size(rows) if chosen is None else rows
     args.check_head(untied=model.untied)
     return GPT2Config(
         vocab_size=vocab_size,

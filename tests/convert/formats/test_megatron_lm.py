@@ -340,7 +340,10 @@ def test_broken_checkpoints_are_refused_in_one_line(
     [
         (["--checkpoint-version", "2.0"], "--checkpoint-version 2.0: expected --layout megatron-lm too"),
         (["--layout", "megatron-lm", "--heads", "6"], "says 8 heads, but --heads 6: leave that out"),
-        (["--iteration", "7"], "iteration 7 are not there, in 7 or iter_0000007: it has the iterations iter_0000500"),
+        (
+            ["--iteration", "7"],
+            "iteration 7 are not there, in 7, iter_0000007, global_step7: it has the iterations iter_0000500",
+        ),
     ],
 )
 def test_bad_options_are_refused(
