@@ -1,17 +1,18 @@
-"""UER-py's GPT-2: one ``.bin`` file, a state dict, as gpt2-chinese-lyric was trained with.
+"""GPT-2 of UER-py and TencentPretrain: one ``.bin`` file, a state dict, as gpt2-chinese-lyric was trained with.
 
     <name>.bin            tensors by UER's names
-    config.json           in the same folder, where there is one: UER's own keys, with the number of heads
+    config.json           in the same folder, where there is one: their own keys (``uer_config.py``)
 
 Sources: ``uer/layers``, ``uer/encoders/transformer_encoder.py``, ``models/gpt2/config.json`` and
-``scripts/convert_gpt2_from_uer_to_huggingface.py`` of UER-py. Linear layers are PyTorch's, ``[out, in]``; Q, K and V
-are apart. Layer norms divide by the unbiased deviation plus 1e-6 (``tf_model.config.UER``), gelu is the tanh form.
+``scripts/convert_gpt2_from_uer_to_huggingface.py`` of UER-py, and their successors in TencentPretrain. Linear layers
+are PyTorch's, ``[out, in]``; Q, K and V are apart. Layer norms divide by the unbiased deviation plus 1e-6
+(``tf_model.config.UER``), gelu is the tanh form.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,47 +26,25 @@ from convert.formats.tensor_map import (
     TensorMapCheckpoint,
     TensorRecipe,
     check_no_bias,
-    check_sizes,
     check_tensors,
     concat_rows,
     count_layers,
     layer_template,
     matrix_shape,
-    stored_heads,
 )
 from convert.formats.tokenizer_files import has_tokenizer, save_for_uer
+from convert.formats.uer_config import ACTIVATIONS, EPSILON, read_options
 from convert.formats.weights import open_weights
 from convert.tensors import same_values
 from convert.torch_format.torch_file import TorchTensor
 from convert.torch_format.writer import Pending, writing
 from support.errors import CheckpointError
-from support.files import read_json_object, write_json
-from support.messages import short_repr
-from tf_model.config import LAYER_NORMS, TANH_GELU, UER, GPT2Config
+from support.files import write_json
+from support.messages import list_names
+from tf_model.config import LAYER_NORMS, STANDARD, TANH_GELU, UER, GPT2Config
 
 NAME = "uer"
 FILE, CONFIG = "model.bin", "config.json"
-EPSILON = 1e-6
-"""The epsilon of UER's layer norms, which no file records."""
-_ACTIVATIONS = {"gelu_fast": "gelu_new", "gelu": "gelu", "relu": "relu"}
-"""UER's names -> transformers'."""
-
-_ONLY = {
-    "encoder": "transformer",
-    "mask": "causal",
-    "layernorm": "normal",
-    "layernorm_positioning": "pre",
-    "feed_forward": "dense",
-    "remove_attention_scale": False,
-    "remove_transformer_bias": False,
-    "remove_embedding_layernorm": True,
-    "relative_position_embedding": False,
-    "rotary_position_embedding": False,
-    "factorized_embedding_parameterization": False,
-    "parameter_sharing": False,
-}
-"""Options of UER-py that make another model, and the values that they must have where they are given."""
-
 TENSORS: Mapping[str, tuple[str, ...]] = {
     "wte.weight": ("embedding.word.embedding.weight",),
     "wpe.weight": ("embedding.pos.embedding.weight",),
@@ -107,6 +86,12 @@ def source_names(name: str) -> tuple[str, ...]:
     return tuple(template.format(layer) for template in TENSORS[row])
 
 
+def _usual_names(name: str) -> tuple[str, ...]:
+    """Names as ``source_names`` where the layer norms are PyTorch's own, TencentPretrain's ``normal_torch``."""
+    kind = "weight" if name.endswith("weight") else "bias"
+    return tuple(re.sub(r"\.(gamma|beta)$", f".{kind}", theirs) for theirs in source_names(name))
+
+
 def _recognise(candidate: Candidate) -> bool:
     return source_names("wte.weight")[0] in _newest_names(candidate.known_tensors(NAME))
 
@@ -115,16 +100,28 @@ def _newest_names(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     return {_OLD_NAMES.get(name, name): tensor for name, tensor in tensors.items()}
 
 
+def _check_embedding(file: Path, tensors: Mapping[str, LazyTensor]) -> None:
+    """Check that nothing but words and positions is embedded, and no layer norm follows.
+
+    Raises:
+        CheckpointError: there is more.
+    """
+    known = (*source_names("wte.weight"), *source_names("wpe.weight"))
+    others = [name for name in tensors if name.startswith("embedding.") and name not in known]
+    if others:
+        raise CheckpointError(f"{file}: no GPT-2, whose embedding is words and positions: {list_names(others)}")
+
+
 def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
     weights, known = open_weights(candidate, NAME)
     file, folder, tensors = weights.where, weights.folder, _newest_names(known.tensors)
     (head,) = source_names("lm_head.weight")
-    config = _config(file, folder / CONFIG, tensors, options)
+    config, notes = _config(file, folder / CONFIG, tensors, options)
     shapes = config.tensor_shapes()
     expected: dict[str, tuple[int, ...]] = {}
     recipes = {}
     for name, shape in shapes.items():
-        names = source_names(name)
+        names = source_names(name) if config.layer_norm == UER else _usual_names(name)
         expected.update(dict.fromkeys(names, (shape[0] // len(names), *shape[1:])))
         recipes[name] = names
     if config.tie_word_embeddings:
@@ -134,56 +131,42 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
     other_targets = [name for name in tensors if name.startswith("target.") and name not in expected]
     for name in other_targets:
         del tensors[name]
+    _check_embedding(file, tensors)
     check_tensors(file, tensors, ExpectedTensors(expected))
-    heads = known.other_heads(file, source_names("ln_f.weight")[0])
+    heads = known.other_heads(file, recipes["ln_f.weight"][0])
     return TensorMapCheckpoint(
         config,
         {name: TensorRecipe([tensors[n] for n in names], concat_rows) for name, names in recipes.items()},
-        CheckpointInfo(NAME, left_out=(*weights.left_out, *other_targets, *heads)),
+        CheckpointInfo(NAME, notes=notes, left_out=(*weights.left_out, *other_targets, *heads)),
         tokenizer=folder if has_tokenizer(folder) else None,
     )
 
 
-def _config(file: Path, where: Path, tensors: Mapping[str, LazyTensor], options: OpenOptions) -> GPT2Config:
-    """Return the sizes by the tensors, heads and activation by ``config.json``."""
+def _config(
+    file: Path, where: Path, tensors: Mapping[str, LazyTensor], options: OpenOptions
+) -> tuple[GPT2Config, tuple[str, ...]]:
+    """Return the sizes by the tensors and everything else by ``config.json``, and what a user should know of that."""
     (embedding,), (head,) = source_names("wte.weight"), source_names("lm_head.weight")
     vocab_size, n_embd = matrix_shape(file, tensors, embedding)
-    n_positions, _ = matrix_shape(file, tensors, source_names("wpe.weight")[0])
-    n_inner, _ = matrix_shape(file, tensors, source_names("h.0.mlp.c_fc.weight")[0])
-    n_layer = count_layers(file, tensors, "encoder.transformer.")
-    values = _values(where, {"emb_size": n_embd, "feedforward_size": n_inner, "layers_num": n_layer})
-    heads = stored_heads(where, values, "heads_num")
-    activation = values.get("hidden_act", "gelu_fast")
-    if not isinstance(activation, str):
-        raise CheckpointError(f"{where}: hidden_act is {short_repr(activation)}: expected a name")
-    return GPT2Config(
-        vocab_size,
-        n_positions,
-        n_embd,
-        n_layer,
-        options.heads(file, n_embd, stored=heads),
-        n_inner,
-        _ACTIVATIONS.get(activation, activation),
-        EPSILON,
-        UER,
-        tie_word_embeddings=head not in tensors or _is_same(tensors[embedding], tensors[head]),
+    sizes = {
+        "n_positions": matrix_shape(file, tensors, source_names("wpe.weight")[0])[0],
+        "n_embd": n_embd,
+        "n_inner": matrix_shape(file, tensors, source_names("h.0.mlp.c_fc.weight")[0])[0],
+        "n_layer": count_layers(file, tensors, "encoder.transformer."),
+    }
+    said = read_options(where, sizes, STANDARD if _usual_names("ln_f.bias")[0] in tensors else UER)
+    is_tied = head not in tensors or _is_same(tensors[embedding], tensors[head])
+    if said.is_tied is True and not is_tied:
+        raise CheckpointError(f"{where}: tie_weights is true, but {head} differs from {embedding}")
+    if said.is_tied is False and head not in tensors:
+        raise CheckpointError(f"{file}: missing tensor: {head}: {where.name} says that it is not the embedding")
+    config = GPT2Config(
+        vocab_size=vocab_size,
+        n_head=options.heads(file, n_embd, stored=said.heads),
+        tie_word_embeddings=is_tied,
+        **{"activation_function": options.activation_function or "gelu_new", **sizes, **said.fields},
     )
-
-
-def _values(path: Path, sizes: Mapping[str, int]) -> Mapping[str, Any]:
-    """Read UER's ``config.json`` and check its sizes; return nothing where there is no such file of UER's."""
-    if not path.is_file():
-        return {}
-    values = read_json_object(path, CheckpointError)
-    if "heads_num" not in values and "emb_size" not in values:
-        return {}
-    check_sizes(path, values, sizes)
-    for key, needed in _ONLY.items():
-        if values.get(key, needed) != needed:
-            raise CheckpointError(
-                f"{path}: {key} is {short_repr(values[key])}: no GPT-2, where it is {json.dumps(needed)}"
-            )
-    return values
+    return config, said.notes
 
 
 def _is_same(embedding: LazyTensor, head: LazyTensor) -> bool:
@@ -206,6 +189,9 @@ def _size(request: WriteRequest) -> int:
 def _their_config(config: GPT2Config) -> dict[str, Any]:
     """Return the content of UER's ``config.json``."""
     is_tanh = config.activation_function in TANH_GELU
+    unusual: dict[str, Any] = {} if config.scale_attn_weights else {"remove_attention_scale": True}
+    if config.layer_norm_epsilon != EPSILON:
+        unusual["layernorm_eps"] = config.layer_norm_epsilon
     return {
         "emb_size": config.n_embd,
         "feedforward_size": config.n_inner,
@@ -223,7 +209,17 @@ def _their_config(config: GPT2Config) -> dict[str, Any]:
         "layernorm_positioning": "pre",
         "target": ["lm"],
         "tie_weights": config.tie_word_embeddings,
+        **unusual,
     }
+
+
+def _notes(request: WriteRequest) -> Iterator[str]:
+    """Yield which of the two programs reads what is written."""
+    config = request.checkpoint.config
+    if config.layer_norm_epsilon != EPSILON:
+        yield f"layernorm_eps is {config.layer_norm_epsilon:g}: TencentPretrain reads it, UER-py takes {EPSILON:g}"
+    if config.activation_function == "silu":
+        yield "hidden_act is silu: TencentPretrain knows it, UER-py does not"
 
 
 def _write(request: WriteRequest, folder: Path, read: Read) -> list[Path]:
@@ -262,9 +258,10 @@ FORMAT = Format(
         size=_size,
         holds={
             "n_inner": ANY,
-            "activation_function": (*TANH_GELU, *_ACTIVATIONS.values()),
+            "activation_function": (*TANH_GELU, *ACTIVATIONS.values()),
             "layer_norm": (UER,),
-            "layer_norm_epsilon": (EPSILON,),
+            "layer_norm_epsilon": ANY,
+            "scale_attn_weights": ANY,
             "tie_word_embeddings": ANY,
         },
         options=(
@@ -278,5 +275,6 @@ FORMAT = Format(
         ),
         layer_norm=UER,
         save_tokenizer=save_for_uer,
+        notes=_notes,
     ),
 )

@@ -2,7 +2,7 @@
 
 UER divides by the unbiased deviation, everybody else by the biased one, so that (N - 1) / N under the root, taken into
 the weight, makes one of the other. What is added against a division by zero differs, too: UER's 1e-6 to the deviation
-is 1e-12 to the variance where that is 0, and nothing where it is not small.
+is 1e-12 to the variance where that is 0, and nothing where it is not small. TencentPretrain's may be another number.
 """
 
 from __future__ import annotations
@@ -73,12 +73,21 @@ def with_layer_norm(checkpoint: Checkpoint, kind: str, *, copy: bool = False) ->
             f"{file}: layer_norm_epsilon {config.layer_norm_epsilon:g} becomes UER-py's 1e-6 outside the root: "
             "logits change only where a variance is that small"
         )
+    if kind == STANDARD and not copy and config.layer_norm_epsilon > PLAIN_EPSILON:
+        raise ConvertError(
+            f"{file}: {config.layer_norm_epsilon:g} is added to the deviation (layernorm_eps): the usual layer norms "
+            f"cannot compute more than {PLAIN_EPSILON:g} of that: convert it to a SavedModel"
+        )
+    if kind == STANDARD and copy and config.layer_norm_epsilon != EPSILONS[UER]:
+        notes.append(f"{file}: layernorm_eps {config.layer_norm_epsilon:g} becomes {PLAIN_EPSILON:g} inside the root")
     if kind == STANDARD and not copy:
         notes.append(
             f"{file}: layer norms of UER-py's kind: (N - 1) / N under the root is taken into their weights; for a "
             "model that was trained with the usual ones, as most on the Hugging Face hub: --uer-layer-norm standard"
         )
     epsilon = EPSILONS[kind]
+    if kind == STANDARD and config.layer_norm_epsilon != EPSILONS[UER]:
+        epsilon = config.layer_norm_epsilon**2
     if copy and kind == STANDARD:
         epsilon = PLAIN_EPSILON
     biased = math.sqrt(1 - 1 / config.n_embd)
