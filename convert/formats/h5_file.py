@@ -91,7 +91,7 @@ def read_h5(file: Path) -> dict[str, LazyTensor]:
     """Return the tensors of a file, those of a GPT-2 by the names and with the shapes of PyTorch's state dict.
 
     ``.../h_._0/attn/c_attn/bias:0`` ``[1, n]`` becomes ``transformer.h.0.attn.c_attn.bias`` ``[n]``. Other tensors keep
-    what Keras calls them, without the name of the model: ``multiple_choice_head/summary/kernel``.
+    what Keras calls them, without the name of the model: ``multiple_choice_head.summary.kernel``.
 
     Raises:
         CheckpointError: the file is damaged, refers to other files, or has less values than it says.
@@ -144,7 +144,7 @@ def state_dict_name(path: str) -> str:
     if len(parts) > 1 and parts[0] == _TOP_LEVEL:
         parts = parts[1:]
     repeated = max(index for index, part in enumerate(parts) if part == parts[0])  # the group, then the weight's name
-    return "/".join(parts[repeated:])
+    return ".".join(parts[repeated:])
 
 
 def read_datasets(file: Path) -> dict[str, H5Tensor]:

@@ -36,6 +36,7 @@ from convert.formats.tensor_map import (
     stored_heads,
 )
 from convert.formats.tf_checkpoint import INDEX, open_bundle, prefix_of, prefixes
+from convert.formats.tf_variables import has_object_graph
 from convert.formats.tokenizer_files import has_tokenizer, save_for_openai
 from convert.tensors import transposed_blocks
 from support.errors import CheckpointError
@@ -72,6 +73,16 @@ def _find(candidate: Candidate) -> tuple[Path, str | None] | None:
         name = prefix_of(path)
         return None if name is None else (path.parent, name)
     return (path.parent, path.name) if path.name and path.with_name(path.name + INDEX).is_file() else None
+
+
+def _recognise(candidate: Candidate) -> bool:
+    """Whether there is a checkpoint of TensorFlow, and not one of TensorFlow 2's alone, which has no names."""
+    found = _find(candidate)
+    if found is None:
+        return False
+    folder, given = found
+    names = prefixes(candidate.entries(folder)) if given is None else [given]
+    return not names or not all(has_object_graph(folder / name) for name in names)
 
 
 def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
@@ -247,7 +258,7 @@ def _write(request: WriteRequest, folder: Path, read: Read) -> list[Path]:
 
 FORMAT = Format(
     NAME,
-    recognise=lambda candidate: _find(candidate) is not None,
+    recognise=_recognise,
     open=_open,
     writer=Writer(
         write=_write,

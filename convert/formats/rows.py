@@ -140,8 +140,9 @@ ROWS: tuple[FormatRow, ...] = (
     FormatRow(
         "huggingface",
         "convert.formats.huggingface:FORMAT",
-        on_disk="a folder with `config.json` and `model.safetensors`, its index and shards, or `pytorch_model.bin`",
-        looks_for="a folder with model.safetensors or pytorch_model.bin (or an index of them) and config.json",
+        on_disk="a folder with `config.json` and `model.safetensors`, its index and shards, or `pytorch_model.bin`, or "
+        "`tf_model.h5`",
+        looks_for="a folder with model.safetensors, pytorch_model.bin or tf_model.h5 (or an index) and config.json",
         commands=(
             WriterCommand(
                 "to-huggingface",
@@ -197,6 +198,12 @@ ROWS: tuple[FormatRow, ...] = (
         on_disk="a SavedModel that gpt2-savedmodel wrote",
         looks_for="a folder with saved_model.pb that gpt2-savedmodel wrote",
         also_written_by=("to-tf", "pytorch-to-tf", "tf-to-tf"),
+    ),
+    FormatRow(
+        "tf2-port",
+        "convert.formats.tf2_port:FORMAT",
+        on_disk="a SavedModel of CPM-LM-TF2, the first port of CPM to TensorFlow 2, or weights that its model saved",
+        looks_for="a folder with saved_model.pb and no assets/config.json",
     ),
 )
 

@@ -96,6 +96,12 @@ class Dequantized:
         return out
 
 
+def _recognise(candidate: Candidate) -> bool:
+    """Whether this project wrote the SavedModel: ``tf2-port`` takes those that have no configuration."""
+    folder = SavedModelFolder(candidate.path)
+    return folder.exists() and folder.config_file.exists()
+
+
 def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
     folder = SavedModelFolder(candidate.path)
     if not folder.exists():
@@ -168,7 +174,7 @@ def _tokens(assets: Path, values: Mapping[str, Any], vocab_size: int) -> Special
 
 FORMAT = Format(
     NAME,
-    recognise=lambda candidate: SavedModelFolder(candidate.path).exists(),
+    recognise=_recognise,
     open=_open,
     without_iterations="a SavedModel",
 )

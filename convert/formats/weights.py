@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from convert.formats import rows
 from convert.formats import safetensors_file as safetensors
+from convert.formats.h5_file import SIGNATURE, is_h5, read_h5, read_h5_index
 from convert.formats.rank_files import single_rank_file
 from convert.formats.tensor_map import LazyTensor
 from convert.torch_format.reader import TorchFile
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 INDEX = ".index.json"
 PREFERRED = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 """The first that is there is read, as transformers does, whatever is next to it."""
-_SHARD = re.compile(r"(.+)-\d+-of-\d+\.(safetensors|bin)")
+TENSORFLOW = ("tf_model.h5", f"tf_model.h5{INDEX}")
+"""What is read where a folder has nothing else: mostly a copy."""
+_SHARD = re.compile(r"(.+)-\d+-of-\d+\.(safetensors|bin|h5)")
 """One file of several, which an index names: it stands for all of them."""
 _WEIGHTS = re.compile(r".+\.(pt|pth|ckpt|bin|safetensors|h5|hdf5|tar)|.+\.bin-\d+|.+\.pt-\d+")
 _OTHERS = re.compile(
@@ -153,6 +156,8 @@ def find_weights(candidate: Candidate) -> Weights | None:
     folder = file.parent
     while folder != candidate.path and candidate.path in folder.parents and not (folder / "config.json").is_file():
         folder = folder.parent
+    if file.name.endswith(f".h5{INDEX}"):
+        return _of_header(file, folder, read_h5_index(file))
     if file.name.endswith(INDEX):
         return _of_header(file, folder, safetensors.read_index(file, lambda shard: _header(candidate, shard)))
     return _read(candidate, file, folder)
@@ -181,8 +186,10 @@ def _find_file(candidate: Candidate) -> Path | None:
         return path if _WEIGHTS.fullmatch(path.name) or _kind(candidate, path) else None
     if not candidate.is_dir:
         return None
-    preferred = next((path / name for name in PREFERRED if (path / name).is_file()), None)
-    return preferred or single_rank_file(candidate) or _single_file(candidate)
+    preferred, tensorflow = (
+        next((path / name for name in names if (path / name).is_file()), None) for names in (PREFERRED, TENSORFLOW)
+    )
+    return preferred or single_rank_file(candidate) or _single_file(candidate) or tensorflow
 
 
 def _single_file(candidate: Candidate) -> Path | None:
@@ -228,7 +235,7 @@ def _holds_model(candidate: Candidate, file: Path) -> bool:
 def _kind(candidate: Candidate, file: Path) -> str | None:
     """Return ``torch``, ``safetensors`` or ``hdf5`` by the first bytes of a file; None for anything else."""
     head = candidate.head(file)
-    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+    if head.startswith(SIGNATURE) or (file.suffix in (".h5", ".hdf5") and file.is_file() and is_h5(file)):
         return "hdf5"
     if (head.startswith(b"PK\3\4") and b"data.pkl" in head[:300]) or _LEGACY in head[:20]:
         return "torch"
@@ -238,9 +245,11 @@ def _kind(candidate: Candidate, file: Path) -> str | None:
 
 def _read(candidate: Candidate, file: Path, folder: Path) -> Weights:
     """Read the names in a file, whose first bytes say what it is."""
-    kind = _kind(candidate, file) or ("safetensors" if file.suffix == ".safetensors" else "torch")
+    kind = _kind(candidate, file) or {".safetensors": "safetensors", ".h5": "hdf5"}.get(file.suffix, "torch")
     if kind == "safetensors":
         return _of_header(file, folder, safetensors.read_header(file))
+    if kind == "hdf5":
+        return _of_header(file, folder, read_h5(file))
     return _of_torch(candidate.torch_file(file), folder)
 
 
