@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.checkpoint import Checkpoint, CheckpointAdapter
-from convert.formats import rows
+from convert.formats import refusals, rows
 from convert.formats.candidate import Candidate
 from convert.formats.format import Format, OpenOptions
 from convert.formats.lora import merge_adapter, other_adapters
@@ -16,7 +16,7 @@ from convert.formats.padding import trim_vocabulary
 from convert.formats.uer_layer_norm import with_layer_norm
 from support.errors import CheckpointError, ConvertError
 from support.files import describe_read_error
-from support.messages import list_names, short_repr
+from support.messages import short_repr
 from tf_model.config import LAYER_NORMS, STANDARD, UER, ConfigError
 
 
@@ -81,7 +81,7 @@ class CheckpointSpec:
             if self.iteration is not None and format.without_iterations is not None:
                 what = format.without_iterations
                 raise CheckpointError(f"{self.path}: {what} has no iterations: leave out --iteration {self.iteration}")
-            checkpoint = format.open(candidate, options)
+            checkpoint = _open_as(format, candidate, options)
             if self.uer_layer_norm == STANDARD:
                 checkpoint = with_layer_norm(checkpoint, STANDARD, copy=True)
             if self.adapter is not None:
@@ -134,6 +134,16 @@ def open_checkpoint(
     return spec.open(allow_unknown_heads=allow_unknown_heads)
 
 
+def _open_as(format: Format, candidate: Candidate, options: OpenOptions) -> Checkpoint:
+    """Open a candidate; where that fails, and it is something known that nobody can read as it is, say what it is."""
+    try:
+        return format.open(candidate, options)
+    except CheckpointError as error:
+        if (reason := refusals.explain_error(candidate)) is None:
+            raise
+        raise CheckpointError(f"{candidate.path}: {reason}") from error
+
+
 def recognise(candidate: Candidate) -> Format:
     """Tell the format of a candidate by the names of its files and tensors.
 
@@ -151,11 +161,12 @@ def recognise(candidate: Candidate) -> Format:
         raise CheckpointError(f"{path}: looks like {names}: say which with --from")
     if preferred:
         return preferred[0][1]
+    if (reason := refusals.explain_error(candidate)) is not None:
+        raise CheckpointError(f"{path}: {reason}")
     if candidate.weights_error is not None:
         raise candidate.weights_error
+    if (reason := refusals.explain(candidate)) is not None:
+        raise CheckpointError(f"{path}: {reason}")
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder")
-    names = list_names((entry.name for entry in candidate.entries()), 5) or "nothing"
-    found = f"has {names}" if candidate.is_dir else "a file"
-    wanted = "; ".join(f"{row.name}: {row.looks_for}" for row in rows.ROWS)
-    raise CheckpointError(f"{path}: {found}: no checkpoint of a known format: looked for {wanted}")
+    raise CheckpointError(f"{path}: {refusals.describe_unknown(candidate)}")

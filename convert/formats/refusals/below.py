@@ -1,0 +1,123 @@
+"""Folders with a checkpoint one or two levels below: a training's, the hub's cache, whatever holds several models."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from convert.formats import rows
+from convert.formats.candidate import Candidate
+from convert.formats.refusals.look import Look, is_regular, short_name
+from support.errors import UserError
+from support.messages import list_names
+
+_MAX_FOLDERS = 300
+"""How many folders are listed."""
+_MAX_OPENED = 12
+"""How many of them are looked into by every format."""
+_MODEL_FILE = re.compile(
+    r".+\.(safetensors|bin|pt|pth|ckpt|h5|index|index\.json)|saved_model\.pb|mp_rank_.*|latest|"
+    r"latest_checkpointed_iteration\.txt"
+)
+_STEP = re.compile(r"(?:checkpoint|step|epoch|global_step|model_epoch|iter|model|ckpt)[-_]?(\d+)")
+
+
+def describe_below(look: Look) -> str | None:
+    """Name the checkpoint below a folder, the newest or the one that ``refs/main`` names."""
+    if not look.is_dir:
+        return None
+    if (text := _hub_cache(look)) is not None:
+        return text
+    found = list(_models(look.path))
+    if not found:
+        return None
+    names = [path.relative_to(look.path).as_posix() for path in found]
+    if len(found) == 1:
+        return f"no checkpoint itself, but {short_name(names[0])} in it is one: give {_joined(look, names[0])}"
+    steps = [(int(match[1]), name) for name in names if (match := _STEP.fullmatch(name))]
+    if len(steps) == len(names):
+        newest = max(steps)[1]
+        what = "a training's folder" if newest.startswith("checkpoint-") else "no checkpoint itself"
+        return f"{what} with {_count(found)} checkpoints, {newest} is the newest: give {_joined(look, newest)}"
+    return f"no checkpoint itself, but it has {_count(found)}: {list_names(map(short_name, names))}: give one of them"
+
+
+def _count(found: list[Path]) -> str:
+    return f"{len(found)} or more" if len(found) >= _MAX_OPENED else str(len(found))
+
+
+def _joined(look: Look, name: str) -> str:
+    """Return the path to give, or how to find it where the path is long."""
+    joined = str(look.path / name)
+    return (
+        joined
+        if len(joined) <= 80 and joined.isprintable()
+        else f"that folder, {short_name(name)}"
+        if "/" in name
+        else name
+    )
+
+
+def _hub_cache(look: Look) -> str | None:
+    """Name the snapshot to give of ``models--owner--name`` or of its ``snapshots``."""
+    inside = look.has("snapshots") and (look.path / "snapshots").is_dir()
+    if not inside and look.path.name != "snapshots":
+        return None
+    root = look.path if inside else look.path.parent
+    folders = [path for path in _folders(root / "snapshots") if is_checkpoint(path)]
+    if not folders:
+        return None if not inside else (
+            "the hub's cache of a model, without a whole snapshot: download it again (hf download OWNER/NAME --local-dir DIR)"
+        )  # fmt: skip
+    chosen = next((path for path in folders if path.name == _main_of(root)), None)
+    why = "which refs/main names" if chosen is not None else "the only one" if len(folders) == 1 else "the newest"
+    chosen = chosen or max(folders, key=lambda path: path.stat().st_mtime)
+    name = f"snapshots/{chosen.name}" if inside else chosen.name
+    return f"the hub's cache of a model: give the folder {short_name(name)} in it ({why})"
+
+
+def _main_of(root: Path) -> str | None:
+    """Return the snapshot that ``refs/main`` names."""
+    file = root / "refs" / "main"
+    try:
+        return file.read_text("utf-8")[:100].strip() if is_regular(file) and file.stat().st_size < 1000 else None
+    except (OSError, ValueError):
+        return None
+
+
+def _models(folder: Path) -> Iterator[Path]:
+    """Yield checkpoints one level below ``folder``; where there are none, those two levels below."""
+    level, count = _folders(folder), 0
+    for _ in range(2):
+        for path in level:
+            if count < _MAX_OPENED and is_checkpoint(path):
+                count += 1
+                yield path
+        if count:
+            return
+        level = [path for parent in level for path in _folders(parent)][:_MAX_FOLDERS]
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Return folders in a folder, those with the highest numbers first; nothing where it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry.name for entry, _ in zip(entries, range(_MAX_FOLDERS), strict=False) if entry.is_dir()]
+    except OSError:
+        return []
+    found.sort()
+    found.sort(key=lambda name: -int(match[1][:15]) if (match := re.search(r"(\d+)$", name)) else 0)
+    return [folder / name for name in found]
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a format recognises a folder; only those with a file of weights are looked into."""
+    try:
+        if not any(_MODEL_FILE.fullmatch(name) for name in os.listdir(folder)):
+            return False
+        candidate = Candidate(folder)
+        return any(row.load().recognise(candidate) for row in rows.ROWS)
+    except (OSError, UserError):
+        return False
