@@ -37,11 +37,11 @@ CERTAIN: tuple[_Describe, ...] = (
     describe_file,
     describe_tensors,
     describe_object,
-    describe_model_type,
 )
 """What says more than the error of a format that took the path for its own and could not open it."""
 
 LIKELY: tuple[_Describe, ...] = (
+    describe_model_type,
     describe_other_programs,
     describe_below,
     describe_blobs,
@@ -70,7 +70,7 @@ def explain_error(candidate: Candidate) -> str | None:
 
 def describe_unknown(candidate: Candidate) -> str:
     """Say that a path is nothing that anybody here knows."""
-    wanted = "give the file or the folder with a GPT-2's weights (such as model.safetensors, pytorch_model.bin or a .pt file)"
+    wanted = "give the file or the folder with a GPT-2's weights (model.safetensors, pytorch_model.bin, a .pt file ...)"
     if not candidate.is_dir:
         return f"no checkpoint of a known format: {wanted}"
     names = list_names((short_name(entry.name) for entry in candidate.entries()), 3) or "nothing"

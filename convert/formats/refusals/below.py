@@ -51,13 +51,7 @@ def _count(found: list[Path]) -> str:
 def _joined(look: Look, name: str) -> str:
     """Return the path to give, or how to find it where the path is long."""
     joined = str(look.path / name)
-    return (
-        joined
-        if len(joined) <= 80 and joined.isprintable()
-        else f"that folder, {short_name(name)}"
-        if "/" in name
-        else name
-    )
+    return joined if len(joined) <= 80 and joined.isprintable() else f"{short_name(name)} in it"
 
 
 def _hub_cache(look: Look) -> str | None:
@@ -68,9 +62,8 @@ def _hub_cache(look: Look) -> str | None:
     root = look.path if inside else look.path.parent
     folders = [path for path in _folders(root / "snapshots") if is_checkpoint(path)]
     if not folders:
-        return None if not inside else (
-            "the hub's cache of a model, without a whole snapshot: download it again (hf download OWNER/NAME --local-dir DIR)"
-        )  # fmt: skip
+        again = "download it again (hf download OWNER/NAME --local-dir DIR)"
+        return f"the hub's cache of a model, without a whole snapshot: {again}" if inside else None
     chosen = next((path for path in folders if path.name == _main_of(root)), None)
     why = "which refs/main names" if chosen is not None else "the only one" if len(folders) == 1 else "the newest"
     chosen = chosen or max(folders, key=lambda path: path.stat().st_mtime)

@@ -11,6 +11,7 @@ from convert.formats.refusals.look import Look, is_regular
 from support.messages import list_names
 
 _GATHER = "run its zero_to_fp32.py ('python zero_to_fp32.py . out') and give what it writes"
+_GATHER_ABOVE = "run zero_to_fp32.py of the folder above it ('python zero_to_fp32.py . out') and give what it writes"
 _ZERO3 = "a ZeRO-3 checkpoint of DeepSpeed, each rank with a part of every weight"
 _PART = r"(bf16_)?zero_pp_rank_\d+_mp_rank_\d+.*\.pt"
 _TOKENIZER_FILES = re.compile(
@@ -19,6 +20,9 @@ _TOKENIZER_FILES = re.compile(
 )
 _TEXTS = re.compile(r".+\.(txt|jsonl?|csv|tsv|md|arrow|parquet|npy|idx)", re.IGNORECASE)
 _ADAPTER_FILE = re.compile(r"adapter_model\.(safetensors|bin)")
+_PROMPT_KINDS = re.compile(r"(MULTITASK_)?(PROMPT|PREFIX)_TUNING|P_TUNING|ADAPTION_PROMPT|CPT")
+"""Those of peft that add to the input and leave the weights alone."""
+_OPTIMIZER_ONLY = "only the optimizer's parts of DeepSpeed: mp_rank_00_model_states.pt with the weights is missing"
 _ARCHIVE = re.compile(r".+\.(zip|tar|tgz|tar\.(gz|bz2|xz|zst)|7z|rar|gz)")
 
 
@@ -33,12 +37,12 @@ def describe_adapter(look: Look) -> str | None:
     if kind == "LORA":
         where = "this folder" if look.is_dir else "this file's folder"
         return f"an adapter, without its base model{of}: give the base model, and {where} as --adapter"
-    if isinstance(kind, str) and re.fullmatch(
-        r"(MULTITASK_)?(PROMPT|PREFIX)_TUNING|P_TUNING|ADAPTION_PROMPT|CPT", kind
-    ):
+    if isinstance(kind, str) and _PROMPT_KINDS.fullmatch(kind):
         return f"an adapter of peft's ({kind}), which changes no weights and cannot be merged: give the base model{of}"
     named = f" ({kind[:20]})" if isinstance(kind, str) and kind.isprintable() else ""
-    return f"an adapter of peft's{named}: load it with peft on its base model{of}, merge_and_unload() and save_pretrained()"
+    return (
+        f"an adapter of peft's{named}: load it with peft on its base model{of}, merge_and_unload(), save_pretrained()"
+    )
 
 
 def describe_flax(look: Look) -> str | None:
@@ -62,14 +66,9 @@ def describe_deepspeed(look: Look) -> str | None:
         return "a universal checkpoint of DeepSpeed (zero/): give the one that ds_to_universal.py made it from"
     parts = look.matching(_PART)
     if any("model_states" in name for name in parts):
-        how = (
-            _GATHER
-            if look.has("zero_to_fp32.py")
-            else _GATHER.replace("its zero_to_fp32.py", "zero_to_fp32.py above it")
-        )
-        return f"{_ZERO3}: {how}"
+        return f"{_ZERO3}: {_GATHER if look.has('zero_to_fp32.py') else _GATHER_ABOVE}"
     if parts and not look.matching(r"mp_rank_\d+.*"):
-        return "only the optimizer's parts of DeepSpeed: mp_rank_00_model_states.pt with the weights is missing: get it, too"
+        return f"{_OPTIMIZER_ONLY}: get it, too"
     if look.has("zero_to_fp32.py"):
         steps = [look.path / name for name in look.matching(r"global_step\d+")]
         if any(_has_part_of_weights(step) for step in steps):
@@ -147,9 +146,7 @@ def describe_lack(look: Look) -> str | None:
         what = "a tokenizer" if any("config" not in name for name in names) else "a configuration"
         return f"only {what} ({list_names(names)}): get the weights, too: model.safetensors or pytorch_model.bin"
     if look.matching(r"optimizer\.(pt|bin)|training_args\.bin|.*optim_states\.pt|scheduler\.pt|trainer_state\.json"):
-        return (
-            f"what a training needs to continue ({list_names(names)}), without the weights: get model.safetensors, too"
-        )
+        return f"what a training continues with ({list_names(names)}), without the weights: get model.safetensors, too"
     if look.matching(r".+\.tfevents\..+"):
         return "events for TensorBoard: give the folder of the weights"
     if look.matching(r".+\.py"):

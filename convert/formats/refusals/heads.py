@@ -38,8 +38,8 @@ FILES = (
     FileKind(f"a GGUF file of llama.cpp: give {_HUGGINGFACE}", rb"GGUF"),
     FileKind(f"a GGML file of llama.cpp: give {_HUGGINGFACE}", rb"(lmgg|fmgg|tjgg|algg)"),
     FileKind("a TensorFlow Lite model: give the checkpoint that it was made from", rb".{4}TFL3"),
-    FileKind("an HDF5 file without a GPT-2 as transformers' TensorFlow models have it: load it with its own program and "
-             "save it as a Hugging Face folder", rb"\x89HDF"),
+    FileKind("an HDF5 file without transformers' GPT-2 in it: load it with its own program and save it as a Hugging Face "
+             "folder", rb"\x89HDF"),
     FileKind("NumPy's arrays: load them with their own program and save a state dict (torch.save)", rb"\x93NUMPY"),
     FileKind(f"an archive: {_UNPACK}", rb"(BZh\d1AY|\xfd7zXZ\0|\x28\xb5\x2f\xfd|7z\xbc\xaf\x27\x1c|Rar!)"),
     FileKind(f"a gzip archive: {_UNPACK} (tar -xzf)", rb"\x1f\x8b"),
@@ -49,23 +49,28 @@ FILES = (
     FileKind("a hub's error, not the file itself: log in (hf auth login) or correct the name, and download it again",
              rb"(Entry not found|Repository not found|Invalid (username|credentials)|Access to (model|this)|Not Found|"
              rb'Unauthorized|\s*\{\s*"(error|message)")'),
-    FileKind("weights of Flax: with transformers before 5, from_pretrained(DIR, from_flax=True) and save_pretrained()", rb"", r"\.msgpack$"),
+    FileKind("weights of Flax: with transformers before 5, from_pretrained(DIR, from_flax=True) and save_pretrained()",
+             rb"", r"\.msgpack$"),
     FileKind(f"a CTranslate2 model: give {_HUGGINGFACE}", rb"[\x01-\x0f]\0\0\0.\0\w+Spec\0"),
     FileKind(f"an ONNX model: give {_HUGGINGFACE}", rb"\x08.(\x12.|:).{0,40}(pytorch|onnx|tf2onnx|keras)"),
     FileKind(f"an ONNX model: give {_HUGGINGFACE}", rb"", r"\.onnx(_data|\.data)?$"),
     FileKind("a checkpoint of MindSpore: load it there, and save its parameters as a PyTorch state dict",
              rb"\x0a..{0,300}(Float|BFloat|Int)(16|32|64)", r"\.ckpt$"),
-    FileKind("weights of PaddlePaddle: PaddleNLP converts them to a PyTorch state dict", rb"", r"\.(pdparams|pdiparams|pdmodel|pdopt)$"),
+    FileKind("weights of PaddlePaddle: PaddleNLP converts them to a PyTorch state dict",
+             rb"", r"\.(pdparams|pdiparams|pdmodel|pdopt)$"),
     FileKind("weights of rust-bert: give the Hugging Face folder that it was made from", rb"", r"\.ot$"),
     FileKind("events for TensorBoard: give the folder of the weights", rb"", r"\.tfevents\."),
-    FileKind("a frozen graph of TensorFlow: give the checkpoint that it was made from", rb"", r"(?<!saved_model)\.pb(txt)?$"),
+    FileKind("a part of a SavedModel: give its folder", rb"", r"^saved_model\.pb(txt)?$"),
+    FileKind("a frozen graph of TensorFlow: give the checkpoint that it was made from", rb"", r"\.pb(txt)?$"),
     FileKind("Megatron's training data, no weights: give the folder of the checkpoint", rb"MMIDIDX"),
-    FileKind("an unfinished download: download the file again", rb"", r"\.(incomplete|part|partial|crdownload|aria2|download)$"),
+    FileKind("an unfinished download: download the file again",
+             rb"", r"\.(incomplete|part|partial|crdownload|aria2|download)$"),
     FileKind("a table of data, no weights: give the folder of the checkpoint", rb"(PAR1|ARROW1)"),
     FileKind("a tokenizer, no weights: give the folder with the weights, which may have the tokenizer in it",
-             rb"", r"^(tokenizer(_config)?\.json|vocab\.(txt|json)|merges\.txt|vocab\.bpe|encoder\.json|(chinese_vocab|spiece|"
-             r"sentencepiece|tokenizer)\.(model|vocab))$"),
-    FileKind("a description of a model, no weights: give its folder, with the weights in it", rb"", r"^(generation_)?config\.json$"),
+             rb"", r"^(tokenizer(_config)?\.json|vocab\.(txt|json|bpe)|merges\.txt|encoder\.json|"
+             r"(chinese_vocab|spiece|sentencepiece|tokenizer)\.(model|vocab))$"),
+    FileKind("a description of a model, no weights: give its folder, with the weights in it",
+             rb"", r"^(generation_)?config\.json$"),
 )  # fmt: skip
 """The first that fits counts."""
 

@@ -2,90 +2,58 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
+from collections.abc import Mapping
 
-from convert.formats.refusals.look import Look, Shapes, module_class
+from convert.formats.refusals.look import Look, Shapes, module_class, short_name
 from convert.torch_format.pickle_values import Placeholder
 from support.messages import list_names, short_repr
 
 
-@dataclasses.dataclass(frozen=True)
-class OtherModel:
-    """A kind of model by the names of its tensors.
-
-    Attributes:
-        what: what it is called.
-        names: patterns; each of them is found within one of the names.
-        absent: a pattern that no name has.
-    """
-
-    what: str
-    names: tuple[str, ...]
-    absent: str = r"\Z\A."
-
-    def fits(self, tensors: Shapes) -> bool:
-        """Whether these are the tensors of such a model."""
-        text = "\n".join(tensors)
-        found = all(re.search(pattern, text, re.MULTILINE) for pattern in self.names)
-        return found and not re.search(self.absent, text, re.MULTILINE)
-
-
-OTHER_MODELS = (
-    OtherModel(
-        "GPT-1 (openai-gpt), with its layer norms after each block", (r"\bpositions_embed\b", r"\btokens_embed\b")
-    ),
-    OtherModel("Grover or gpt2-ml", (r"^newslm/",)),
-    OtherModel("UER-py's BERT or another one with segments", (r"^(module\.)?embedding\.seg(ment)?\b",)),
-    OtherModel("UER-py's masked language models", (r"^(module\.)?target\.(mlm|nsp|sp|bert)\b",)),
-    OtherModel("UER-py's encoder-decoders (T5, BART)", (r"^(module\.)?decoder\.transformer_decoder\.",)),
-    OtherModel("RoBERTa", (r"^roberta\.",)),
-    OtherModel("ALBERT", (r"\balbert_layer_groups\.",)),
-    OtherModel("ELECTRA", (r"^(electra|discriminator|generator)\.embeddings",)),
-    OtherModel("DistilBERT", (r"^distilbert\.",)),
-    OtherModel("BERT", (r"\bencoder[./]layer[._]\d+[./]attention[./]self[./](query|key)\b",)),
-    OtherModel("CPM-Ant, CPM-Bee or CPM-2", (r"\bself_att\.self_attention\.project_q\b",)),
-    OtherModel("T5", (r"\bblock[._/]\d+[./]layer[._]\d+[./]SelfAttention[./]q\b",)),
-    OtherModel(
-        "OPT", (r"\bdecoder\.layers\.\d+\.self_attn\.k_proj\b", r"\bdecoder\.embed_positions\b"), r"\bencoder\.layers\."
-    ),
-    OtherModel("BART, CPT or Pegasus", (r"\bdecoder\.layers\.\d+\.encoder_attn\.",)),
-    OtherModel("Baichuan", (r"\.self_attn\.W_pack\b",)),
-    OtherModel("Qwen2's kind", (r"\blayers\.\d+\.self_attn\.q_proj\.bias\b", r"\blayers\.\d+\.mlp\.gate_proj\b")),
-    OtherModel(
-        "LLaMA's kind (Mistral, Qwen3, Gemma ...)",
-        (r"\blayers\.\d+\.self_attn\.\w*proj\b", r"\blayers\.\d+\.mlp\.\w*proj\b"),
-    ),
-    OtherModel("LLaMA, in its authors' form", (r"\blayers\.\d+\.attention\.wq\b", r"\btok_embeddings\b")),
-    OtherModel("InternLM2", (r"\blayers\.\d+\.attention\.wqkv\b",)),
-    OtherModel(
-        "GPT-NeoX or Pythia", (r"\bgpt_neox\.|\blayers\.\d+\.attention\.rotary_emb\b.*\n(.*\n)*.*\bembed_in\b",)
-    ),
-    OtherModel("GPT-Neo", (r"\bh\.\d+\.attn\.attention\.q_proj\b",)),
-    OtherModel("GPT-J", (r"\bh\.\d+\.attn\.q_proj\b", r"\bh\.\d+\.mlp\.fc_in\b")),
-    OtherModel("CodeGen", (r"\bh\.\d+\.attn\.qkv_proj\b",)),
-    OtherModel("Bloom", (r"\bword_embeddings_layernorm\b", r"\bh\.\d+\.self_attention\.query_key_value\b")),
-    OtherModel("Falcon", (r"\bh\.\d+\.self_attention\.query_key_value\b",)),
-    OtherModel(
-        "ChatGLM",
-        (r"\bencoder\.layers\.\d+\.self_attention\.query_key_value\b", r"\brotary_pos_emb\b|\boutput_layer\b"),
-    ),
-    OtherModel("ChatGLM-6B", (r"\blayers\.\d+\.attention\.rotary_emb\b", r"\bword_embeddings\b")),
-    OtherModel("GLM", (r"\bblock_position_embeddings\b",)),
-    OtherModel("Qwen (the first)", (r"\bh\.\d+\.attn\.c_attn\b", r"\bh\.\d+\.mlp\.w1\b")),
-    OtherModel("MPT", (r"\bblocks\.\d+\.attn\.Wqkv\b",)),
-    OtherModel("RWKV", (r"\bblocks\.\d+\.(att|attention)\.time_(decay|maa|mix)",)),
-    OtherModel("Mamba", (r"\blayers\.\d+\.mixer\.A_log\b",)),
-    OtherModel("XLNet", (r"\blayer[._/]\d+[./]rel_attn[./]",)),
-    OtherModel("CTRL", (r"\bh\.\d+\.multi_head_attention\.Wq\b",)),
-)
-"""The first that fits counts."""
+OTHER_MODELS: Mapping[str, tuple[str, ...]] = {
+    "GPT-1 (openai-gpt, layer norms after each block)": (r"\bpositions_embed\b", r"\btokens_embed\b"),
+    "Grover or gpt2-ml": (r"^newslm/",),
+    "UER-py's BERT, or another one with segments": (r"^(module\.)?embedding\.seg(ment)?\b",),
+    "UER-py's masked language models": (r"^(module\.)?target\.(mlm|nsp|sp|bert)\b",),
+    "UER-py's encoder-decoders (T5, BART)": (r"^(module\.)?decoder\.transformer_decoder\.",),
+    "RoBERTa": (r"^roberta\.",),
+    "ALBERT": (r"\balbert_layer_groups\.",),
+    "ELECTRA": (r"^(electra|discriminator|generator)\.embeddings",),
+    "DistilBERT": (r"^distilbert\.",),
+    "BERT": (r"\bencoder[./]layer[._]\d+[./]attention[./]self[./](query|key)\b",),
+    "CPM-Ant, CPM-Bee or CPM-2": (r"\bself_att\.self_attention\.project_q\b",),
+    "T5": (r"\bblock[._/]\d+[./]layer[._]\d+[./]SelfAttention[./]q\b",),
+    "BART, CPT or Pegasus": (r"\bdecoder\.layers\.\d+\.encoder_attn\.",),
+    "OPT": (r"\bdecoder\.layers\.\d+\.self_attn\.k_proj\b", r"\bdecoder\.embed_positions\b"),
+    "Baichuan": (r"\.self_attn\.W_pack\b",),
+    "Qwen2's kind": (r"\blayers\.\d+\.self_attn\.q_proj\.bias\b", r"\blayers\.\d+\.mlp\.gate_proj\b"),
+    "LLaMA's kind (Mistral, Gemma ...)": (r"\blayers\.\d+\.self_attn\.\w*proj\b", r"\.mlp\.\w*proj\b"),
+    "LLaMA, in its authors' form": (r"\blayers\.\d+\.attention\.wq\b", r"\btok_embeddings\b"),
+    "InternLM2": (r"\blayers\.\d+\.attention\.wqkv\b",),
+    "GPT-NeoX or Pythia": (r"\blayers\.\d+\.attention\.query_key_value\b", r"\bembed_in\b"),
+    "GPT-Neo": (r"\bh\.\d+\.attn\.attention\.q_proj\b",),
+    "GPT-J": (r"\bh\.\d+\.attn\.q_proj\b", r"\bh\.\d+\.mlp\.fc_in\b"),
+    "CodeGen": (r"\bh\.\d+\.attn\.qkv_proj\b",),
+    "Bloom": (r"\bword_embeddings_layernorm\b", r"\bh\.\d+\.self_attention\.query_key_value\b"),
+    "Falcon": (r"\bh\.\d+\.self_attention\.query_key_value\b",),
+    "ChatGLM": (r"\bencoder\.layers\.\d+\.self_attention\.query_key_value\b", r"\boutput_layer\b"),
+    "ChatGLM-6B": (r"\blayers\.\d+\.attention\.rotary_emb\b", r"\bword_embeddings\b"),
+    "GLM": (r"\bblock_position_embeddings\b",),
+    "Qwen (the first)": (r"\bh\.\d+\.attn\.c_attn\b", r"\bh\.\d+\.mlp\.w1\b"),
+    "MPT": (r"\bblocks\.\d+\.attn\.Wqkv\b",),
+    "RWKV": (r"\bblocks\.\d+\.(att|attention)\.time_(decay|maa|mix)",),
+    "Mamba": (r"\blayers\.\d+\.mixer\.A_log\b",),
+    "XLNet": (r"\blayer[._/]\d+[./]rel_attn[./]",),
+    "CTRL": (r"\bh\.\d+\.multi_head_attention\.Wq\b",),
+}
+"""What a model is called -> patterns, each of which is found within a tensor's name; the first that fits counts."""
 
 _QUANTIZED = (
     ("GPTQ or AWQ", r"\.(qweight|qzeros|g_idx)$"),
     ("bitsandbytes", r"\.(SCB|absmax|quant_map|weight_format|quant_state\.bitsandbytes__\w+)$"),
     ("PyTorch", r"\b_packed_params\b|\.zero_point$"),
 )
+_OPTIMIZER = frozenset(("optimizer", "optimizer_state_dict", "base_optimizer_state"))
 _LORA = re.compile(r"\blora_(A|B|embedding_A|embedding_B|down|up)\b|\blora_magnitude_vector\b")
 
 
@@ -96,7 +64,7 @@ def describe_tensors(look: Look) -> str | None:
         return None
     if _is_zero3(tensors):
         return (
-            "its tensors have the shape [0], as ZeRO-3 saves them: run zero_to_fp32.py of DeepSpeed's checkpoint folder "
+            "its tensors have the shape [0], as ZeRO-3 saves them: run zero_to_fp32.py of DeepSpeed's own folder "
             "('python zero_to_fp32.py . out') and give what it writes"
         )
     if all(_LORA.search(name) or "modules_to_save" in name for name in tensors):
@@ -107,14 +75,22 @@ def describe_tensors(look: Look) -> str | None:
     for program, pattern in _QUANTIZED:
         if re.search(pattern, text, re.MULTILINE):
             return f"weights that {program} has quantized: give the model as it was before"
-    model = next((model.what for model in OTHER_MODELS if model.fits(tensors)), None)
+    model = find_model(text)
     if model is not None:
         return f"the weights of another model than GPT-2, {model}: only GPT-2 can be converted"
     if all(name.endswith("VARIABLE_VALUE") for name in tensors if name != "_CHECKPOINTABLE_OBJECT_GRAPH"):
         return (
-            f"variables of another TensorFlow 2 program ({list_names(tensors, 1)}): save the model's weights there as a "
-            "Hugging Face folder (transformers: save_pretrained)"
+            f"variables of another TensorFlow 2 program ({list_names(map(short_name, tensors), 1)}): save the weights "
+            "there as a Hugging Face folder (transformers: save_pretrained)"
         )
+    return None
+
+
+def find_model(names: str) -> str | None:
+    """Return what a model is called that is no GPT-2, by the names of its tensors, one a line."""
+    for model, patterns in OTHER_MODELS.items():
+        if all(re.search(pattern, names, re.MULTILINE) for pattern in patterns):
+            return model
     return None
 
 
@@ -139,10 +115,10 @@ def describe_object(look: Look) -> str | None:
         return None
     if name := module_class(value):
         return (
-            f"a whole model object ({name[:40]}, by torch.save(model)), which only its own program can load: load it there, "
+            f"a whole model object ({name[:40]}, by torch.save(model)), which only its own program can load: there, "
             "torch.save(model.state_dict(), 'weights.pt'), and give that"
         )
-    if isinstance(value, dict) and {"state", "param_groups"} <= value.keys():
+    if isinstance(value, dict) and ({"state", "param_groups"} <= value.keys() or _OPTIMIZER & value.keys()):
         return "an optimizer's state, no weights: give the file of the weights, which has another name"
     if isinstance(value, dict) and {"base_lrs", "last_epoch"} & value.keys():
         return "the state of a learning rate's schedule, no weights: give the file of the weights"

@@ -123,7 +123,7 @@ def _header(data: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
 
 WTE, FC = "transformer.wte.weight", "transformer.h.1.mlp.c_fc.weight"
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), "no checkpoint of a known format: looked for"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "only a configuration (config.json, generation_config.json): get the weights, too"),
     "config is no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json: expected JSON"),
     "config is a list": (lambda f: (f / "config.json").write_text("[]"), "expected a JSON object, found a list"),
     "another architecture": (_edit_config(model_type="llama"), "model_type is 'llama': expected gpt2"),
@@ -160,8 +160,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "cut off": (_edit_bytes(lambda data: data[:-1]), "cut off"),
     "too long": (_edit_bytes(lambda data: data + b"x"), "bytes, found"),
-    "empty": (_edit_bytes(lambda data: b""), "expected a safetensors file"),
-    "a web page": (_edit_bytes(lambda data: b"<html>" * 9), "expected a safetensors file"),
+    "empty": (_edit_bytes(lambda data: b""), "model.safetensors is an empty file: download or copy it again"),
+    "a web page": (_edit_bytes(lambda data: b"<html>" * 9), "model.safetensors is a web page, not the file itself"),
     "a pointer": (
         _edit_bytes(lambda data: b"version https://git-lfs.github.com/spec/v1\n"), "git lfs pull",
     ),

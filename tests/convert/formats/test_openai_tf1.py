@@ -471,4 +471,6 @@ def test_a_folder_of_something_else_is_not_taken_for_one(tmp_path: Path, capfd: 
         arguments = ["--checkpoint", str(path), "--output", str(tmp_path / "new"), *source]
         assert main(["to-openai", *arguments]) == 2
         error = capfd.readouterr().err
-        assert_one_line(error, "no such file or folder" if path != tmp_path else "hparams.json, checkpoint and model.")
+        assert_one_line(
+            error, "no such file or folder" if path != tmp_path else ": expected hparams" if source else "an empty"
+        )
