@@ -20,7 +20,7 @@ from convert.formats.refusals.folders import (
     describe_lack,
     describe_other_programs,
 )
-from convert.formats.refusals.heads import describe_file
+from convert.formats.refusals.heads import describe_file, describe_hdf5
 from convert.formats.refusals.look import Look, short_name
 from convert.formats.refusals.missing import describe_missing
 from convert.formats.refusals.tensors import describe_model_type, describe_object, describe_tensors
@@ -42,6 +42,7 @@ CERTAIN: tuple[_Describe, ...] = (
 
 LIKELY: tuple[_Describe, ...] = (
     describe_model_type,
+    describe_hdf5,
     describe_other_programs,
     describe_below,
     describe_blobs,
@@ -73,7 +74,7 @@ def describe_unknown(candidate: Candidate) -> str:
     wanted = "give the file or the folder with a GPT-2's weights (model.safetensors, pytorch_model.bin, a .pt file ...)"
     if not candidate.is_dir:
         return f"no checkpoint of a known format: {wanted}"
-    names = list_names((short_name(entry.name) for entry in candidate.entries()), 3) or "nothing"
+    names = list_names((short_name(entry.name, 24) for entry in candidate.entries()), 3) or "nothing"
     return f"no checkpoint of a known format in it, only {names}: {wanted}"
 
 

@@ -55,20 +55,32 @@ def _joined(look: Look, name: str) -> str:
 
 
 def _hub_cache(look: Look) -> str | None:
-    """Name the snapshot to give of ``models--owner--name`` or of its ``snapshots``."""
-    inside = look.has("snapshots") and (look.path / "snapshots").is_dir()
-    if not inside and look.path.name != "snapshots":
+    """Name the snapshot to give of the hub's cache, of ``models--owner--name`` in it, or of its ``snapshots``."""
+    if look.path.name == "snapshots" and (chosen := _snapshot(look.path.parent)) is not None:
+        path, why = chosen
+        return f"snapshots in the hub's cache: give the folder {short_name(path.name)} in it ({why})"
+    if look.has("snapshots") and (look.path / "snapshots").is_dir():
+        if (chosen := _snapshot(look.path)) is None:
+            again = "download it again (hf download OWNER/NAME --local-dir DIR)"
+            return f"the hub's cache of a model, without a whole snapshot: {again}"
+        path, why = chosen
+        return f"the hub's cache of a model: give the folder snapshots/{short_name(path.name)} in it ({why})"
+    roots = [look.path / name for name in look.matching(r"models--.+")][:_MAX_OPENED]
+    found = [snapshot[0] for root in roots if (snapshot := _snapshot(root)) is not None]
+    if not found:
         return None
-    root = look.path if inside else look.path.parent
+    first = short_name(found[0].relative_to(look.path).as_posix(), 100)
+    of = "" if len(found) == 1 else f" of {len(found)} models"
+    return f"the hub's cache{of}: give the folder of one in it, such as {first}"
+
+
+def _snapshot(root: Path) -> tuple[Path, str] | None:
+    """Return the snapshot of ``models--owner--name`` that is meant, and why; None where none is a checkpoint."""
     folders = [path for path in _folders(root / "snapshots") if is_checkpoint(path)]
-    if not folders:
-        again = "download it again (hf download OWNER/NAME --local-dir DIR)"
-        return f"the hub's cache of a model, without a whole snapshot: {again}" if inside else None
-    chosen = next((path for path in folders if path.name == _main_of(root)), None)
-    why = "which refs/main names" if chosen is not None else "the only one" if len(folders) == 1 else "the newest"
-    chosen = chosen or max(folders, key=lambda path: path.stat().st_mtime)
-    name = f"snapshots/{chosen.name}" if inside else chosen.name
-    return f"the hub's cache of a model: give the folder {short_name(name)} in it ({why})"
+    if chosen := next((path for path in folders if path.name == _main_of(root)), None):
+        return chosen, "which refs/main names"
+    newest = max(folders, key=lambda path: path.stat().st_mtime, default=None)
+    return None if newest is None else (newest, "the only one" if len(folders) == 1 else "the newest")
 
 
 def _main_of(root: Path) -> str | None:

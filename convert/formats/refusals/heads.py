@@ -38,8 +38,6 @@ FILES = (
     FileKind(f"a GGUF file of llama.cpp: give {_HUGGINGFACE}", rb"GGUF"),
     FileKind(f"a GGML file of llama.cpp: give {_HUGGINGFACE}", rb"(lmgg|fmgg|tjgg|algg)"),
     FileKind("a TensorFlow Lite model: give the checkpoint that it was made from", rb".{4}TFL3"),
-    FileKind("an HDF5 file without transformers' GPT-2 in it: load it with its own program and save it as a Hugging Face "
-             "folder", rb"\x89HDF"),
     FileKind("NumPy's arrays: load them with their own program and save a state dict (torch.save)", rb"\x93NUMPY"),
     FileKind(f"an archive: {_UNPACK}", rb"(BZh\d1AY|\xfd7zXZ\0|\x28\xb5\x2f\xfd|7z\xbc\xaf\x27\x1c|Rar!)"),
     FileKind(f"a gzip archive: {_UNPACK} (tar -xzf)", rb"\x1f\x8b"),
@@ -85,6 +83,13 @@ def describe_file(look: Look) -> str | None:
         if _is_damage(file) and (text := _describe(file)) is not None:
             return f"{file.name} is {text}"
     return None
+
+
+def describe_hdf5(look: Look) -> str | None:
+    """Say that an HDF5 file has no GPT-2 in it that anybody here knows."""
+    if not any(head_of(file).startswith(b"\x89HDF") for file in (look.path, *look.weights_files[:1])):
+        return None
+    return "an HDF5 file without transformers' GPT-2 in it: load it with its own program, and save_pretrained() there"
 
 
 def _is_damage(file: Path) -> bool:

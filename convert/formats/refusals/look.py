@@ -25,7 +25,7 @@ _MAX_CONFIG_BYTES = 1 << 20
 _DEPTH = 4
 """How many dicts a state dict may lie in."""
 _WEIGHTS = re.compile(
-    r"(model\.safetensors|pytorch_model\.bin|mp_rank_0+_model_states\.pt|.+\.(safetensors|bin|pt|pth|ckpt))"
+    r"(model\.safetensors|pytorch_model\.bin|mp_rank_0+_model_states\.pt|.+\.(safetensors|bin|pt|pth|ckpt|h5|hdf5))"
 )
 """Names of files that may hold weights; those that come first in the pattern are opened first."""
 _NO_WEIGHTS = re.compile(

@@ -9,7 +9,6 @@ from convert.formats.refusals.look import Look, Shapes, module_class, short_name
 from convert.torch_format.pickle_values import Placeholder
 from support.messages import list_names, short_repr
 
-
 OTHER_MODELS: Mapping[str, tuple[str, ...]] = {
     "GPT-1 (openai-gpt, layer norms after each block)": (r"\bpositions_embed\b", r"\btokens_embed\b"),
     "Grover or gpt2-ml": (r"^newslm/",),
@@ -19,7 +18,7 @@ OTHER_MODELS: Mapping[str, tuple[str, ...]] = {
     "RoBERTa": (r"^roberta\.",),
     "ALBERT": (r"\balbert_layer_groups\.",),
     "ELECTRA": (r"^(electra|discriminator|generator)\.embeddings",),
-    "DistilBERT": (r"^distilbert\.",),
+    "DistilBERT": (r"\blayer\.\d+\.attention\.q_lin\b",),
     "BERT": (r"\bencoder[./]layer[._]\d+[./]attention[./]self[./](query|key)\b",),
     "CPM-Ant, CPM-Bee or CPM-2": (r"\bself_att\.self_attention\.project_q\b",),
     "T5": (r"\bblock[._/]\d+[./]layer[._]\d+[./]SelfAttention[./]q\b",),
@@ -28,6 +27,7 @@ OTHER_MODELS: Mapping[str, tuple[str, ...]] = {
     "Baichuan": (r"\.self_attn\.W_pack\b",),
     "Qwen2's kind": (r"\blayers\.\d+\.self_attn\.q_proj\.bias\b", r"\blayers\.\d+\.mlp\.gate_proj\b"),
     "LLaMA's kind (Mistral, Gemma ...)": (r"\blayers\.\d+\.self_attn\.\w*proj\b", r"\.mlp\.\w*proj\b"),
+    "Phi": (r"\blayers\.\d+\.self_attn\.dense\b", r"\blayers\.\d+\.mlp\.fc1\b"),
     "LLaMA, in its authors' form": (r"\blayers\.\d+\.attention\.wq\b", r"\btok_embeddings\b"),
     "InternLM2": (r"\blayers\.\d+\.attention\.wqkv\b",),
     "GPT-NeoX or Pythia": (r"\blayers\.\d+\.attention\.query_key_value\b", r"\bembed_in\b"),
