@@ -18,6 +18,7 @@ from convert.formats.limits import check_holds
 from convert.formats.padding import padding_note, unused_rows_note
 from convert.formats.registry import open_checkpoint
 from convert.formats.rows import find_row
+from convert.formats.text_pieces import with_pieces
 from convert.formats.tokenizer_files import tokenizer_for, tokens_for
 from convert.formats.uer_layer_norm import with_layer_norm
 from convert.output.atomic_folder import Kind, new_folder
@@ -176,7 +177,7 @@ def _request(
         adapted,
         {name: own if dtype is None else DTYPES[dtype] for name, own in adapted.dtypes.items()},
         values,
-        tokens_for(given, found, adapted),
+        with_pieces(tokens_for(given, found, adapted), values, found, adapted.config.vocab_size),
         found,
     )
 

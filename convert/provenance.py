@@ -15,6 +15,7 @@ from convert.checkpoint import Checkpoint
 from convert.output.hashing import Hasher
 from convert.output.manifest import MODEL_CARD, ROOT_MANIFEST, describe_file, write_manifest
 from convert.verification.report import ParityReport
+from exports.generation_config import PIECE_NAMES
 from exports.model_card import model_card
 from tf_model.config import GPT2Config
 from tokenization.special_tokens import SpecialTokens
@@ -66,6 +67,7 @@ def describe(
         source=source["release"] or f"a {checkpoint.info.format} checkpoint of {len(checkpoint.info.files)} files",
         program=_PROGRAM,
         eos_token_id=tokens.eos_token_id,
+        pieces={name: value for name, value in tokens.defaults.items() if name in PIECE_NAMES},
         has_tokenizer=has_tokenizer,
         parity=report,
     )

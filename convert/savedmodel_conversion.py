@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from convert.checkpoint import Checkpoint
 from convert.conversion import counted_reader, hash_files, opened, source_notes
 from convert.dtype_choice import resolve_dtype
+from convert.formats.format import resolve_options
 from convert.formats.padding import padding_note, tokens_within, trim_to_tokenizer
+from convert.formats.text_pieces import PIECE_OPTIONS, with_pieces
 from convert.formats.tokenizer_files import tokenizer_for, tokens_for
 from convert.output.atomic_folder import check_destination, new_folder
 from convert.output.hashing import Hasher
@@ -84,6 +86,7 @@ def to_savedmodel(
     verify: bool = False,
     overwrite: bool = False,
     signatures: Sequence[str] = SIGNATURES,
+    options: Mapping[str, Any] | None = None,
     progress: Progress = no_progress,
 ) -> SavedModelResult:
     """Write ``checkpoint`` as a TensorFlow SavedModel that samples inside its own graph.
@@ -98,6 +101,8 @@ def to_savedmodel(
         verify: compare the logits with the source's before the folder appears.
         overwrite: replace an older SavedModel of this project; anything else in ``folder`` is left alone.
         signatures: the names of those to write.
+        options: ``start_piece``, ``end_piece`` and ``line_piece``: what begins a text, ends it and ends its lines, as
+            texts with the names or ids of pieces.
         progress: called with the stage ``convert``, and those of ``verify``.
 
     Raises:
@@ -113,7 +118,9 @@ def to_savedmodel(
     checkpoint, folder = opened(checkpoint), Path(folder)
     given = None if tokenizer is None else Path(tokenizer)
     text_tokenizer = tokenizer_for(given, checkpoint)
-    tokens = tokens_for(given, text_tokenizer, checkpoint)
+    pieces = resolve_options(PIECE_OPTIONS, options, "savedmodel")
+    found = tokens_for(given, text_tokenizer, checkpoint)
+    tokens = with_pieces(found, pieces, text_tokenizer, checkpoint.config.vocab_size)
     if text_tokenizer is not None:
         checkpoint = trim_to_tokenizer(checkpoint, text_tokenizer.vocab_size, tokens)
     padded = padding_note(checkpoint) if text_tokenizer is None else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from exports.generation_config import PIECE_NAMES
 from exports.saved_model_folder import CONFIG, GENERATION_CONFIG
 from support.files import write_json
 from tf_model.config import GPT2Config
@@ -21,6 +22,8 @@ def write_assets(
     folder.mkdir(exist_ok=True)
     special = tokens.to_dict()
     write_json(folder / CONFIG, {**config.to_dict(), "dtype": dtype, **special})
-    write_json(folder / GENERATION_CONFIG, {**special, **(tokens.defaults or GENERATION_DEFAULTS)})
+    pieces = {name: value for name, value in tokens.defaults.items() if name in PIECE_NAMES}
+    options = {name: value for name, value in tokens.defaults.items() if name not in PIECE_NAMES}
+    write_json(folder / GENERATION_CONFIG, {**special, **(options or GENERATION_DEFAULTS), **pieces})
     if tokenizer is not None:
         tokenizer.save(folder)

@@ -30,6 +30,29 @@ ALL_OPTIONS: Mapping[str, Option] = {
 
 _EARLY_STOPPING = {False: 0, True: 1, "never": 2}
 
+PIECE_OPTIONS: Mapping[str, Option] = {
+    "start_token_ids": Option((), -1, 2**31 - 1, "token ids in front of every prompt; -1 is none"),
+    "line_token_id": Option(-1, -1, 2**31 - 1, "the token that a line ends with: typed and shown as a line feed"),
+}
+"""Options of reading and showing texts, which the graph does not have; left out, they are as the tokenizer says."""
+
+PIECE_NAMES = (*PIECE_OPTIONS, "special_pieces")
+
+
+@dataclasses.dataclass(frozen=True)
+class PieceOptions:
+    """Which pieces begin the texts of a model and end their lines, and whether a prompt may name pieces.
+
+    Attributes:
+        start_token_ids: in front of every prompt, and of every text that is scored; None: those of the tokenizer.
+        line_token_id: what a line feed stands for; None: what the tokenizer makes of one.
+        special_pieces: whether the special pieces in a prompt become their ids; None: as the vocabulary's programs do.
+    """
+
+    start_token_ids: tuple[int, ...] | None = None
+    line_token_id: int | None = None
+    special_pieces: bool | None = None
+
 
 @dataclasses.dataclass(frozen=True)
 class GenerationConfig:
@@ -40,12 +63,14 @@ class GenerationConfig:
         max_length: most tokens of prompt and continuation together, instead of ``max_new_tokens``; None for no limit.
         truncate: the text ends before the first of these strings.
         seeds: one per prompt, instead of ``seed``.
+        pieces: how prompts are read and texts are shown.
     """
 
     values: Mapping[str, Any]
     max_length: int | None = None
     truncate: tuple[str, ...] = ()
     seeds: tuple[int, ...] | None = None
+    pieces: PieceOptions = PieceOptions()
 
     @property
     def beams(self) -> bool:
@@ -58,7 +83,7 @@ class GenerationConfig:
         }
 
 
-NAMES = (*ALL_OPTIONS, "do_sample", "max_length", "truncate")
+NAMES = (*ALL_OPTIONS, "do_sample", "max_length", "truncate", *PIECE_NAMES)
 """All options of ``TextGenerator``."""
 
 
@@ -134,23 +159,46 @@ def resolve(given: Mapping[str, Any], defaults: Mapping[str, Any], model: GPT2Co
     if isinstance(given.get("seed"), (list, tuple)):
         seeds = tuple(int(_number("seed", ALL_OPTIONS["seed"], seed)) for seed in merged.pop("seed"))
     values = {name: _value(name, option, merged.get(name, option.default)) for name, option in ALL_OPTIONS.items()}
-    if not _flag(merged.get("do_sample", True)):
+    if not _flag("do_sample", merged.get("do_sample", True)):
         values["temperature"] = 0.0
-    config = GenerationConfig(values, _max_length(merged), _strings(merged.get("truncate", ())), seeds)
+    pieces = resolve_pieces(merged)
+    if "eos_token_id" not in given:  # by default the end of a line is not that of the text
+        values["eos_token_id"] = tuple(token for token in values["eos_token_id"] if token != pieces.line_token_id)
+    config = GenerationConfig(values, _max_length(merged), _strings(merged.get("truncate", ())), seeds, pieces)
     if config.beams and values["num_return_sequences"] > values["num_beams"]:
         raise OptionError(
             f"num_return_sequences is {values['num_return_sequences']}: beam search with num_beams "
             f"{values['num_beams']} finds no more than that"
         )
     if model is not None:
-        _check_sizes(values, model)
+        _check_sizes({**values, **{name: getattr(pieces, name) for name in PIECE_OPTIONS}}, model)
     return config
+
+
+def resolve_pieces(values: Mapping[str, Any]) -> PieceOptions:
+    """Select the options of ``PieceOptions`` among ``values``; None stands for "as by default".
+
+    Raises:
+        OptionError: a value that an option cannot have.
+    """
+    found: dict[str, Any] = {name: _plain(values[name]) for name in PIECE_NAMES if values.get(name) is not None}
+    for name, option in PIECE_OPTIONS.items():
+        if name in found:
+            found[name] = _value(name, option, found[name])
+    if "start_token_ids" in found:
+        found["start_token_ids"] = tuple(token for token in found["start_token_ids"] if token >= 0)
+    if found.get("line_token_id") == -1:
+        del found["line_token_id"]
+    if "special_pieces" in found:
+        _flag("special_pieces", found["special_pieces"])
+    return PieceOptions(**found)
 
 
 def _check_sizes(values: Mapping[str, Any], model: GPT2Config) -> None:
     last = model.vocab_size - 1
-    for name in ("eos_token_id", "suppress_tokens", "window_line_token_id"):
-        tokens = values[name] if isinstance(values[name], tuple) else (values[name],)
+    for name in ("eos_token_id", "suppress_tokens", "window_line_token_id", *PIECE_OPTIONS):
+        found = () if values[name] is None else values[name]
+        tokens = found if isinstance(found, tuple) else (found,)
         if tokens and max(tokens) > last:
             raise OptionError(f"{name}: {max(tokens)} is outside the vocabulary (0 to {last})")
     for name, limit, what in (
@@ -241,9 +289,9 @@ def _max_length(merged: Mapping[str, Any]) -> int | None:
     )
 
 
-def _flag(value: Any) -> bool:
+def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise OptionError(f"do_sample is {_short(value)}: expected True or False")
+        raise OptionError(f"{name} is {_short(value)}: expected True or False")
     return value
 
 

@@ -70,10 +70,19 @@ def model_card(
     source: str,
     program: str,
     eos_token_id: int | None,
+    pieces: Mapping[str, Any],
     has_tokenizer: bool,
     parity: Mapping[str, Any] | None,
 ) -> str:
-    """Markdown. ``parity`` is the report of the comparison with the source, None when there was none."""
+    """Markdown.
+
+    Args:
+        config, dtype, source, program: what was written, of what, and by what.
+        eos_token_id: the end of a text.
+        pieces: those of ``exports.generation_config.PIECE_NAMES`` that ``generation_config.json`` has.
+        has_tokenizer: whether there is one in ``assets/``.
+        parity: the report of the comparison with the source, None when there was none.
+    """
     return _CARD.format(
         **dataclasses.asdict(config),
         parameters=config.parameter_count,
@@ -83,10 +92,17 @@ def model_card(
         end="no token" if eos_token_id is None else f"token {eos_token_id}",
         sampling=_names({**COMMON_OPTIONS, **SAMPLING_OPTIONS}),
         beams=_names(BEAM_OPTIONS),
-        note=_NOTES.get(dtype, ""),
+        note=_pieces(pieces) + _NOTES.get(dtype, ""),
         contents="sizes, generation defaults and the tokenizer" if has_tokenizer else "sizes and generation defaults",
         parity=_parity(parity),
     )
+
+
+def _pieces(pieces: Mapping[str, Any]) -> str:
+    """Say what the graph does not know: it takes and gives tokens."""
+    start, line = pieces.get("start_token_ids"), pieces.get("line_token_id")
+    begins = f" A text begins with the tokens {start}, which are part of `input_ids`." if start else ""
+    return begins + ("" if line is None else f" A line ends with token {line}.")
 
 
 def _names(options: Mapping[str, Option]) -> str:

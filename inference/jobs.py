@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from inference.jsonl import Job
+from inference.prompt_files import PromptValue
 from inference.request import EncodedPrompt, TextConfig
 from inference.results import GeneratedText
 from inference.text_generator import TextGenerator
@@ -38,7 +39,7 @@ class JobResult:
 def generate_jobs(
     generator: TextGenerator,
     jobs: Sequence[Job],
-    prompts: Mapping[str, EncodedPrompt],
+    prompts: Mapping[PromptValue, EncodedPrompt],
     config: TextConfig,
     *,
     batch_size: int,
@@ -47,7 +48,7 @@ def generate_jobs(
 
     Args:
         jobs: as ``expand_jobs`` makes them with the ``num_return_sequences`` of ``config``; some may be left out.
-        prompts: the encoded prompt of every job, by its text.
+        prompts: the encoded prompt of every job, by what it is.
 
     Raises:
         OptionError: no room for beam search.
@@ -61,7 +62,7 @@ def generate_jobs(
 def _sample(
     generator: TextGenerator,
     jobs: Sequence[Job],
-    prompts: Mapping[str, EncodedPrompt],
+    prompts: Mapping[PromptValue, EncodedPrompt],
     config: TextConfig,
     batch_size: int,
 ) -> Iterator[JobResult]:
@@ -78,7 +79,10 @@ def _sample(
 
 
 def _beam_search(
-    generator: TextGenerator, jobs: Sequence[Job], prompts: Mapping[str, EncodedPrompt], config: TextConfig
+    generator: TextGenerator,
+    jobs: Sequence[Job],
+    prompts: Mapping[PromptValue, EncodedPrompt],
+    config: TextConfig,
 ) -> Iterator[JobResult]:
     """Find all results of a prompt together, and keep those that are asked for."""
     each = config.values["num_return_sequences"]

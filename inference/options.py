@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypedDict, TypeVar
 
-from exports.generation_config import ALL_OPTIONS
+from exports.generation_config import ALL_OPTIONS, PIECE_OPTIONS
 
 PresetName = Literal["lyric", "novel"]
 WindowName = Literal["line", "tokens"]
@@ -43,6 +43,9 @@ class GenerationOptions(TypedDict, total=False):
     do_sample: bool | None
     max_length: int | None
     truncate: str | Sequence[str] | None
+    start_token_ids: int | Sequence[int] | None
+    line_token_id: int | None
+    special_pieces: bool | None
     preset: PresetName | None
     window: WindowName | None
 
@@ -51,6 +54,8 @@ OTHER_OPTIONS = {
     "do_sample": "False takes the most probable token, as temperature 0 does",
     "max_length": "most tokens of prompt and continuation together, instead of max_new_tokens",
     "truncate": "the text ends before this string, or the first of several",
+    **{name: option.help for name, option in PIECE_OPTIONS.items()},
+    "special_pieces": "True: [SEP], <eod> and the like in a prompt are the pieces of these names; False: they are text",
     "preset": "lyric or novel: what CPM-1-Text-Generation-Unlimit's two scripts do",
     "window": "line or tokens: when all positions are used, keep whole lines or the newest tokens",
 }

@@ -12,14 +12,15 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from exports.generation_config import OptionError
+from inference.model_tokenizer import ModelTokenizer
 from inference.options import WindowName
-from tokenization import StreamDecoder, Tokenizer
+from tokenization import StreamDecoder
 
 
 class TextStyle:
     """How a prompt is read and a text is shown without a preset: as they are."""
 
-    def encode(self, tokenizer: Tokenizer, text: str, *, unfinished: bool = False) -> list[int]:
+    def encode(self, tokenizer: ModelTokenizer, text: str, *, unfinished: bool = False) -> list[int]:
         """Return the tokens of a prompt; an ``unfinished`` one was cut within a line.
 
         Raises:
@@ -27,17 +28,21 @@ class TextStyle:
         """
         return tokenizer.encode_prompt(text)
 
+    def reads(self, tokenizer: ModelTokenizer) -> list[str]:
+        """Return the names of pieces that are no text in a prompt, whatever ``special_pieces`` is by default."""
+        return []
+
     def echo(self, prompt: str) -> str:
         """Return a prompt as it stands in front of its continuation."""
         return prompt
 
-    def decoder(self, tokenizer: Tokenizer) -> StreamDecoder:
+    def decoder(self, tokenizer: ModelTokenizer) -> StreamDecoder:
         """Return a decoder whose text is what a reader wants."""
         return tokenizer.stream_decoder()
 
-    def stop_strings(self, tokenizer: Tokenizer, strings: tuple[str, ...]) -> tuple[str, ...]:
+    def stop_strings(self, tokenizer: ModelTokenizer, strings: tuple[str, ...]) -> tuple[str, ...]:
         """Return strings that end a text, as the decoder's text has them."""
-        return strings
+        return tuple(map(tokenizer.shown, strings))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,48 +51,67 @@ class Preset(TextStyle):
 
     Attributes:
         max_length: tokens of prompt and continuation.
-        lines: a text is a row of lines, each followed by the end of a document (lyrics), and the window drops whole
-            lines; otherwise it is one piece (novels), and the window keeps the newest half.
+        lines: a text is a row of lines, each followed by the end of a document or by the model's own line piece
+            (lyrics), and the window drops whole lines; otherwise it is one piece (novels), and the window keeps the
+            newest half.
     """
 
     max_length: int
     lines: bool
 
-    def options(self, tokenizer: Tokenizer) -> dict[str, Any]:
-        """Return the options of ``TextGenerator`` that the preset stands for."""
-        line = tokenizer.eos_token_id if self.lines else -1
+    def options(self, tokenizer: ModelTokenizer) -> dict[str, Any]:
+        """Return the options of ``TextGenerator`` that the preset stands for.
+
+        Raises:
+            OptionError: lines, and nothing that ends one.
+        """
+        line = _line_end(tokenizer) if self.lines else -1
         off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "eos_token_id": ()}
         return {**off, "max_length": self.max_length, "window_line_token_id": line}
 
-    def encode(self, tokenizer: Tokenizer, text: str, *, unfinished: bool = False) -> list[int]:
+    def encode(self, tokenizer: ModelTokenizer, text: str, *, unfinished: bool = False) -> list[int]:
         """Return the tokens of a prompt.
 
         In it ``<eod>`` (any end of a document) or, in lyrics, a line feed ends a line. The last line ends, too, unless
-        it is ``unfinished`` and no end follows it.
+        it is ``unfinished`` and no end follows it. Where ``special_pieces`` is False, ``<eod>`` is text.
 
         Raises:
             TokenizerError: the prompt has no tokens, and the model has none to start from.
         """
-        end = _document_end(tokenizer)
-        parts = re.split(f"{re.escape(end)}|\n" if self.lines else re.escape(end), text)
-        ids = list(tokenizer.start_token_ids)
-        for part in filter(None, map(str.strip, parts)):
-            ids += tokenizer.encode(part, append_eod=self.lines)
+        parts = re.split("|".join(map(re.escape, self._separators(tokenizer))) or "$^", text)
+        lines = [part.strip() for part in parts if part.strip()]
+        names_its_start = bool(lines) and tokenizer.begins_with_piece(lines[0])
+        ids = [] if names_its_start else list(tokenizer.start_token_ids)
+        for line in lines:
+            ids += [*tokenizer.encode_pieces(line), *([_line_end(tokenizer)] if self.lines else [])]
         if unfinished and self.lines and parts[-1].strip():
             ids.pop()
         return ids or tokenizer.encode_prompt("")
+
+    def reads(self, tokenizer: ModelTokenizer) -> list[str]:
+        """Return the end of a document, where it parts a prompt."""
+        return self._separators(tokenizer)
+
+    def _separators(self, tokenizer: ModelTokenizer) -> list[str]:
+        """Return what parts a prompt. Where lines have an end of their own, that of a document is one of the pieces."""
+        end = tokenizer.document_end if tokenizer.options.special_pieces is not False else ""
+        if not self.lines:
+            return [end] if end else []
+        return [end, "\n"] if end and _line_end(tokenizer) == tokenizer.eos_token_id else ["\n"]
 
     def echo(self, prompt: str) -> str:
         """Return a prompt as it stands in front of its continuation; a lyric's last line ends."""
         return f"{prompt.rstrip()}\n" if self.lines else prompt
 
-    def decoder(self, tokenizer: Tokenizer) -> StreamDecoder:
+    def decoder(self, tokenizer: ModelTokenizer) -> StreamDecoder:
         """Return a decoder that shows the end of a document as ``document_break``."""
         return _DocumentBreaks(tokenizer, self.document_break)
 
-    def stop_strings(self, tokenizer: Tokenizer, strings: tuple[str, ...]) -> tuple[str, ...]:
+    def stop_strings(self, tokenizer: ModelTokenizer, strings: tuple[str, ...]) -> tuple[str, ...]:
         """Return strings that end a text, in which the end of a document is ``document_break``, too."""
-        return tuple(string.replace(_document_end(tokenizer), self.document_break) for string in strings)
+        end = tokenizer.document_end
+        shown = map(tokenizer.shown, strings)
+        return tuple(string.replace(end, self.document_break) if end else string for string in shown)
 
     @property
     def document_break(self) -> str:
@@ -117,7 +141,7 @@ def find_style(preset: str | None) -> TextStyle:
 
 
 def combine_options(
-    given: Mapping[str, Any], tokenizer: Tokenizer, style: TextStyle, window: str | None
+    given: Mapping[str, Any], tokenizer: ModelTokenizer, style: TextStyle, window: str | None
 ) -> dict[str, Any]:
     """Return ``given`` options over those of the preset, with the window that was asked for.
 
@@ -144,30 +168,33 @@ def _is_beam_search(num_beams: object) -> bool:
     return isinstance(num_beams, int) and num_beams > 1
 
 
-def _line_token(tokenizer: Tokenizer) -> int:
+def _line_token(tokenizer: ModelTokenizer) -> int:
     if tokenizer.line_token_id is None:
         raise OptionError("the model's tokenizer has no end of line: give window_line_token_id")
     return tokenizer.line_token_id
 
 
-def _document_end(tokenizer: Tokenizer) -> str:
-    return tokenizer.decode([tokenizer.eos_token_id])
+def _line_end(tokenizer: ModelTokenizer) -> int:
+    if tokenizer.line_end is None:
+        raise OptionError("preset lyric: the model has nothing that ends a line: give line_token_id")
+    return tokenizer.line_end
 
 
 class _DocumentBreaks:
     """A ``StreamDecoder`` that shows the end of a document as line feeds."""
 
-    def __init__(self, tokenizer: Tokenizer, document_break: str) -> None:
-        self._decoder, self._break = tokenizer.stream_decoder(), document_break
-        self._end_id, self._end = tokenizer.eos_token_id, _document_end(tokenizer)
+    def __init__(self, tokenizer: ModelTokenizer, document_break: str) -> None:
+        self._new_decoder, self._decoder = tokenizer.stream_decoder, tokenizer.stream_decoder()
+        self._end_id, self._break = tokenizer.eos_token_id, document_break
         self._ends_line = False
 
     def push(self, token_id: int) -> str:
-        part = self._decoder.push(token_id)
         if token_id == self._end_id:
-            before = part.removesuffix(self._end)
-            ends_line = before.endswith("\n") if before else self._ends_line
-            part = before + ("\n" if ends_line else self._break)
+            part, self._decoder = self._decoder.finish(), self._new_decoder()
+            ends_line = part.endswith("\n") if part else self._ends_line
+            part += "\n" if ends_line else self._break
+        else:
+            part = self._decoder.push(token_id)
         self._ends_line = part.endswith("\n") if part else self._ends_line
         return part
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exports.generation_config import GenerationConfig, read_defaults, resolve
+from exports.generation_config import GenerationConfig, PieceOptions, read_defaults, resolve, resolve_pieces
 from exports.saved_model_folder import ModelError, SavedModelFolder
+from inference.model_tokenizer import ModelTokenizer
 from inference.presets import PLAIN, TextStyle, combine_options, find_style
 from tokenization import Tokenizer, TokenizerError, load_tokenizer
 
@@ -31,9 +32,11 @@ class TextConfig(GenerationConfig):
 
     Attributes:
         style: a preset, or ``PLAIN``.
+        tokenizer: that of the model, with the pieces that the options name.
     """
 
     style: TextStyle = PLAIN
+    tokenizer: ModelTokenizer = dataclasses.field(kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,11 +95,19 @@ class RequestReader:
             OptionError: an option that does not exist, a value that it cannot have, or options that contradict.
         """
         style = find_style(preset)
-        given = combine_options(options, self.tokenizer, style, window)
+        given_here = {name: value for name, value in options.items() if value is not None}
+        tokenizer = self.model_tokenizer(resolve_pieces({**self.defaults, **given_here}))
+        given = combine_options(options, tokenizer, style, window)
         resolved = resolve(given, self.defaults, self.config)
         values = {field.name: getattr(resolved, field.name) for field in dataclasses.fields(resolved)}
-        stop_strings = style.stop_strings(self.tokenizer, resolved.truncate)
-        return TextConfig(**{**values, "truncate": stop_strings}, style=style)
+        stop_strings = style.stop_strings(tokenizer, resolved.truncate)
+        return TextConfig(**{**values, "truncate": stop_strings}, style=style, tokenizer=tokenizer)
+
+    def model_tokenizer(self, pieces: PieceOptions | None = None) -> ModelTokenizer:
+        """Return the tokenizer with the ``pieces`` of the model, which None takes from its defaults."""
+        ends = self.defaults.get("eos_token_id", ())
+        known = [end for end in (ends if isinstance(ends, (list, tuple)) else [ends]) if end >= 0]
+        return ModelTokenizer(self.tokenizer, pieces or resolve_pieces(self.defaults), known[0] if known else None)
 
     def encode(self, prompt: Prompt, config: TextConfig, *, unfinished: bool = False) -> EncodedPrompt:
         """Encode a prompt; an ``unfinished`` one was cut within a line, which matters to a preset of lines.
@@ -105,20 +116,21 @@ class RequestReader:
             TokenizerError: a prompt without tokens, with ids outside the vocabulary, or that is no prompt.
         """
         if isinstance(prompt, str):
-            ids = config.style.encode(self.tokenizer, prompt, unfinished=unfinished)
+            ids = config.style.encode(config.tokenizer, prompt, unfinished=unfinished)
             return EncodedPrompt(config.style.echo(prompt), tuple(ids), prompt)
-        ids = _token_ids(prompt) or self.tokenizer.encode_prompt("")
-        decoder = self.tokenizer.stream_decoder()
+        ids = _token_ids(prompt) or config.tokenizer.encode_prompt("")
+        decoder = config.tokenizer.stream_decoder()
         return EncodedPrompt("".join([decoder.push(token) for token in ids]), tuple(ids))
 
     def notes(self, prompt: EncodedPrompt, config: TextConfig) -> list[str]:
         """Say what a user should know about a prompt: what the model cannot read of it."""
-        return [note for note in (self._unknown(prompt), self._too_long(prompt, config)) if note]
+        found = (self._unknown(prompt, config), _unread_pieces(prompt, config), self._too_long(prompt, config))
+        return [note for note in found if note]
 
-    def _unknown(self, prompt: EncodedPrompt) -> str | None:
+    def _unknown(self, prompt: EncodedPrompt, config: TextConfig) -> str | None:
         if prompt.typed is None or self.tokenizer.unknown_token_id not in prompt.ids:
             return None
-        parts = self.tokenizer.unknown_parts(prompt.typed)
+        parts = config.tokenizer.unknown_parts(prompt.typed)
         names = " ".join(parts[:10]) + (f" and {len(parts) - 10} more" if len(parts) > 10 else "")
         return f"prompt {_beginning(prompt)}: the model's vocabulary does not have {names}" if parts else None
 
@@ -146,6 +158,21 @@ def as_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
     except TypeError as error:
         raise TokenizerError(f"prompts are of type {type(prompts).__name__}: expected texts or lists of ids") from error
     return [found] if found and isinstance(found[0], (int, np.integer)) else found
+
+
+def _unread_pieces(prompt: EncodedPrompt, config: TextConfig) -> str | None:
+    """Say that a prompt names pieces which are read as text: CPM's own programs do so."""
+    if prompt.typed is None:
+        return None
+    parted_by = config.style.reads(config.tokenizer)
+    pieces = [piece for piece in config.tokenizer.unread_pieces(prompt.typed) if piece not in parted_by]
+    if not pieces:
+        return None
+    are = "is" if len(pieces) == 1 else "are"
+    return (
+        f"prompt {_beginning(prompt)}: {' '.join(pieces)} {are} read as text, as CPM's own programs do it: give "
+        "--special-pieces for the pieces of these names, --no-special-pieces for no note"
+    )
 
 
 def _beginning(prompt: EncodedPrompt) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from inference.request import EncodedPrompt, TextConfig
 from inference.stop_strings import StopStringFilter, find_stop
-from tokenization import StreamDecoder, Tokenizer
+from tokenization import StreamDecoder
 
 EOS, LENGTH, TRUNCATE, CONSTRAINTS = "eos", "length", "truncate", "constraints"
 
@@ -55,8 +55,8 @@ def shortened(text: str, limit: int = 40) -> str:
 class ResultBuilder:
     """Makes texts of new tokens, in the way that ``config`` asks for."""
 
-    def __init__(self, tokenizer: Tokenizer, config: TextConfig) -> None:
-        self._tokenizer, self._config = tokenizer, config
+    def __init__(self, config: TextConfig) -> None:
+        self._config = config
 
     def new_tokens(self, prompt: EncodedPrompt) -> int:
         """Return how many tokens may follow ``prompt``."""
@@ -95,7 +95,7 @@ class ResultBuilder:
 
     def _decoder_after(self, prompt: EncodedPrompt) -> StreamDecoder:
         """Return a decoder that has the tokens of a prompt: what it gives from here on is the continuation."""
-        decoder = self._config.style.decoder(self._tokenizer)
+        decoder = self._config.style.decoder(self._config.tokenizer)
         for token in prompt.ids:
             decoder.push(token)
         return decoder

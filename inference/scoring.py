@@ -10,8 +10,9 @@ from typing import Any
 
 from exports.generation_config import OptionError
 from exports.loaded_model import LoadedModel
+from inference.model_tokenizer import ModelTokenizer
 from inference.results import shortened
-from tokenization import Tokenizer, TokenizerError
+from tokenization import TokenizerError
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -20,7 +21,8 @@ class Score:
 
     Attributes:
         text: as it was given.
-        tokens: of it, without what the tokenizer puts in front of a text.
+        tokens: of it, without what stands in front of every text. A special piece in it is text; its line feeds are
+            the model's line piece, if it has one.
         logprobs: the natural logarithm of each token's probability after those before it; None for the first one of a
             model that starts from nothing (CPM), which has no probability.
     """
@@ -130,7 +132,7 @@ class Choice:
 class Scorer:
     """Score texts of any length: see ``LoadedModel.logprobs`` for those longer than the model's positions."""
 
-    def __init__(self, model: LoadedModel, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: LoadedModel, tokenizer: ModelTokenizer) -> None:
         self._model = model
         self._tokenizer = tokenizer
 

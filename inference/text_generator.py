@@ -50,7 +50,7 @@ class TextGenerator:
         self.requests = RequestReader(model.config, tokenizer, defaults)
         self.config, self.tokenizer, self.defaults = model.config, tokenizer, self.requests.defaults
         self.model = model
-        self._scorer = Scorer(model, tokenizer)
+        self._scorer = Scorer(model, self.requests.model_tokenizer())
         # Megatron pads the vocabulary: the model has rows that no text becomes and that have no text.
         self._no_text = tuple(range(tokenizer.vocab_size, model.config.vocab_size))
 
@@ -152,7 +152,7 @@ class TextGenerator:
 
     def stream_encoded(self, prompt: EncodedPrompt, config: TextConfig) -> Iterator[str]:
         """Yield the continuation of a prompt that ``requests`` has encoded, as ``stream`` does."""
-        builder = ResultBuilder(self.tokenizer, config)
+        builder = ResultBuilder(config)
         text = builder.stream(prompt)
         ((seed,),) = _seeds(config, 1, 1)
         for new in self._decode(list(prompt.ids), builder.new_tokens(prompt), config, seed):
@@ -217,7 +217,7 @@ class TextGenerator:
         return {**inputs, "suppress_tokens": (*inputs["suppress_tokens"], *self._no_text)}
 
     def _sample(self, rows: Sequence[_Row], config: TextConfig) -> list[GeneratedText]:
-        builder = ResultBuilder(self.tokenizer, config)
+        builder = ResultBuilder(config)
         prompts = [row.prompt for row in rows]
         options = {
             **self._inputs(config),
@@ -232,7 +232,7 @@ class TextGenerator:
         return results
 
     def _beam_search(self, rows: Sequence[_Row], config: TextConfig) -> list[GeneratedText]:
-        builder = ResultBuilder(self.tokenizer, config)
+        builder = ResultBuilder(config)
         prompts = [row.prompt for row in rows]
         most = [builder.new_tokens(prompt) for prompt in prompts]
         self._check_room(prompts, most)

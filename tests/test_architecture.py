@@ -54,6 +54,7 @@ SHARED_BY_FORMATS = {
     "safetensors_file",
     "tensor_map",
     "tf_checkpoint",
+    "text_pieces",
     "tf_variables",
     "tokenizer_files",
     "uer_layer_norm",

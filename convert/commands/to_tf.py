@@ -9,10 +9,12 @@ from convert.commands.options import (
     add_checkpoint_option,
     add_source_options,
     add_tokenizer_option,
+    add_write_option,
     checkpoint_spec,
     print_notes,
 )
 from convert.dtype_choice import AUTO, OTHERWISE, wanted
+from convert.formats.text_pieces import PIECE_OPTIONS
 from convert.savedmodel_conversion import to_savedmodel
 from exports.saved_model_folder import SIGNATURES
 from support.progress import TerminalProgress
@@ -50,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"(default: all: {', '.join(SIGNATURES)})",
     )
     add_source_options(parser)
+    for option in PIECE_OPTIONS:
+        add_write_option(parser, option)
     parser.add_argument(
         "--verify", action="store_true", help="verify the result before putting it in place: compare its logits"
     )
@@ -67,6 +71,7 @@ def run(args: argparse.Namespace) -> None:
             verify=args.verify,
             overwrite=args.force,
             signatures=args.signatures,
+            options={option.name: getattr(args, option.name) for option in PIECE_OPTIONS},
             progress=progress,
         )
     if not args.quiet:

@@ -37,6 +37,7 @@ from convert.formats.tensor_map import (
     matrix_shape,
     stored_heads,
 )
+from convert.formats.text_pieces import PIECE_OPTIONS
 from convert.formats.tokenizer_files import has_tokenizer, read_special_tokens, save_for_huggingface
 from convert.formats.weights import Weights, open_weights
 from convert.tensors import same_values, transposed_blocks
@@ -191,5 +192,6 @@ FORMAT = Format(
             "tie_word_embeddings": ANY,
         },
         save_tokenizer=save_for_huggingface,
+        options=PIECE_OPTIONS,
     ),
 )

@@ -90,7 +90,7 @@ def trim_vocabulary(checkpoint: Checkpoint, vocab_size: int, note: str | None = 
 def trim_to_tokenizer(checkpoint: Checkpoint, pieces: int, tokens: SpecialTokens) -> Checkpoint:
     """Return ``checkpoint`` without the rows that its tokenizer has no pieces for, unless the user chose a size.
 
-    The ends of a text stay, with everything in front of them: some trainings add one behind the tokenizer's pieces.
+    What begins a text, ends it and ends its lines stays, with everything in front of them: some trainings add one behind the tokenizer's pieces.
 
     Args:
         checkpoint: any.
@@ -98,7 +98,7 @@ def trim_to_tokenizer(checkpoint: Checkpoint, pieces: int, tokens: SpecialTokens
         tokens: the special tokens that texts are generated with.
     """
     rows, source = checkpoint.config.vocab_size, checkpoint.info.source
-    wanted = max([pieces, *(end + 1 for end in _ends(tokens))])
+    wanted = max([pieces, *(token + 1 for token in (*_ends(tokens), *_starts_and_lines(tokens)))])
     if wanted >= rows or (source is not None and source.vocab_size is not None):
         return checkpoint
     left_out = f"left out {_last_rows(rows, wanted)}, which no text becomes: the tokenizer has {pieces:,} pieces"
@@ -128,10 +128,11 @@ def tokens_within(tokens: SpecialTokens, vocab_size: int) -> SpecialTokens:
 def _known_defaults(tokens: SpecialTokens, vocab_size: int) -> Iterator[tuple[str, Any]]:
     """Yield the defaults of generation without the ids of tokens that are left out."""
     for name, value in tokens.defaults.items():
-        if not name.endswith(("_token_id", "_tokens")) or name in ("max_new_tokens", "min_new_tokens", "window_tokens"):
+        if not name.endswith(("_token_id", "_token_ids", "_tokens")) or name in ("max_new_tokens", "min_new_tokens", "window_tokens"):
             yield name, value
         elif isinstance(value, (list, tuple)):
-            if kept := [token for token in value if token < vocab_size]:
+            kept = [token for token in value if token < vocab_size]
+            if kept or not value:
                 yield name, kept
         elif value < vocab_size:
             yield name, value
@@ -174,6 +175,12 @@ def _ends(tokens: SpecialTokens) -> list[int]:
     ends = tokens.defaults.get("eos_token_id", [])
     named = [] if tokens.eos_token_id is None else [tokens.eos_token_id]
     return [*named, *(ends if isinstance(ends, (list, tuple)) else [ends])]
+
+
+def _starts_and_lines(tokens: SpecialTokens) -> list[int]:
+    """Return the tokens that begin a text and end its lines, where the model names some."""
+    start, line = tokens.defaults.get("start_token_ids", []), tokens.defaults.get("line_token_id", -1)
+    return [*(start if isinstance(start, (list, tuple)) else [start]), line]
 
 
 def _lost_end(tokens: SpecialTokens | None, vocab_size: int) -> str | None:

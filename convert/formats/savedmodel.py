@@ -37,6 +37,7 @@ from convert.formats.tf_checkpoint import open_bundle
 from convert.formats.tokenizer_files import has_tokenizer, read_special_tokens
 from convert.tensors import Array, DType
 from exports.assets import GENERATION_DEFAULTS
+from exports.generation_config import PIECE_NAMES
 from exports.saved_model_folder import CONFIG, GRAPH, ModelError, SavedModelFolder
 from support.errors import CheckpointError
 from tf_model.precision import SCALE, WEIGHTS, is_transposed, stored_tensors
@@ -169,7 +170,9 @@ def _tensors(folder: SavedModelFolder) -> tuple[dict[str, LazyTensor], list[Path
 def _tokens(assets: Path, values: Mapping[str, Any], vocab_size: int) -> SpecialTokens:
     """As of a Hugging Face folder, without the defaults of a SavedModel whose source had none."""
     tokens = read_special_tokens(assets, values, vocab_size)
-    return dataclasses.replace(tokens, defaults={}) if tokens.defaults == GENERATION_DEFAULTS else tokens
+    pieces = {name: value for name, value in tokens.defaults.items() if name in PIECE_NAMES}
+    had_none = tokens.defaults == {**GENERATION_DEFAULTS, **pieces}
+    return dataclasses.replace(tokens, defaults=pieces) if had_none else tokens
 
 
 FORMAT = Format(

@@ -13,7 +13,7 @@ from tokenizers import decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 
 from convert.checkpoint import Checkpoint
-from exports.generation_config import OptionError, select_defaults
+from exports.generation_config import PIECE_NAMES, OptionError, select_defaults
 from exports.saved_model_folder import GENERATION_CONFIG
 from support.errors import CheckpointError
 from support.files import read_json_object, write_json
@@ -66,7 +66,8 @@ def tokens_for(given: Path | None, tokenizer: Tokenizer | None, checkpoint: Chec
     tokens = checkpoint.tokens or NO_TOKENS
     if tokenizer is None or (given is None and tokens.eos_token_id is not None):
         return tokens
-    defaults = {name: value for name, value in tokens.defaults.items() if name != "eos_token_id"}
+    theirs = ("eos_token_id",) if given is None else ("eos_token_id", *PIECE_NAMES)  # ids of another vocabulary
+    defaults = {name: value for name, value in tokens.defaults.items() if name not in theirs}
     return SpecialTokens(tokenizer.eos_token_id, tokenizer.pad_token_id, defaults=defaults)
 
 

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _read(path: Path) -> tuple[tuple[str, str], ...]:
-    from inference.jsonl import RecordError, read_lines
+    from inference.prompt_files import RecordError, read_lines
 
     pairs = []
     for number, line in read_lines(str(path)):

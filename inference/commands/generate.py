@@ -25,7 +25,8 @@ from support.command_line import utf8_text
 if TYPE_CHECKING:
     from inference.commands.printer import Printer
     from inference.jobs import JobResult
-    from inference.jsonl import Job, PromptLine, ResultFile
+    from inference.jsonl import Job, ResultFile
+    from inference.prompt_files import PromptLine, PromptValue
     from inference.request import EncodedPrompt, RequestReader, TextConfig
 
 DESCRIPTION = """\
@@ -46,7 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("prompt", nargs="*", type=utf8_text, metavar="PROMPT", help="a text to be continued")
     parser.add_argument(
-        "--prompts", metavar="FILE", help="file of prompts, one per line, or JSON lines (.jsonl); - for stdin"
+        "--prompts",
+        metavar="FILE",
+        help="file of prompts: one a line, or JSON lines (.jsonl) or an array (.json) of texts, token ids, or objects "
+        "that have one as prompt or text; - for stdin",
     )
     parser.add_argument("--number", type=int, default=1, metavar="N", help="texts per prompt (default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="append the results here, as JSON lines")
@@ -85,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _read_prompts(args: argparse.Namespace) -> list[PromptLine]:
-    from inference.jsonl import PromptLine, read_prompts
+    from inference.prompt_files import PromptLine, read_prompts
 
     lines = [PromptLine(prompt) for prompt in args.prompt]
     if args.prompts:
@@ -105,7 +109,7 @@ def _pending(jobs: list[Job], results: ResultFile | None, args: argparse.Namespa
 
 def _encode(
     jobs: list[Job], requests: RequestReader, config: TextConfig, args: argparse.Namespace
-) -> dict[str, EncodedPrompt]:
+) -> dict[PromptValue, EncodedPrompt]:
     """Encode each prompt once. One that cannot be encoded is named, before anything is generated."""
     from inference.text_generator import check_stream
     from tokenization import TokenizerError
@@ -117,7 +121,8 @@ def _encode(
         try:
             prompts[text] = requests.encode(text, config)
         except TokenizerError as error:
-            place = f": prompt {text[:20]!a}" if text else ", or --prompts FILE (- is stdin)"
+            beginning = text[:20] if isinstance(text, str) else [*text[:8]]
+            place = f": prompt {beginning!a}" if text else ", or --prompts FILE (- is stdin)"
             raise TokenizerError(f"{error}{place}") from error
     if not args.quiet:
         for prompt in prompts.values():
@@ -128,7 +133,7 @@ def _encode(
 def _output(
     made: Iterable[JobResult],
     number: int,
-    prompts: dict[str, EncodedPrompt],
+    prompts: dict[PromptValue, EncodedPrompt],
     results: ResultFile | None,
     args: argparse.Namespace,
 ) -> None:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from exports.generation_config import ALL_OPTIONS
+from exports.generation_config import ALL_OPTIONS, PIECE_NAMES, PIECE_OPTIONS
 from exports.generation_options import Option
 from inference.options import PresetName, WindowName
 from support.command_line import utf8_text
@@ -48,6 +48,16 @@ def add_options(parser: argparse.ArgumentParser, *left_out: str, presets: bool =
         if name not in left_out:
             text = f"{option.help} (default: {_default(option)})".replace("%", "%%")
             group.add_argument(f"--{name.replace('_', '-')}", **_argument(option), help=text)
+    for name, option in PIECE_OPTIONS.items():
+        text = f"{option.help} (default: as the tokenizer has it)"
+        group.add_argument(f"--{name.replace('_', '-')}", **_argument(option), help=text)
+    group.add_argument(
+        "--special-pieces",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="read [CLS], [SEP], <eod> and the like in a prompt as the pieces of these names, or as text (default: as "
+        "pieces, but for CPM, whose own programs read text)",
+    )
     group.add_argument("--max-length", type=int, metavar="N", help="most tokens of prompt and continuation together")
     group.add_argument(
         "--truncate",
@@ -91,7 +101,7 @@ def _ids(text: str) -> tuple[int, ...]:
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options of generation that were given, as ``TextGenerator`` has them."""
-    names = [*ALL_OPTIONS, "max_length", "truncate", "preset", "window"]
+    names = [*ALL_OPTIONS, *PIECE_NAMES, "max_length", "truncate", "preset", "window"]
     return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
 
 

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from inference.jsonl import Job, PromptLine, RecordError, expand_jobs, json_line, open_results, read_prompts
+from inference.jsonl import Job, expand_jobs, json_line, open_results
+from inference.prompt_files import PromptLine, RecordError, read_prompts
 
 
 def record(prompt: str, number: int = 0, **more: Any) -> dict[str, Any]:
@@ -49,6 +50,67 @@ def test_json_lines_are_prompts_with_fields(tmp_path: Path) -> None:
     ]
 
 
+IDS_AND_TEXTS = [
+    PromptLine("春"),
+    PromptLine((5, 7, 11)),
+    PromptLine("夏\n", {"id": 3}),
+    PromptLine("秋", {"more": [1]}),
+    PromptLine((2,), {"id": 4}),
+]
+OBJECTS = [
+    '"春"',
+    "[5, 7, 11]",
+    '{"prompt": "夏\\n", "id": 3}',
+    '{"more": [1], "text": "秋"}',
+    '{"prompt": [2], "id": 4}',
+]
+JSON_FILES = {
+    "a.jsonl": "\n".join(OBJECTS),
+    "capitals.JSONL": "\n".join(OBJECTS),
+    "with a mark.NdJson": "\ufeff" + "\r\n".join(OBJECTS) + "\r\n",
+    "blank lines.jsonl": "\n\n" + "\n \t\n".join(OBJECTS) + "\n\n",
+    "lines all the same.json": "\n".join(OBJECTS),
+    "array.json": f"[{', '.join(OBJECTS)}]",
+    "array.JSON": "\ufeff[\r\n  " + ",\r\n\r\n  ".join(OBJECTS) + "\r\n]\r\n",
+    "array in lines.jsonl": "[\n" + ",\n".join(OBJECTS) + "]",
+}
+
+
+@pytest.mark.parametrize("name", JSON_FILES)
+def test_json_of_any_layout_gives_texts_and_token_ids(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(JSON_FILES[name].encode())
+    assert read_prompts(str(tmp_path / name)) == IDS_AND_TEXTS
+
+
+@pytest.mark.parametrize(
+    ("content", "prompts"),
+    [("[3, 4]", [PromptLine((3, 4))]), ('"春"', [PromptLine("春")]), ('{"text": "春"}', [PromptLine("春")])],
+)
+def test_a_file_of_one_value_is_one_prompt(content: str, prompts: list[PromptLine], tmp_path: Path) -> None:
+    for name in ("a.json", "a.jsonl"):
+        (tmp_path / name).write_text(content, "utf-8")
+        assert read_prompts(str(tmp_path / name)) == prompts
+
+
+STDIN: dict[str, tuple[str, list[Any]]] = {
+    "pieces in brackets": ("[CLS]春\n[MASK]夏\n", ["[CLS]春", "[MASK]夏"]),
+    "a quotation": ('"春"\n', ['"春"']),
+    "an array": ('["春", "夏"]', ["春", "夏"]),
+    "an array over lines": ('[\r\n"春",\r\n"夏"\r\n]', ["春", "夏"]),
+    "an array that begins on its first line": ('["春",\n"夏"]', ["春", "夏"]),
+    "token ids": ("\ufeff[1, 2]\n[3]\n", [(1, 2), (3,)]),
+    "objects": ('\n{"text": "春"}\n', ["春"]),
+    "a bracket only": ("[春\n", ["[春"]),
+}
+
+
+@pytest.mark.parametrize("name", STDIN)
+def test_stdin_is_json_where_it_can_be_nothing_else(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    content, prompts = STDIN[name]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+    assert [line.prompt for line in read_prompts("-")] == prompts
+
+
 @pytest.mark.parametrize(
     ("content", "prompts"),
     [("a\r\n{b\n", ["a", "{b"]), ('\ufeff\n {"prompt": "a"}\n"b"\n', ["a", "b"])],
@@ -67,8 +129,18 @@ def test_stdin_is_utf8_whatever_the_locale_is(
         ("a.txt", b"", "has no prompts"),
         ("a.txt", b" \r\n\n\t\n", "has no prompts"),
         ("a.txt", b"ab\xff", "not UTF-8: byte 2 is 0xff"),
-        ("a.jsonl", b'"a"\n{"prompt": 5}', 'line 2: expected a string, or an object with the string "prompt"'),
-        ("a.jsonl", b'\n{"text": "a"}', "line 2: expected"),
+        ("a.jsonl", b'"a"\n{"prompt": 5}', "line 2: expected a string, a list of token ids, or an object .*, found 5"),
+        ("a.jsonl", b'\n{"texts": "a"}', "line 2: expected .*, found a dict"),
+        ("a.JSONL", b'\r\n"a"\r\n{"prompt": "b"', "line 3: not JSON"),
+        ("a.ndjson", b'["a", "b"]\n["c", "d"]', "line 1: expected .*, found a list"),
+        ("a.json", b'["a", 5]', "element 2: expected .*, found 5"),
+        ("a.json", b'[{"prompt": "a"}, {"prompt": "b", "score": 1}]', "element 2: a result has a 'score' of its own"),
+        ("a.json", b"[[1, 2], [1, true]]", "element 2: expected"),
+        ("a.json", b"[[1, 2], []]", "element 2: expected"),
+        ("a.json", b'[\n"a",\n\n"b"\n"c"]', "line 5: not JSON"),
+        ("a.Json", b"[]", "has no prompts"),
+        ("a.json", b'{"prompts": ["a"]}', "line 1: expected"),
+        ("a.json", b'{"a": ' * 50_000, "line 1: not JSON"),
         ("a.jsonl", b"{", "line 1: not JSON"),
         ("a.jsonl", b"[" * 100_000, "line 1: not JSON"),
         ("a.jsonl", b"1" * 5_000, "line 1: not JSON"),
@@ -110,6 +182,16 @@ def test_what_is_appended_is_found_again(tmp_path: Path) -> None:
     assert len(lines) == 4
     assert "b\\n\u2028" in lines[1]
     assert json.loads(lines[2])["note"] == "\udfff"
+
+
+def test_results_of_token_ids_are_found_again(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    lines = [json_line({**record("a"), "prompt": ids}).encode() for ids in ((5, 7), (11,))]
+    path.write_bytes(lines[0] + lines[1][:20])
+    jobs = [Job((5, 7), 0), Job((11,), 0), Job((5, 7), 1)]
+    with open_results(path) as records:
+        assert records.pending(jobs) == jobs[1:]
+    assert path.read_bytes() == lines[0]
 
 
 def test_a_line_can_be_ascii() -> None:

@@ -7,46 +7,51 @@ from typing import Any
 import pytest
 
 from exports.generation_config import OptionError
-from inference.presets import PRESETS, WINDOWS
+from inference.model_tokenizer import ModelTokenizer
+from inference.presets import PRESETS, WINDOWS, Preset
 from tests.helpers.text_models import TextModel, scripted
 from tokenization import TokenizerError
 
 LYRIC, NOVEL = PRESETS["lyric"], PRESETS["novel"]
 
 
+def encoded(preset: Preset, model: TextModel, prompt: str) -> list[int]:
+    return preset.encode(ModelTokenizer(model.tokenizer), prompt)
+
+
 @pytest.mark.parametrize("prompt", ["一曲\n新词", "一曲<eod>新词<eod>", "\n一曲 \n\n 新词\n", "<eod>一曲<eod>\n新词"])
 def test_each_line_of_a_lyric_ends(cpm: TextModel, prompt: str) -> None:
     """Each line is encoded for itself, and each is followed by the end of a document."""
     encode, end = cpm.tokenizer.encode, cpm.tokenizer.eos_token_id
-    assert LYRIC.encode(cpm.tokenizer, prompt) == [*encode("一曲"), end, *encode("新词"), end]
+    assert encoded(LYRIC, cpm, prompt) == [*encode("一曲"), end, *encode("新词"), end]
 
 
 def test_a_novel_is_one_piece(cpm: TextModel) -> None:
     """One piece, with its line feeds; what was typed as the end of a document is no text."""
     encode = cpm.tokenizer.encode
-    assert NOVEL.encode(cpm.tokenizer, "一曲\n新词") == encode("一曲\n新词")
-    assert NOVEL.encode(cpm.tokenizer, "一曲<eod>新词") == [*encode("一曲"), *encode("新词")]
+    assert encoded(NOVEL, cpm, "一曲\n新词") == encode("一曲\n新词")
+    assert encoded(NOVEL, cpm, "一曲<eod>新词") == [*encode("一曲"), *encode("新词")]
 
 
 def test_lines_end_with_the_end_of_text_of_any_tokenizer(bert: TextModel, bpe: TextModel) -> None:
-    assert LYRIC.encode(bert.tokenizer, "一曲\n新词") == [2, *bert.tokenizer.encode("一曲"), 3,
+    assert encoded(LYRIC, bert, "一曲\n新词") == [2, *bert.tokenizer.encode("一曲"), 3,
                                                       *bert.tokenizer.encode("新词"), 3]  # fmt: skip
     end = bpe.tokenizer.eos_token_id
-    assert LYRIC.encode(bpe.tokenizer, "a\nb") == [*bpe.tokenizer.encode("a"), end, *bpe.tokenizer.encode("b"), end]
-    assert NOVEL.encode(bpe.tokenizer, "") == [end]
-    assert LYRIC.encode(bert.tokenizer, "") == [2]
+    assert encoded(LYRIC, bpe, "a\nb") == [*bpe.tokenizer.encode("a"), end, *bpe.tokenizer.encode("b"), end]
+    assert encoded(NOVEL, bpe, "") == [end]
+    assert encoded(LYRIC, bert, "") == [2]
 
 
 @pytest.mark.parametrize("prompt", ["", "\n\n", "<eod>", " \t"])
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
 def test_a_prompt_without_tokens_is_refused(cpm: TextModel, preset: Any, prompt: str) -> None:
     with pytest.raises(TokenizerError, match="the prompt has no tokens"):
-        preset.encode(cpm.tokenizer, prompt)
+        encoded(preset, cpm, prompt)
 
 
 def test_presets_sample_from_the_whole_distribution(cpm: TextModel) -> None:
     """The whole distribution, on past every end of a document, prompt and continuation counted together."""
-    lyric, novel = (cpm.generator.resolve(**preset.options(cpm.tokenizer)) for preset in (LYRIC, NOVEL))
+    lyric, novel = (cpm.generator.resolve(**preset.options(ModelTokenizer(cpm.tokenizer))) for preset in (LYRIC, NOVEL))
     for config, length in ((lyric, 1500), (novel, 2048)):
         assert config.max_length == length
         assert config.values["eos_token_id"] == ()
@@ -83,7 +88,7 @@ def test_a_novel_has_one_empty_line_between_documents(cpm: TextModel) -> None:
 @pytest.mark.parametrize("window", [None, *WINDOWS])
 def test_presets_and_windows_are_options(cpm: TextModel, preset: str | None, window: str | None) -> None:
     """As those of ``Preset.options`` and ``window_line_token_id`` by themselves."""
-    base = PRESETS[preset].options(cpm.tokenizer) if preset else {}
+    base = PRESETS[preset].options(ModelTokenizer(cpm.tokenizer)) if preset else {}
     line = {"line": cpm.tokenizer.line_token_id, "tokens": -1}.get(window or "", base.get("window_line_token_id", -1))
     if preset == "lyric" and window == "line":
         line = cpm.tokenizer.eos_token_id
@@ -117,8 +122,8 @@ def test_a_window_of_lines_needs_a_tokenizer_with_lines(bert: TextModel) -> None
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_streams_what_it_generates_beyond_the_positions(cpm: TextModel, name: str) -> None:
     preset = PRESETS[name]
-    ids = preset.encode(cpm.tokenizer, "一曲新词\n酒一杯")
-    options = {**preset.options(cpm.tokenizer), "max_length": 150, "seed": 2}
+    ids = encoded(preset, cpm, "一曲新词\n酒一杯")
+    options = {**preset.options(ModelTokenizer(cpm.tokenizer)), "max_length": 150, "seed": 2}
     (result,) = cpm.generator.generate([ids], **options)
     assert len(ids) + len(result.tokens) == 150
     assert "".join(cpm.generator.stream(ids, **options)) == result.text
