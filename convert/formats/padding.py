@@ -90,7 +90,8 @@ def trim_vocabulary(checkpoint: Checkpoint, vocab_size: int, note: str | None = 
 def trim_to_tokenizer(checkpoint: Checkpoint, pieces: int, tokens: SpecialTokens) -> Checkpoint:
     """Return ``checkpoint`` without the rows that its tokenizer has no pieces for, unless the user chose a size.
 
-    What begins a text, ends it and ends its lines stays, with everything in front of them: some trainings add one behind the tokenizer's pieces.
+    What begins a text, ends it and ends its lines stays, with everything in front of it: some trainings add one behind
+    the tokenizer's pieces.
 
     Args:
         checkpoint: any.
@@ -128,7 +129,11 @@ def tokens_within(tokens: SpecialTokens, vocab_size: int) -> SpecialTokens:
 def _known_defaults(tokens: SpecialTokens, vocab_size: int) -> Iterator[tuple[str, Any]]:
     """Yield the defaults of generation without the ids of tokens that are left out."""
     for name, value in tokens.defaults.items():
-        if not name.endswith(("_token_id", "_token_ids", "_tokens")) or name in ("max_new_tokens", "min_new_tokens", "window_tokens"):
+        if not name.endswith(("_token_id", "_token_ids", "_tokens")) or name in (
+            "max_new_tokens",
+            "min_new_tokens",
+            "window_tokens",
+        ):
             yield name, value
         elif isinstance(value, (list, tuple)):
             kept = [token for token in value if token < vocab_size]
