@@ -33,6 +33,7 @@ from convert.formats.tensor_map import (
     concat_transposed,
     copy_whole,
     count_layers,
+    has_linear_matrices,
     is_linear,
     matrix_shape,
     stored_heads,
@@ -73,7 +74,8 @@ _UNSUPPORTED = {"add_cross_attention": False}
 def _recognise(candidate: Candidate) -> bool:
     """Whether there are tensors that no other model has."""
     names = candidate.known_tensors(NAME)
-    return any(map(_OWN_NAME.match, names)) or {"wte.weight", "wpe.weight"} <= names.keys()
+    is_like = any(map(_OWN_NAME.match, names)) or {"wte.weight", "wpe.weight"} <= names.keys()
+    return is_like and not has_linear_matrices(names)
 
 
 def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
@@ -132,7 +134,7 @@ def _config(
     sizes["n_inner"] = n_inner
     check_sizes(where, values, sizes)
     heads = options.heads(where if values else file, n_embd, stored=stored_heads(where, values, "n_head"))
-    activation = values.get("activation_function")
+    activation = values.get("activation_function") or options.activation_function
     if isinstance(activation, str):
         activation = _ALIASES.get(activation, activation)
     changed = {**sizes, "n_head": heads, "activation_function": activation, "layer_norm": STANDARD}

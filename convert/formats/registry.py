@@ -17,7 +17,7 @@ from convert.formats.uer_layer_norm import with_layer_norm
 from support.errors import CheckpointError, ConvertError
 from support.files import describe_read_error
 from support.messages import short_repr
-from tf_model.config import LAYER_NORMS, STANDARD, UER, ConfigError
+from tf_model.config import LAYER_NORMS, STANDARD, TANH_GELU, UER, ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +82,7 @@ class CheckpointSpec:
                 what = format.without_iterations
                 raise CheckpointError(f"{self.path}: {what} has no iterations: leave out --iteration {self.iteration}")
             checkpoint = _open_as(format, candidate, options)
+            self._check_activation(checkpoint)
             if self.uer_layer_norm == STANDARD:
                 checkpoint = with_layer_norm(checkpoint, STANDARD, copy=True)
             if self.adapter is not None:
@@ -95,6 +96,15 @@ class CheckpointSpec:
         notes = other_adapters(self.path) if self.adapter is None else ()
         info = dataclasses.replace(checkpoint.info, notes=(*checkpoint.info.notes, *notes), source=self)
         return CheckpointAdapter(checkpoint, info=info)
+
+    def _check_activation(self, checkpoint: Checkpoint) -> None:
+        """Raise ``CheckpointError`` where the files, or the format, say another activation than was asked for."""
+        found, wanted = checkpoint.config.activation_function, self.activation_function
+        if wanted not in (None, found) and not {wanted, found} <= {*TANH_GELU}:
+            raise CheckpointError(
+                f"{self.path}: the activation is {found}, by its files or its format {checkpoint.info.format}: leave "
+                f"out --activation-function {wanted}"
+            )
 
 
 def open_checkpoint(

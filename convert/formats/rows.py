@@ -163,6 +163,13 @@ ROWS: tuple[FormatRow, ...] = (
         tensor_names=r"wte|wpe|h\.\d+|ln_f|lm_head",
     ),
     FormatRow(
+        "nanogpt",
+        "convert.formats.nanogpt:FORMAT",
+        on_disk="nanoGPT's `ckpt.pt`, also minGPT's and build-nanogpt's: linear layers `[out, in]`, alone or in a dict",
+        looks_for="a .pt file with tensors as transformers names them and matrices of nn.Linear",
+        tensor_names=r"wte|wpe|h\.\d+|ln_f|lm_head",
+    ),
+    FormatRow(
         "uer",
         "convert.formats.uer:FORMAT",
         on_disk="UER-py's `.bin` file, alone or with its `config.json`",

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from convert.checkpoint import CheckpointInfo
-from convert.tensors import FLOATS, Array, DType, assign, check_finite, empty, transpose, widest
+from convert.tensors import FLOATS, Array, DType, assign, check_finite, empty, same_values, transpose, widest
+from convert.torch_format.torch_file import TorchTensor
 from support.errors import CheckpointError
 from support.messages import list_names, pluralize, short_repr
 from tf_model.config import GPT2Config
@@ -241,6 +242,31 @@ def count_layers(where: Path, names: Mapping[str, LazyTensor], before: str) -> i
 def is_linear(name: str) -> bool:
     """Whether a canonical tensor is the matrix ``[out, in]`` of a linear layer in a block."""
     return re.fullmatch(r"h\.\d+\.(attn|mlp)\.c_\w+\.weight", name) is not None
+
+
+def has_linear_matrices(tensors: Mapping[str, LazyTensor]) -> bool:
+    """Whether matrices by transformers' names are those of ``nn.Linear``, ``[out, in]``, and not of its ``Conv1D``.
+
+    A square matrix cannot tell.
+    """
+    for name, tensor in tensors.items():
+        shape = tensor.shape
+        if name.startswith("h.") and len(shape) == 2 and name.endswith(("attn.c_attn.weight", "mlp.c_fc.weight")):
+            if name.endswith("attn.c_attn.weight"):
+                return shape[0] == 3 * shape[1]
+            hidden = tensors["wte.weight"].shape[-1:] if "wte.weight" in tensors else ()
+            if shape[0] != shape[1] and hidden in (shape[:1], shape[1:]):
+                return hidden == shape[1:]
+    return False
+
+
+def is_tied_copy(embedding: LazyTensor, head: LazyTensor) -> bool:
+    """Whether the output matrix is the embedding: in one storage, or a copy of it, which takes reading both."""
+    if isinstance(embedding, TorchTensor) and isinstance(head, TorchTensor):
+        ours, theirs = embedding.ref, head.ref
+        if (ours.storage, ours.offset, ours.shape) == (theirs.storage, theirs.offset, theirs.shape):
+            return True
+    return embedding.shape == head.shape and same_values(embedding.numpy(), head.numpy())
 
 
 def check_sizes(where: Path, values: Mapping[str, Any], sizes: Mapping[str, int], holder: str = "the tensors") -> None:

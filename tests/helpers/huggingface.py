@@ -10,6 +10,8 @@ import tensorflow as tf
 import torch
 import transformers
 
+from convert.checkpoint import Checkpoint
+
 SIZES: dict[str, Any] = {
     "vocab_size": 96, "n_positions": 24, "n_embd": 48, "n_layer": 3, "n_head": 4, "bos_token_id": 1, "eos_token_id": 1,
     "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
@@ -49,3 +51,18 @@ def logits_of(folder: Path, ids: list[list[int]] = IDS) -> np.ndarray:
     """Return the logits ``[B, S, V]`` of ``ids``, by the SavedModel in ``folder``."""
     model = tf.saved_model.load(str(folder))
     return model.signatures["logits"](input_ids=tf.constant(ids, tf.int64))["logits"].numpy()
+
+
+def model_of(checkpoint: Checkpoint) -> transformers.GPT2LMHeadModel:
+    """Make the model of transformers with all weights of a checkpoint, as ``read`` gives them in float32."""
+    config = transformers.GPT2Config(**checkpoint.config.to_dict(), attn_pdrop=0, resid_pdrop=0, embd_pdrop=0)
+    model = transformers.GPT2LMHeadModel(config)
+    state = {}
+    for name in checkpoint.config.tensor_shapes():
+        value = torch.from_numpy(checkpoint.read(name, np.dtype(np.float32)))
+        is_conv1d = value.ndim == 2 and name.startswith("h.")
+        state[name if name == "lm_head.weight" else f"transformer.{name}"] = value.t() if is_conv1d else value
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert set(missing) <= {"lm_head.weight"}
+    return model.eval()

@@ -15,14 +15,13 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from convert.checkpoint import Checkpoint
 from convert.cli import main
 from convert.conversion import to_checkpoint
 from convert.formats.registry import CheckpointSpec, open_checkpoint
 from convert.savedmodel_conversion import to_savedmodel
 from convert.verification.compare import verify
 from support.errors import CheckpointError
-from tests.helpers.huggingface import IDS, random_model
+from tests.helpers.huggingface import IDS, model_of, random_model
 
 Config = dict[str, Any]
 FOLDER = "adapter"
@@ -58,21 +57,6 @@ def logits(model: torch.nn.Module) -> np.ndarray:
 def peft_logits(base: Path, adapter: Path) -> np.ndarray:
     """Return what peft's own model, not merged, computes with the adapter."""
     return logits(peft.PeftModel.from_pretrained(load(base), adapter))
-
-
-def our_model(checkpoint: Checkpoint) -> transformers.GPT2LMHeadModel:
-    """Make the model of transformers with all weights of a checkpoint, as ``read`` gives them."""
-    config = transformers.GPT2Config(**checkpoint.config.to_dict(), attn_pdrop=0, resid_pdrop=0, embd_pdrop=0)
-    model = transformers.GPT2LMHeadModel(config)
-    state = {}
-    for name in checkpoint.config.tensor_shapes():
-        value = torch.from_numpy(checkpoint.read(name, np.dtype(np.float32)))
-        is_conv1d = value.ndim == 2 and name.startswith("h.")
-        state[name if name == "lm_head.weight" else f"transformer.{name}"] = value.t() if is_conv1d else value
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    assert not unexpected
-    assert set(missing) <= {"lm_head.weight"}
-    return model
 
 
 ADAPTERS: dict[str, Config] = {
@@ -126,7 +110,7 @@ def test_a_merged_adapter_has_the_logits_of_pefts_model(
 ) -> None:
     write_adapter(bases[base], tmp_path / FOLDER, **ADAPTERS[case])
     wanted = peft_logits(bases[base], tmp_path / FOLDER)
-    found = logits(our_model(open_checkpoint(bases[base], adapter=tmp_path / FOLDER)))
+    found = logits(model_of(open_checkpoint(bases[base], adapter=tmp_path / FOLDER)))
     assert np.abs(found - wanted).max() < 1e-5
     assert np.abs(wanted - logits(load(bases[base]))).max() > 0.05
 
@@ -156,7 +140,7 @@ def test_an_adapter_is_read_by_every_spelling_of_its_names(tmp_path: Path, bases
     wanted = peft_logits(bases["tied"], tmp_path / FOLDER)
     rename, as_torch = SPELLINGS[case]
     rename_tensors(tmp_path / FOLDER, rename, as_torch=as_torch)
-    found = logits(our_model(open_checkpoint(bases["tied"], adapter=tmp_path / FOLDER)))
+    found = logits(model_of(open_checkpoint(bases["tied"], adapter=tmp_path / FOLDER)))
     assert np.abs(found - wanted).max() < 1e-5
 
 
@@ -188,7 +172,7 @@ def test_a_vocabulary_that_was_extended_while_training_is_taken_from_the_adapter
     checkpoint = open_checkpoint(tmp_path / "base", adapter=tmp_path / FOLDER)
     assert checkpoint.config.vocab_size == 103
     assert checkpoint.config.tie_word_embeddings
-    assert np.abs(logits(our_model(checkpoint)) - wanted).max() < 1e-5
+    assert np.abs(logits(model_of(checkpoint)) - wanted).max() < 1e-5
 
 
 @pytest.mark.parametrize("format", ["uer", "megatron", "savedmodel"])
@@ -206,7 +190,7 @@ def test_the_base_may_have_any_format(tmp_path: Path, bases: dict[str, Path], fo
     merged = open_checkpoint(tmp_path / "base", heads=4, adapter=tmp_path / FOLDER, uer_layer_norm=layer_norm)
     assert merged.info.format == format
     epsilon = merged.config.layer_norm_epsilon
-    assert np.abs(logits(our_model(merged)) - wanted).max() < (1e-5 if epsilon == 1e-5 else 1e-3)
+    assert np.abs(logits(model_of(merged)) - wanted).max() < (1e-5 if epsilon == 1e-5 else 1e-3)
 
 
 def edit_config(**values: Any) -> Callable[[Path], None]:
@@ -298,7 +282,7 @@ def test_an_adapter_that_cannot_be_merged_is_an_error_of_one_line(
     write_adapter(bases["tied"], tmp_path / FOLDER, target_modules=["c_attn"])
     spoil(tmp_path / FOLDER)
     with pytest.raises(CheckpointError, match=words) as error:
-        our_model(open_checkpoint(bases["tied"], adapter=tmp_path / FOLDER))
+        model_of(open_checkpoint(bases["tied"], adapter=tmp_path / FOLDER))
     assert len(str(error.value).replace(str(tmp_path), "")) < 300
 
 
