@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,13 @@ from convert.checkpoint import Checkpoint, CheckpointInfo
 from convert.formats import safetensors_file as safetensors
 from convert.formats.candidate import Candidate
 from convert.formats.format import Format, OpenOptions, Read, Writer, WriteRequest
+from convert.formats.huggingface_config import read_fields
 from convert.formats.limits import ANY
 from convert.formats.tensor_map import (
     ExpectedTensors,
     LazyTensor,
     TensorMapCheckpoint,
     TensorRecipe,
-    check_sizes,
     check_tensors,
     concat_transposed,
     copy_whole,
@@ -36,7 +36,6 @@ from convert.formats.tensor_map import (
     has_linear_matrices,
     is_linear,
     matrix_shape,
-    stored_heads,
 )
 from convert.formats.text_pieces import PIECE_OPTIONS
 from convert.formats.tokenizer_files import has_tokenizer, read_special_tokens, save_for_huggingface
@@ -45,8 +44,7 @@ from convert.tensors import same_values, transposed_blocks
 from exports.saved_model_folder import CONFIG, GENERATION_CONFIG
 from support.errors import CheckpointError
 from support.files import read_json_object, write_json
-from support.messages import short_repr
-from tf_model.config import STANDARD, ConfigError, GPT2Config
+from tf_model.config import ConfigError, GPT2Config
 
 NAME = "huggingface"
 SAFETENSORS = "model.safetensors"
@@ -58,17 +56,6 @@ _PREFIX = "transformer."
 _HEAD = "lm_head.weight"
 _MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 """Causal masks, which older versions of transformers stored."""
-_ALIASES = {"swish": "silu", "gelu_python": "gelu", "gelu_python_tanh": "gelu_new", "gelu_accurate": "gelu_new"}
-"""Activations that transformers has under two names."""
-_OTHER_NAMES = {
-    "hidden_size": "n_embd",
-    "max_position_embeddings": "n_positions",
-    "num_attention_heads": "n_head",
-    "num_hidden_layers": "n_layer",
-}
-"""What transformers takes for the same (``GPT2Config.attribute_map``)."""
-_UNSUPPORTED = {"add_cross_attention": False}
-"""What changes the maths in a way that no GPT-2 of these ecosystems uses, and what it has to be."""
 
 
 def _recognise(candidate: Candidate) -> bool:
@@ -83,7 +70,7 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
     folder, tensors = weights.folder, known.tensors
     where = folder / CONFIG
     values = read_json_object(where, CheckpointError) if os.path.lexists(where) else {}
-    config = _config(weights, values, tensors, options)
+    config, notes = _config(weights, values, tensors, options)
     shapes = config.tensor_shapes()
     expected = {name: _shape(name, shape) for name, shape in shapes.items()}
     is_copy = config.tie_word_embeddings and _HEAD in tensors
@@ -97,51 +84,41 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
     return TensorMapCheckpoint(
         config,
         recipes,
-        CheckpointInfo(NAME, notes=tuple(_notes(folder, values)), left_out=(*weights.left_out, *heads)),
+        CheckpointInfo(NAME, notes=notes, left_out=(*weights.left_out, *heads)),
         tokens=read_special_tokens(folder, values, config.vocab_size),
         tokenizer=folder if has_tokenizer(folder) else None,
         check=(lambda: _check_tied(where, tensors["wte.weight"], tensors[_HEAD])) if is_copy else None,
     )
 
 
-def _notes(folder: Path, values: Mapping[str, Any]) -> Iterator[str]:
-    if not values:
-        yield f"{folder}: no {CONFIG}: taken for a GPT-2 with the tanh gelu and an epsilon of 1e-5"
-
-
 def _config(
     weights: Weights, values: Mapping[str, Any], tensors: Mapping[str, LazyTensor], options: OpenOptions
-) -> GPT2Config:
-    """Return the sizes by the tensors, everything else by ``config.json``, which must not say other sizes.
+) -> tuple[GPT2Config, tuple[str, ...]]:
+    """Return the sizes by the tensors and everything else by ``config.json``, and what a user should know of that.
 
     Raises:
-        CheckpointError: it does, or it is of another model.
+        CheckpointError: it says other sizes, or is of another model.
     """
     where, file = weights.folder / CONFIG, weights.where
-    values = {**{ours: values[theirs] for theirs, ours in _OTHER_NAMES.items() if theirs in values}, **values}
-    if values.get("model_type", "gpt2") != "gpt2":
-        raise CheckpointError(f"{where}: model_type is {short_repr(values['model_type'])}: expected gpt2")
-    for key, needed in _UNSUPPORTED.items():
-        if values.get(key, needed) is not needed:
-            raise CheckpointError(
-                f"{where}: {key} is {short_repr(values[key])}: only {str(needed).lower()} is supported"
-            )
     vocab_size, n_embd = matrix_shape(file, tensors, "wte.weight")
-    n_positions, _ = matrix_shape(file, tensors, "wpe.weight")
-    _, n_inner = matrix_shape(file, tensors, "h.0.mlp.c_fc.weight")
-    n_layer = count_layers(file, tensors, "h.")
-    sizes = {"vocab_size": vocab_size, "n_positions": n_positions, "n_embd": n_embd, "n_layer": n_layer}
-    sizes["n_inner"] = n_inner
-    check_sizes(where, values, sizes)
-    heads = options.heads(where if values else file, n_embd, stored=stored_heads(where, values, "n_head"))
-    activation = values.get("activation_function") or options.activation_function
-    if isinstance(activation, str):
-        activation = _ALIASES.get(activation, activation)
-    changed = {**sizes, "n_head": heads, "activation_function": activation, "layer_norm": STANDARD}
+    sizes: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "n_positions": matrix_shape(file, tensors, "wpe.weight")[0],
+        "n_embd": n_embd,
+        "n_layer": count_layers(file, tensors, "h."),
+        "n_inner": matrix_shape(file, tensors, "h.0.mlp.c_fc.weight")[1],
+    }
+    said = read_fields(where, values, sizes, has_heads=options.n_head is not None)
+    heads = options.heads(where if values else file, n_embd, stored=said.heads)
+    fields = {"activation_function": options.activation_function or "gelu_new", **said.values}
+    notes = said.notes
+    if not values:
+        gelu = options.activation_function or "the tanh gelu"
+        notes = (f"{weights.folder}: no {CONFIG}: taken for a GPT-2 with {gelu} and an epsilon of 1e-5",)
     try:
-        return GPT2Config.from_dict({**values, **changed})
+        return GPT2Config(**sizes, n_head=heads, **fields), notes
     except ConfigError as error:
-        raise CheckpointError(f"{where}: {str(error).removeprefix('config.json: ')}") from error
+        raise CheckpointError(f"{where}: {error}") from error
 
 
 def _name(canonical: str) -> str:

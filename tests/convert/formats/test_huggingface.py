@@ -340,7 +340,7 @@ def test_sizes_are_found_by_their_other_names(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert open_checkpoint(tmp_path, format="huggingface").config.n_head == 8
     (tmp_path / "config.json").write_text(json.dumps({**values, "num_hidden_layers": 4}))
-    with pytest.raises(CheckpointError, match="n_layer is 4, but the tensors have 3"):
+    with pytest.raises(CheckpointError, match="num_hidden_layers is 4, but the tensors have 3"):
         open_checkpoint(tmp_path, format="huggingface")
 
 
