@@ -6,9 +6,9 @@ A vocabulary does not say what a model was trained to see: GPT2-Chinese begins a
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from exports.generation_config import PieceOptions
 from tokenization import StreamDecoder, Tokenizer, TokenizerError
@@ -42,10 +42,8 @@ class ModelTokenizer:
             self.line_token_id = options.line_token_id
         ends = (eos_token_id, tokenizer.eos_token_id)
         self.eos_token_id = next((end for end in ends if end not in (None, options.line_token_id)), None)
-        self.reads_special_pieces = tokenizer.reads_special_pieces
-        if options.special_pieces is not None:
-            self.reads_special_pieces = options.special_pieces
         self._replaces_lines = options.line_token_id not in (None, tokenizer.line_token_id)
+        self._without_start = _without_start(tokenizer)
 
     @property
     def line_end(self) -> int | None:
@@ -61,13 +59,14 @@ class ModelTokenizer:
         """The end of a document as it is typed and decoded, ``<eod>``; empty where there is none."""
         return "" if self.eos_token_id is None else self._name(self.eos_token_id)
 
-    def split(self, text: str) -> Iterator[str | int]:
-        """Yield the ordinary texts of a prompt and the ids of the special pieces that are read in it."""
-        return split_special(text, self.special_pieces if self.reads_special_pieces else {})
+    def begins_by_itself(self, ids: Sequence[int]) -> bool:
+        """Whether the tokens of a prompt begin with a special piece, so that nothing is put in front of them.
 
-    def begins_with_piece(self, text: str) -> bool:
-        """Whether a prompt names its own beginning: then nothing is put in front of it."""
-        return isinstance(next(self.split(text), None), int)
+        The unknown piece, the end of a line and padding begin nothing, unless the end of a text is its padding too.
+        """
+        nothing = {self.unknown_token_id, self.options.line_token_id, self.pad_token_id} - {self.eos_token_id}
+        begin = {*self.special_pieces.values()} - nothing
+        return self.options.special_pieces is not False and bool(ids) and ids[0] in begin
 
     def encode(self, text: str, *, append_eod: bool = False) -> list[int]:
         """Token ids of ``text``, with nothing in front; a line feed becomes the model's line piece, if it has one."""
@@ -79,21 +78,29 @@ class ModelTokenizer:
             ids += self._tokenizer.encode(line) if line or not self._replaces_lines else []
         return [*ids, self.eos_token_id] if append_eod and self.eos_token_id is not None else ids
 
-    def encode_pieces(self, text: str) -> list[int]:
-        """Token ids of a part of a prompt, the special pieces in it among them, with nothing in front."""
-        parts = ([part] if isinstance(part, int) else self.encode(part) for part in self.split(text))
-        return [token for part in parts for token in part]
+    def encode_part(self, text: str) -> list[int]:
+        """Token ids of a part of a prompt, in which special pieces are read, with nothing in front."""
+        lines = re.split("\r?\n", text) if self._replaces_lines else [text]
+        ids: list[int] = []
+        for number, line in enumerate(lines):
+            if number and self.line_token_id is not None:
+                ids.append(self.line_token_id)
+            if line and self._tokenizer.encode(line):  # else the tokenizer starts from something, or raises
+                ids += self._without_start.encode_prompt(line, special_pieces=self.options.special_pieces)
+        return ids
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Return what generation starts from; nothing is put in front of a prompt that names its own beginning.
+        """Return what generation starts from.
 
         Raises:
             TokenizerError: the prompt has no tokens, and the model has none to start from.
         """
         if not self._replaces_lines and self.options.start_token_ids is None:
-            return self._tokenizer.encode_prompt(text, special_pieces=self.reads_special_pieces)
-        start = () if self.begins_with_piece(text) else self.start_token_ids
-        if ids := [*start, *self.encode_pieces(text)]:
+            return self._tokenizer.encode_prompt(text, special_pieces=self.options.special_pieces)
+        ids = self.encode_part(text)
+        if not self.begins_by_itself(ids):
+            ids = [*self.start_token_ids, *ids]
+        if ids:
             return ids
         if self.options.start_token_ids is None:
             return self._tokenizer.encode_prompt("")
@@ -108,16 +115,17 @@ class ModelTokenizer:
 
     def unknown_parts(self, text: str) -> list[str]:
         """Return the characters or words of a prompt that become the unknown id, each once, in their order."""
-        ordinary = [part for part in self.split(text) if isinstance(part, str)]
+        pieces = {} if self.options.special_pieces is False else self.special_pieces
+        ordinary = [part for part in split_special(text, pieces) if isinstance(part, str)]
         return list(dict.fromkeys(word for part in ordinary for word in self._tokenizer.unknown_parts(part)))
 
-    def unread_pieces(self, text: str) -> list[str]:
-        """Return the special pieces that a prompt has as text, each once: nobody said whether they are to be read."""
-        if self.reads_special_pieces or self.options.special_pieces is not None:
+    def unread_pieces(self, text: str, ids: Sequence[int]) -> list[str]:
+        """Return the pieces that a prompt names and that are text in its ``ids``, because nobody asked for them."""
+        named = {part for part in split_special(text, self.special_pieces) if isinstance(part, int)} - {*ids}
+        if not named or self.options.special_pieces is not None:
             return []
-        names = {token: piece for piece, token in self.special_pieces.items()}
-        found = [names[part] for part in split_special(text, self.special_pieces) if isinstance(part, int)]
-        return list(dict.fromkeys(found))
+        named &= {*self._tokenizer.encode_prompt(text, special_pieces=True)}
+        return [piece for piece, token in self.special_pieces.items() if token in named]
 
     def shown(self, string: str) -> str:
         """Return a stop string as texts have it: the name of the model's line piece is a line feed."""
@@ -132,13 +140,18 @@ class ModelTokenizer:
             return self._tokenizer.stream_decoder()
         return _Lines(self._tokenizer.stream_decoder, self.line_token_id)
 
-    def save(self, folder: str | Path) -> list[Path]:
-        """Copy the tokenizer's own files into ``folder``, unchanged."""
-        return self._tokenizer.save(folder)
-
     def _name(self, token_id: int) -> str:
         names: Mapping[int, str] = {token: piece for piece, token in self.special_pieces.items()}
         return names.get(token_id) or self._tokenizer.decode([token_id])
+
+
+def _without_start(tokenizer: Tokenizer) -> Tokenizer:
+    """Return the same tokenizer, which puts nothing in front of a prompt."""
+    if not tokenizer.start_token_ids:
+        return tokenizer
+    bare = copy.copy(tokenizer)
+    bare.start_token_ids = ()
+    return bare
 
 
 class _Lines:

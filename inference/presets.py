@@ -78,12 +78,12 @@ class Preset(TextStyle):
         Raises:
             TokenizerError: the prompt has no tokens, and the model has none to start from.
         """
-        parts = re.split("|".join(map(re.escape, self._separators(tokenizer))) or "$^", text)
-        lines = [part.strip() for part in parts if part.strip()]
-        names_its_start = bool(lines) and tokenizer.begins_with_piece(lines[0])
-        ids = [] if names_its_start else list(tokenizer.start_token_ids)
+        separators = self._separators(tokenizer)
+        parts = re.split("|".join(map(re.escape, separators)), text) if separators else [text]
+        lines = [tokenizer.encode_part(part.strip()) for part in parts if part.strip()]
+        ids = [] if lines and tokenizer.begins_by_itself(lines[0]) else [*tokenizer.start_token_ids]
         for line in lines:
-            ids += [*tokenizer.encode_pieces(line), *([_line_end(tokenizer)] if self.lines else [])]
+            ids += [*line, _line_end(tokenizer)] if self.lines else line
         if unfinished and self.lines and parts[-1].strip():
             ids.pop()
         return ids or tokenizer.encode_prompt("")

@@ -127,6 +127,12 @@ class RequestReader:
         found = (self._unknown(prompt, config), _unread_pieces(prompt, config), self._too_long(prompt, config))
         return [note for note in found if note]
 
+    def general_notes(self, config: TextConfig) -> list[str]:
+        """Say what a user should know about every text: where it ends only when it has all its tokens."""
+        if config.values["eos_token_id"] or config.style is not PLAIN or config.truncate:
+            return []
+        return ["the model names no end of a text: each goes on to its last token; --eos-token-id ID ends it before"]
+
     def _unknown(self, prompt: EncodedPrompt, config: TextConfig) -> str | None:
         if prompt.typed is None or self.tokenizer.unknown_token_id not in prompt.ids:
             return None
@@ -161,17 +167,16 @@ def as_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
 
 
 def _unread_pieces(prompt: EncodedPrompt, config: TextConfig) -> str | None:
-    """Say that a prompt names pieces which are read as text: CPM's own programs do so."""
+    """Say that a prompt names pieces which are read as text: CPM's own programs do so with ``<eod>``."""
     if prompt.typed is None:
         return None
     parted_by = config.style.reads(config.tokenizer)
-    pieces = [piece for piece in config.tokenizer.unread_pieces(prompt.typed) if piece not in parted_by]
-    if not pieces:
+    unread = config.tokenizer.unread_pieces(prompt.typed, prompt.ids)
+    if not (pieces := " ".join(piece for piece in unread if piece not in parted_by)):
         return None
-    are = "is" if len(pieces) == 1 else "are"
     return (
-        f"prompt {_beginning(prompt)}: {' '.join(pieces)} {are} read as text, as CPM's own programs do it: give "
-        "--special-pieces for the pieces of these names, --no-special-pieces for no note"
+        f"prompt {_beginning(prompt)}: {pieces} is text for this model: give --special-pieces for the piece of that "
+        "name, --no-special-pieces for no note"
     )
 
 

@@ -15,6 +15,7 @@ from inference.commands.options import (
     add_punctuation,
     given_options,
     load_generator,
+    print_general_notes,
     print_notes,
     read_requests,
     wants_chinese_marks,
@@ -49,6 +50,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("stdin is closed: there is nowhere to type")
     requests = read_requests(args)
     config = requests.resolve(**{**given_options(args), "num_beams": 1, "num_return_sequences": 1})
+    print_general_notes(requests, config)
     generator = load_generator(args, requests, 1)
     if isinstance(sys.stdin, io.TextIOWrapper):  # what is not UTF-8 is for the tokenizer to refuse
         sys.stdin.reconfigure(errors="surrogateescape")

@@ -16,6 +16,7 @@ from inference.commands.options import (
     add_punctuation,
     given_options,
     load_generator,
+    print_general_notes,
     print_notes,
     read_requests,
     wants_chinese_marks,
@@ -125,6 +126,7 @@ def _encode(
             place = f": prompt {beginning!a}" if text else ", or --prompts FILE (- is stdin)"
             raise TokenizerError(f"{error}{place}") from error
     if not args.quiet:
+        print_general_notes(requests, config)
         for prompt in prompts.values():
             print_notes(requests, prompt, config)
     return prompts

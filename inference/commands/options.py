@@ -56,7 +56,7 @@ def add_options(parser: argparse.ArgumentParser, *left_out: str, presets: bool =
         action=argparse.BooleanOptionalAction,
         default=None,
         help="read [CLS], [SEP], <eod> and the like in a prompt as the pieces of these names, or as text (default: as "
-        "pieces, but for CPM, whose own programs read text)",
+        "pieces, but for CPM's <eod>, which is text)",
     )
     group.add_argument("--max-length", type=int, metavar="N", help="most tokens of prompt and continuation together")
     group.add_argument(
@@ -128,6 +128,12 @@ def load_generator(
 def print_notes(requests: RequestReader, prompt: EncodedPrompt, config: TextConfig) -> None:
     """Print what the model cannot read of a prompt, a line each, on stderr."""
     for note in requests.notes(prompt, config):
+        print(f"note: {note}", file=sys.stderr, flush=True)
+
+
+def print_general_notes(requests: RequestReader, config: TextConfig) -> None:
+    """Print what a user should know about every text, a line each, on stderr."""
+    for note in requests.general_notes(config):
         print(f"note: {note}", file=sys.stderr, flush=True)
 
 
