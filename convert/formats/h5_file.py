@@ -174,7 +174,7 @@ def _opened(file: Path) -> Iterator[tuple[Any, Any]]:
     except CheckpointError:
         raise
     except Exception as error:  # h5py has RuntimeError, ValueError, KeyError and others for one and the same damage
-        why = " ".join(str(error).split())[:150]
+        why = " ".join(str(error).strip("'\"").split())[:150]
         raise CheckpointError(f"{file}: cannot be read as HDF5: {why}: damaged or cut off, get it again") from error
 
 
@@ -192,7 +192,7 @@ def _walk(file: Path, root: Any, h5py: Any) -> Iterator[tuple[str, Any]]:
             path = prefix + raw.decode("utf-8", "backslashreplace")
             if path in _SKIPPED:
                 continue
-            if group.links.get_info(raw).type != h5py.h5l.TYPE_HARD or b"/" in raw or raw == b".":
+            if b"/" in raw or raw == b"." or group.links.get_info(raw).type != h5py.h5l.TYPE_HARD:
                 raise CheckpointError(f"{file}: {list_names([path])}: a link to elsewhere: no file of weights has one")
             child = h5py.h5o.open(group, raw)
             if (address := h5py.h5o.get_info(child).addr) in seen:
