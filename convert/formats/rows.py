@@ -135,7 +135,8 @@ ROWS: tuple[FormatRow, ...] = (
         "`mp_rank_TT_PPP`, with or without `args`",
         looks_for="mp_rank_*/model_optim_rng.pt with a language_model in it",
         also_written_by=("to-megatron --layout megatron-lm",),
-        tensor_names=r"language_model\.\w+|output_layer|word_embeddings_for_head",
+        tensor_names=r"language_model\.\w+|embedding\.(?:word|position)_embeddings|encoder\.layers\.\d+"
+        r"|decoder\.(?:layers\.\d+|final_layernorm)|output_layer|word_embeddings_for_head",
     ),
     FormatRow(
         "huggingface",

@@ -22,6 +22,7 @@ from support.errors import CheckpointError
 _TOKENS, _POSITIONS, _FINAL = "word_embeddings.weight", "position_embeddings.weight", "transformer.final_layernorm"
 _EPSILON = 1.0e-5  # of layer norms: transformer.py passes it, whatever the option of the training script says
 _HIDDEN = -10000.0  # what stands in the place of the score of a position that must not be seen
+_WRAPPERS = ("module", "model", "state_dict", "model_state_dict", "state")
 _BLOCK = 1 << 22
 """Elements of the token embedding that are float32 at a time as the output matrix: 16 MB."""
 
@@ -184,12 +185,11 @@ def _float32(values: np.ndarray[Any, Any]) -> torch.Tensor:
 
 
 def _shard(file: Path) -> Mapping[str, Any]:
-    """Return a rank's tensors under Megatron's names, without the ``module.`` that wrappers put before them."""
-    top = load(file)
-    states = [top[key] for key in ("module", "model") if isinstance(top.get(key), dict)] if type(top) is dict else []
-    if not states:
+    """Return a rank's tensors under Megatron's names, without what wrappers put before them, such as ``module.``."""
+    state: Any = load(file)
+    while type(state) is dict and not any(str(name).endswith(_POSITIONS) for name in state):
+        state = next((state[key] for key in _WRAPPERS if isinstance(state.get(key), dict)), None)
+    if not isinstance(state, dict):
         raise CheckpointError(f"{file}: expected a dict with the weights under 'module' or 'model'")
-    state: dict[str, Any] = {str(name): value for name, value in states[0].items()}
-    while state and all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    return state
+    prefix = next(str(name) for name in state if str(name).endswith(_POSITIONS)).removesuffix(_POSITIONS)
+    return {str(name).removeprefix(prefix): value for name, value in state.items()}

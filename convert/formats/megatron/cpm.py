@@ -25,16 +25,18 @@ from convert.formats.format import Format, OpenOptions
 from convert.formats.heads import head_count_from_manifest
 from convert.formats.megatron.cpm_writer import BOOKKEEPING, WRITER
 from convert.formats.megatron.layout import CPM, CPM_NAMES, cpm_name, shard_spec_of
-from convert.formats.megatron.sharding import ShardingError, check_shard_shapes, shard_recipe
-from convert.formats.rank_files import (
-    RankFile,
-    check_saved_ranks,
-    find_first_rank_file,
-    has_tracker,
-    resolve_rank_files,
+from convert.formats.megatron.megatron_lm_args import SavedArgs
+from convert.formats.megatron.rank_state import (
+    RankContent,
+    find_files,
+    first_value,
+    read_rank,
+    state_in,
+    without_prefix,
 )
+from convert.formats.megatron.sharding import ShardingError, check_shard_shapes, shard_recipe
+from convert.formats.rank_files import RankFile, check_saved_ranks, find_first_rank_file, has_tracker
 from convert.formats.tensor_map import LazyTensor, TensorMapCheckpoint, matrix_shape, name_problems
-from convert.torch_format.reader import TorchFile
 from support.errors import CheckpointError
 from support.messages import list_names, pluralize, short_repr
 from tf_model.config import GPT2Config
@@ -44,7 +46,10 @@ _COUNTS = frozenset(key for key, neutral in BOOKKEEPING.items() if neutral is no
 """Bookkeeping that is no loss to leave out: numbers of steps, samples and ranks."""
 
 _LAYER = re.compile(r"transformer\.layers\.(0|[1-9]\d{0,3})\.")
-_MODULE_PREFIX = re.compile(r"(?:module\.)*")
+_KNOWN = re.compile(
+    r"(?<![^.])(?:word_embeddings\.weight$|position_embeddings\.weight$|transformer\.(?:layers\.\d+|final_layernorm)\.)"
+)
+"""What finds the names of ``CPM_NAMES`` after the prefixes of wrappers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +61,7 @@ class _Shard:
         saved_name: the name, without its ending, that the file was saved under; None where nobody knows it.
         tensors: the rank's tensors under Megatron's names.
         iteration, world_size: what the file says about the training, if it does.
+        args: those of the training, if the file has them.
         left_out: names of what else the file holds.
     """
 
@@ -64,11 +70,19 @@ class _Shard:
     tensors: Mapping[str, LazyTensor]
     iteration: int | None
     world_size: int | None
+    args: SavedArgs
     left_out: list[str]
 
 
 def _recognise(candidate: Candidate) -> bool:
-    return has_tracker(candidate) or find_first_rank_file(candidate) is not None
+    if has_tracker(candidate) or find_first_rank_file(candidate) is not None:
+        return True
+    return candidate.weights is not None and state_in(first_value(candidate), _is_state) is not None
+
+
+def _is_state(values: Mapping[Any, Any]) -> bool:
+    """Whether a dict has tensors with CPM's names."""
+    return any(isinstance(name, str) and _KNOWN.search(name) for name in values)
 
 
 def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
@@ -79,10 +93,10 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
     Raises:
         CheckpointError: anything that keeps the files from being one whole model.
     """
-    files = resolve_rank_files(candidate, options.iteration)
+    files = find_files(candidate, options.iteration)
     if files[-1].stage:
         raise CheckpointError(f"{files[-1].path}: of a pipeline stage, which CPM's Megatron does not have")
-    shards = [_load_shard(candidate.torch_file(file.path)) for file in files]
+    shards = [_load_shard(read_rank(candidate, file.path)) for file in files]
     n_layer = _check_names(shards)
     _check_rank_count(files, shards[0], alone=candidate.is_file)
     check_saved_ranks(zip(files, (shard.saved_name for shard in shards), strict=True))
@@ -91,9 +105,10 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
     except ShardingError as error:
         raise CheckpointError(f"{candidate.path}: {error}") from error
     iteration = _check_numbers(shards)
-    if options.n_head is None:
+    stored = shards[0].args.n_head()
+    if options.n_head is None and stored is None:
         options = dataclasses.replace(options, n_head=head_count_from_manifest(candidate.path, config.n_embd))
-    n_head = options.heads(shards[0].file, config.n_embd, len(shards))
+    n_head = options.heads(shards[0].file, config.n_embd, len(shards), stored)
     return _checkpoint(dataclasses.replace(config, n_head=n_head), shards, iteration)
 
 
@@ -103,10 +118,11 @@ def _checkpoint(config: GPT2Config, shards: Sequence[_Shard], iteration: int | N
     if iteration is not None:
         details["iteration"] = iteration
     left_out = dict.fromkeys(itertools.chain.from_iterable(shard.left_out for shard in shards))
+    is_safetensors = shards[0].file.suffix == ".safetensors"  # which the forward pass for files alone cannot read
     return TensorMapCheckpoint(
         config,
         recipes,
-        CheckpointInfo(CPM, details=details, left_out=tuple(left_out)),
+        CheckpointInfo(CPM, details=details, left_out=tuple(left_out), is_changed=is_safetensors),
         tokens=CPM_TOKENS if config.vocab_size > 7 else None,  # its ids are 5 and 7
     )
 
@@ -116,7 +132,7 @@ def _tensors(name: str, shards: Sequence[_Shard]) -> list[LazyTensor]:
     return [shard.tensors[cpm_name(name)] for shard in shards]
 
 
-def _load_shard(file: TorchFile) -> _Shard:
+def _load_shard(file: RankContent) -> _Shard:
     """Take what is known of a rank's file out of its pickle.
 
     Raises:
@@ -127,10 +143,13 @@ def _load_shard(file: TorchFile) -> _Shard:
         raise CheckpointError(
             f"{file.path}: expected a dict with the weights under 'module' or 'model', found {short_repr(content)}"
         )
-    weights = next((key for key in ("module", "model") if isinstance(content.get(key), dict)), None)
-    if weights is None:
-        found = list_names(content, 9)
-        raise CheckpointError(f"{file.path}: expected a dict under 'module' or 'model', found the keys {found}")
+    found = state_in(content, _is_state)
+    if found is None:  # a dict that lacks every name
+        found = next(((key, content[key]) for key in ("module", "model") if isinstance(content.get(key), dict)), None)
+    if found is None:
+        keys = list_names(content, 9)
+        raise CheckpointError(f"{file.path}: expected a dict under 'module' or 'model', found the keys {keys}")
+    weights, state = found
     if version := content.get("checkpoint_version"):  # Q, K and V are in another order since 1.0
         raise CheckpointError(
             f"{file.path}: checkpoint_version is {short_repr(version)}, which CPM's Megatron does not have: expected "
@@ -139,21 +158,23 @@ def _load_shard(file: TorchFile) -> _Shard:
     numbers = {key: content[key] for key in ("iteration", "mp_world_size") if type(content.get(key)) is int}
     # Upstream's change_mp.py leaves None where something was.
     known = {weights, *numbers, *_COUNTS}
-    left_out = [name for name, value in _by_text(content).items() if value is not None and name not in known]
-    tensors = file.tensors(_without_prefix(_by_text(content[weights])))
-    return _Shard(file.path, file.saved_name, tensors, numbers.get("iteration"), numbers.get("mp_world_size"), left_out)
+    others = {} if state is content else _by_text(content)
+    left_out = [name for name, value in others.items() if value is not None and name not in known]
+    tensors = file.tensors(without_prefix(state, _KNOWN))
+    return _Shard(
+        file.path,
+        file.saved_name,
+        tensors,
+        numbers.get("iteration"),
+        numbers.get("mp_world_size"),
+        SavedArgs.of(file.path, None if state is content else content.get("args")),
+        left_out,
+    )
 
 
 def _by_text(values: Mapping[Any, Any]) -> dict[str, Any]:
     """Return a dict with texts for keys, whatever the file has."""
     return {key if isinstance(key, str) else short_repr(key): value for key, value in values.items()}
-
-
-def _without_prefix(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Drop the ``module.`` that wrappers of PyTorch put before every name, as many of them as all names have."""
-    prefixes = [_MODULE_PREFIX.match(name) for name in state]
-    shared = min((prefix.end() for prefix in prefixes if prefix), default=0)
-    return {name[shared:]: value for name, value in state.items()}
 
 
 def _check_names(shards: Sequence[_Shard]) -> int:

@@ -17,10 +17,11 @@ from convert.checkpoint import Checkpoint, CheckpointInfo
 from convert.formats.candidate import Candidate
 from convert.formats.format import Format, OpenOptions
 from convert.formats.megatron.layout import MEGATRON_LM, qkv_view, shard_spec_of
+from convert.formats.megatron.megatron_lm_shard import is_state, load_shard
 from convert.formats.megatron.megatron_lm_writer import WRITER
-from convert.formats.megatron.pipeline import Pipeline, assemble_pipeline, load_shard
+from convert.formats.megatron.pipeline import Pipeline, assemble_pipeline
+from convert.formats.megatron.rank_state import find_files, first_value, read_rank, state_in
 from convert.formats.megatron.sharding import QKV, check_shard_shapes, shard_recipe
-from convert.formats.rank_files import find_first_rank_file, resolve_rank_files
 from convert.formats.tensor_map import TensorMapCheckpoint, TensorRecipe, matrix_shape
 from convert.tensors import Array, assign, same_values
 from support.errors import CheckpointError
@@ -31,10 +32,8 @@ _PADDED = ("wte.weight", "lm_head.weight")
 
 
 def _recognise(candidate: Candidate) -> bool:
-    """Whether a file of a rank has a ``language_model`` in its ``model``."""
-    file = find_first_rank_file(candidate)
-    model = candidate.torch_dict(file).get("model") if file else None
-    return isinstance(model, dict) and "language_model" in model
+    """Whether a file of a rank has tensors with this format's names, whatever they are under."""
+    return state_in(first_value(candidate), is_state) is not None
 
 
 def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
@@ -46,11 +45,11 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
         CheckpointError: anything that keeps the files from being one whole model.
         ConfigError: no GPT-2 has such sizes.
     """
-    files = resolve_rank_files(candidate, options.iteration)
+    files = find_files(candidate, options.iteration)
     by_stage = itertools.groupby(files, lambda file: file.stage)
     stages = []
     for _, ranks in by_stage:
-        stages.append([load_shard(candidate.torch_file(file.path)) for file in ranks])
+        stages.append([load_shard(read_rank(candidate, file.path)) for file in ranks])
     model = assemble_pipeline(stages)
     model.check_same_training()
     model.check_names()

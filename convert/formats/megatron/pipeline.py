@@ -1,4 +1,4 @@
-"""The files of newer Megatron-LM's pipeline: what each rank's file holds, and which stage has which tensor.
+"""The files of newer Megatron-LM's pipeline: which stage has which tensor.
 
 Every stage counts its layers from 0. The last stage has the final layer norm and a copy of the tied embedding.
 """
@@ -9,49 +9,18 @@ import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from convert.formats.megatron.layout import MEGATRON_LM_NAMES, VERSIONS, megatron_lm_name
-from convert.formats.megatron.megatron_lm_args import SavedArgs
+from convert.formats.megatron.layout import MEGATRON_LM_NAMES, megatron_lm_name
+from convert.formats.megatron.megatron_lm_shard import HEAD, TIED_COPY, Shard
 from convert.formats.tensor_map import LazyTensor, layer_template, name_problems
-from convert.torch_format.torch_file import TorchFile
 from support.errors import CheckpointError
-from support.messages import list_names, short_repr
 
 _FIRST_STAGE = ("wte.weight", "wpe.weight")
 _LAST_STAGE = ("ln_f.weight", "ln_f.bias")
-_HEAD = megatron_lm_name("lm_head.weight")
-_TIED_COPY = "word_embeddings_for_head.weight"
-"""The embedding again, on the last of several stages."""
 
 _LAYER_TEMPLATES = tuple(template for template in MEGATRON_LM_NAMES.values() if "{}" in template)
 _LAYER = re.compile(r"layers\.(\d{1,4})\.")
-_WRAPPER = re.compile(r"^(transformer|encoder)\.")
-_MAX_DEPTH = 20
-"""Of nested dicts of tensors."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """The file of one rank of one stage.
-
-    Attributes:
-        file: the file.
-        tensors: the rank's tensors, under their names as older versions spell them.
-        args: what the file says about the training.
-        version: one of ``VERSIONS``.
-        iteration: the number of the iteration, if the file has one.
-        left_out: names of what else the file holds.
-    """
-
-    file: Path
-    tensors: Mapping[str, LazyTensor]
-    args: SavedArgs
-    version: str
-    iteration: int | None
-    left_out: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,12 +60,12 @@ class Stage:
         if self.is_last:
             names += map(megatron_lm_name, _LAST_STAGE)
         if self.is_last and untied:
-            names.append(_HEAD)
+            names.append(HEAD)
         return names
 
     def may_have(self, name: str) -> bool:
         """Whether its files may have a tensor that ``expected_names`` does not name."""
-        return self.is_last and name == _TIED_COPY
+        return self.is_last and name == TIED_COPY
 
     def tensors(self, name: str) -> list[LazyTensor]:
         """Return the tensors of a canonical name, rank 0 first; the stage has it."""
@@ -136,7 +105,7 @@ class Pipeline:
     @property
     def untied(self) -> bool:
         """Whether there is an output matrix of its own."""
-        return any(_HEAD in rank.tensors for rank in self.stages[-1].ranks)
+        return any(HEAD in rank.tensors for rank in self.stages[-1].ranks)
 
     def tensors(self, name: str) -> list[LazyTensor]:
         """Return the shards of a canonical tensor, rank 0 first."""
@@ -150,7 +119,7 @@ class Pipeline:
     def tied_copies(self) -> list[tuple[LazyTensor, LazyTensor]]:
         """Return each rank's part of the embedding with its copy on the last stage, where it has one."""
         parts = zip(self.tensors("wte.weight"), self.stages[-1].ranks, strict=True)
-        return [(part, rank.tensors[_TIED_COPY]) for part, rank in parts if _TIED_COPY in rank.tensors]
+        return [(part, rank.tensors[TIED_COPY]) for part, rank in parts if TIED_COPY in rank.tensors]
 
     def check_names(self) -> None:
         """Check that every file has the tensors of its stage, and no others.
@@ -194,58 +163,3 @@ def assemble_pipeline(shards: Sequence[Sequence[Shard]]) -> Pipeline:
         first_layer = stages[-1].layers.stop if stages else 0
         stages.append(Stage(ranks, first_layer, is_first=number == 0, is_last=number == len(shards) - 1))
     return Pipeline(stages)
-
-
-def load_shard(file: TorchFile) -> Shard:
-    """Take what is known of a rank's file out of its pickle.
-
-    Raises:
-        CheckpointError: the file is not a rank's, or holds something else than tensors where the weights are.
-    """
-    content = file.value
-    model = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(model, dict) or not isinstance(model.get("language_model"), dict):
-        found = list_names(content, 9) if isinstance(content, dict) else short_repr(content)
-        raise CheckpointError(f"{file.path}: expected a dict with 'language_model' under 'model', found {found}")
-    others = {key: value for key, value in model.items() if key != "language_model"}
-    state: dict[str, Any] = {}
-    _flatten({**model["language_model"], **others}, "", state, file.path)
-    weights = {name: value for name, value in state.items() if not name.endswith("_extra_state")}
-    iteration = content.get("iteration")
-    known = {"model", "args", "checkpoint_version", "iteration"}
-    return Shard(
-        file.path,
-        file.tensors(weights),
-        SavedArgs.of(file.path, content.get("args")),
-        _version(file.path, content.get("checkpoint_version", 0)),
-        iteration if type(iteration) is int else None,
-        [str(key) for key, value in content.items() if key not in known and value is not None],
-    )
-
-
-def _flatten(values: Mapping[Any, Any], prefix: str, state: dict[str, Any], file: Path, depth: int = 0) -> None:
-    """Put the tensors of nested dicts into ``state``, by their names joined with dots and in the older spelling."""
-    for key, value in values.items():
-        if not isinstance(key, str) or depth > _MAX_DEPTH:
-            raise CheckpointError(f"{file}: {short_repr(key)}: expected the name of a tensor: damaged")
-        if isinstance(value, dict):
-            _flatten(value, f"{prefix}{key}.", state, file, depth + 1)
-            continue
-        name = _older_spelling(f"{prefix}{key}")
-        if name in state:
-            raise CheckpointError(f"{file}: two tensors are {list_names([name])}")
-        state[name] = value
-
-
-def _older_spelling(name: str) -> str:
-    name = _WRAPPER.sub("", name).replace(".self_attention.", ".attention.")
-    return name.replace("final_norm.", "final_layernorm.").replace("_norm.", "_layernorm.")
-
-
-def _version(file: Path, value: Any) -> str:
-    known = {float(version): version for version in VERSIONS}
-    if type(value) not in (int, float) or value not in known:
-        raise CheckpointError(
-            f"{file}: checkpoint_version is {short_repr(value)}: expected one of {', '.join(VERSIONS)}"
-        )
-    return known[value]

@@ -1,0 +1,111 @@
+"""What the file of a rank holds: its state dict, which programs put into other dicts and behind prefixes of wrappers.
+
+DeepSpeed has the state dict under ``module``, Megatron under ``model``, Lightning under ``state_dict``; DDP, FSDP and
+``torch.compile`` put ``module.`` and ``_orig_mod.`` before its names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from convert.formats import safetensors_file
+from convert.formats.candidate import Candidate
+from convert.formats.rank_files import RankFile, find_first_rank_file, has_tracker, resolve_rank_files
+from convert.formats.tensor_map import LazyTensor
+from support.messages import short_repr
+
+_WRAPPERS = ("module", "model", "state_dict", "model_state_dict", "state")
+"""What programs put a state dict under, in this order."""
+_MAX_DEPTH = 5
+"""Of dicts that have nothing but a state dict."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RankContent:
+    """A rank's file whose names have been read.
+
+    Attributes:
+        path: the file.
+        value: the object in the file: a dict, if it is a rank's.
+        tensors: makes tensors of a state dict in ``value``; ``CheckpointError`` where a value is none.
+        saved_name: the name, without its ending, that the file was saved under; None where nobody knows it.
+    """
+
+    path: Path
+    value: Any
+    tensors: Callable[[Mapping[Any, object]], Mapping[str, LazyTensor]]
+    saved_name: str | None = None
+
+
+def read_rank(candidate: Candidate, path: Path) -> RankContent:
+    """Read the names in a rank's file, of ``torch.save`` or safetensors.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    if path.suffix == ".safetensors":
+        return RankContent(path, safetensors_file.read_header(path), lambda state: cast(dict[str, LazyTensor], state))
+    file = candidate.torch_file(path)
+    return RankContent(path, file.value, file.tensors, file.saved_name)
+
+
+def first_value(candidate: Candidate) -> Any:
+    """Return the object in the file that shows what a candidate holds, for recognisers; None where there is none."""
+    file = find_first_rank_file(candidate)
+    if file is None or (candidate.is_file and file.suffix == ".safetensors"):
+        weights = candidate.weights
+        return None if weights is None else weights.beside or dict(weights.tensors)
+    return candidate.torch_dict(file)
+
+
+def find_files(candidate: Candidate, iteration: str | None) -> list[RankFile]:
+    """Return the files of all ranks: those in Megatron's or DeepSpeed's folders, else the one file with weights.
+
+    Raises:
+        CheckpointError: as ``resolve_rank_files``.
+    """
+    is_laid_out = has_tracker(candidate) or find_first_rank_file(candidate) is not None or iteration is not None
+    if not is_laid_out and candidate.weights is not None:
+        return [RankFile(candidate.weights.where)]
+    return resolve_rank_files(candidate, iteration)
+
+
+def state_in(value: Any, is_state: Callable[[Mapping[Any, Any]], bool]) -> tuple[str, Mapping[Any, Any]] | None:
+    """Find a state dict in the object of a file.
+
+    Args:
+        value: the object.
+        is_state: whether a dict is the state dict that is looked for.
+
+    Returns:
+        the key of the object that the state dict is under, empty where it is the object; None where there is none.
+    """
+    return next((pair for pair in _dicts(value, "") if is_state(pair[1])), None)
+
+
+def _dicts(value: Any, key: str, depth: int = 0) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """Yield a dict and those that wrappers have put into it, each with the key at the top that leads to it."""
+    if isinstance(value, dict) and depth <= _MAX_DEPTH:
+        yield key, value
+        for wrapper in _WRAPPERS:
+            yield from _dicts(value.get(wrapper), key or wrapper, depth + 1)
+
+
+def without_prefix(state: Mapping[Any, Any], known: re.Pattern[str]) -> dict[str, Any]:
+    """Take off what stands before every known name; names are texts then, whatever the file has.
+
+    Args:
+        state: the state dict.
+        known: finds a known name anywhere in a name; what it matches begins after what is taken off.
+    """
+    names = {key if isinstance(key, str) else short_repr(key): value for key, value in state.items()}
+    found = [match.start() for name in names if (match := known.search(name))]
+    first = next((name for name in names if known.search(name)), "")
+    prefix = first[: min(found, default=0)]
+    if not all(name.startswith(prefix) for name in names if known.search(name)):
+        prefix = ""
+    return {name.removeprefix(prefix): value for name, value in names.items()}
