@@ -12,6 +12,7 @@ weights are ``[in, out]``. A folder of ``GPT2Model`` has names without ``transfo
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Mapping
@@ -29,18 +30,20 @@ from convert.formats.tensor_map import (
     LazyTensor,
     TensorMapCheckpoint,
     TensorRecipe,
+    check_no_bias,
     check_tensors,
     concat_transposed,
     copy_whole,
     count_layers,
     has_linear_matrices,
     is_linear,
+    is_tied_copy,
     matrix_shape,
 )
 from convert.formats.text_pieces import PIECE_OPTIONS
 from convert.formats.tokenizer_files import has_tokenizer, read_special_tokens, save_for_huggingface
 from convert.formats.weights import Weights, open_weights
-from convert.tensors import same_values, transposed_blocks
+from convert.tensors import transposed_blocks
 from exports.saved_model_folder import CONFIG, GENERATION_CONFIG
 from support.errors import CheckpointError
 from support.files import read_json_object, write_json
@@ -53,7 +56,11 @@ _HEADER_BYTES = 1 << 20
 _OWN_NAME = re.compile(r"h\.\d+\.(attn\.c_attn|mlp\.c_fc)\.")
 """Names that no other model has."""
 _PREFIX = "transformer."
-_HEAD = "lm_head.weight"
+_EMBEDDING, _HEAD = "wte.weight", "lm_head.weight"
+_BIASES = {"lm_head.bias", "lm_head.decoder.bias"}
+_OLD_NAMES = {"lm_head.decoder.weight": _HEAD, "wte": _EMBEDDING, "wpe": "wpe.weight"}
+_OLD_ENDINGS = {"gamma": "weight", "beta": "bias", "g": "weight", "b": "bias", "w": "weight"}
+"""What versions of 2019 (pytorch-pretrained-bert) wrote or read -> transformers' names of today."""
 _MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 """Causal masks, which older versions of transformers stored."""
 
@@ -67,15 +74,22 @@ def _recognise(candidate: Candidate) -> bool:
 
 def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
     weights, known = open_weights(candidate, NAME)
-    folder, tensors = weights.folder, known.tensors
+    folder, tensors = weights.folder, _newest_names(known.tensors)
     where = folder / CONFIG
     values = read_json_object(where, CheckpointError) if os.path.lexists(where) else {}
+    if _EMBEDDING not in tensors and _HEAD in tensors and values.get("tie_word_embeddings") in (None, True):
+        tensors[_EMBEDDING] = tensors.pop(_HEAD)
     config, notes = _config(weights, values, tensors, options)
+    if config.tie_word_embeddings and _HEAD in tensors:
+        if is_tied_copy(tensors[_EMBEDDING], tensors[_HEAD]):
+            del tensors[_HEAD]
+        else:
+            config = dataclasses.replace(config, tie_word_embeddings=False)
+            notes = (*notes, _untied_note(tensors[_EMBEDDING], tensors[_HEAD]))
+    for name in _BIASES & tensors.keys():
+        check_no_bias(tensors.pop(name))
     shapes = config.tensor_shapes()
     expected = {name: _shape(name, shape) for name, shape in shapes.items()}
-    is_copy = config.tie_word_embeddings and _HEAD in tensors
-    if is_copy:
-        expected[_HEAD] = (config.vocab_size, config.n_embd)
     check_tensors(weights.where, tensors, ExpectedTensors(expected, lambda name: _MASKS.fullmatch(name) is not None))
     heads = known.other_heads(weights.where, "h.0.ln_1.weight")
     recipes = {
@@ -87,7 +101,30 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
         CheckpointInfo(NAME, notes=notes, left_out=(*weights.left_out, *heads)),
         tokens=read_special_tokens(folder, values, config.vocab_size),
         tokenizer=folder if has_tokenizer(folder) else None,
-        check=(lambda: _check_tied(where, tensors["wte.weight"], tensors[_HEAD])) if is_copy else None,
+    )
+
+
+def _newest_names(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Return the tensors by the names that transformers has today, where nothing else has them."""
+    newest: dict[str, LazyTensor] = {}
+    for name, tensor in tensors.items():
+        stem, dot, ending = _OLD_NAMES.get(name, name).rpartition(".")
+        new = f"{stem}{dot}{_OLD_ENDINGS.get(ending, ending)}"
+        newest[name if new != name and new in tensors else new] = tensor
+    return newest
+
+
+def _untied_note(embedding: LazyTensor, head: LazyTensor) -> str:
+    """Say that an output matrix is taken as its own, although the configuration ties it: as transformers 5 does.
+
+    Raises:
+        CheckpointError: it is one that only pytorch-pretrained-bert wrote, which had no output matrix of its own.
+    """
+    if "decoder" in head.name:
+        raise CheckpointError(f"{head.file}: {head.name} differs from {embedding.name}, of which it should be a copy")
+    return (
+        f"{head.file}: {head.name} differs from {embedding.name}: taken as an output matrix of its own, as "
+        f"transformers 5 does, though {CONFIG} does not say so; older versions of it put the embedding in its place"
     )
 
 
@@ -100,7 +137,7 @@ def _config(
         CheckpointError: it says other sizes, or is of another model.
     """
     where, file = weights.folder / CONFIG, weights.where
-    vocab_size, n_embd = matrix_shape(file, tensors, "wte.weight")
+    vocab_size, n_embd = matrix_shape(file, tensors, _EMBEDDING)
     sizes: dict[str, Any] = {
         "vocab_size": vocab_size,
         "n_positions": matrix_shape(file, tensors, "wpe.weight")[0],
@@ -127,15 +164,6 @@ def _name(canonical: str) -> str:
 
 def _shape(canonical: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[::-1] if is_linear(canonical) else shape
-
-
-def _check_tied(where: Path, embedding: LazyTensor, head: LazyTensor) -> None:
-    """Check that the copy of a tied output matrix is one: nothing else would tell which of the two was meant."""
-    if not same_values(embedding.numpy(), head.numpy()):
-        raise CheckpointError(
-            f"{head.file}: {_HEAD} differs from {embedding.name}, but {where.name} does not say that it may: give it "
-            '"tie_word_embeddings": false if the head is its own'
-        )
 
 
 def _write(request: WriteRequest, folder: Path, read: Read) -> list[Path]:

@@ -44,7 +44,7 @@ WRAPPERS = ("module", "model", "state_dict", "model_state_dict", "state", "net",
 """What programs put a state dict under; where a file has several models, the first of these is meant."""
 _LEGACY = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 """The number that files of ``torch.save`` before PyTorch 1.6 begin with, after the opcodes of a pickle."""
-_HEAD = re.compile(r"(score|classifier|summary|multiple_choice_head|v_head|value_head|qa_outputs|pooler|loss)\b")
+_HEAD = re.compile(r"(score|classifier|summary|head|\w+_head|qa_outputs|pooler|loss|cls|reward|critic|regression)\b")
 """What programs call the heads of other tasks."""
 _MAX_DEPTH = 20
 """Of nested dicts."""
