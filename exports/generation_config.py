@@ -105,20 +105,12 @@ OPTION_ALIASES = {
 
 
 def read_defaults(path: Path) -> dict[str, Any]:
-    """Return the options in a ``generation_config.json``; what is not an option here is left out.
+    """Return the options in a SavedModel's ``generation_config.json``; what is not an option here is left out.
 
     Raises:
         OptionError: not such a file, or a value that an option cannot have.
     """
-    return select_defaults(read_json_object(path, OptionError), path)
-
-
-def select_defaults(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Select the options among the ``values`` of the file ``path``; what is not an option here is left out.
-
-    Raises:
-        OptionError: a value that an option cannot have.
-    """
+    values = read_json_object(path, OptionError)
     known = {name: value for name, value in values.items() if name in NAMES and value is not None}
     try:
         resolve({}, known)  # as defaults: transformers writes max_length beside max_new_tokens, and other idle options

@@ -95,11 +95,12 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
     recipes = {
         name: TensorRecipe([tensors[name]], concat_transposed if is_linear(name) else copy_whole) for name in shapes
     }
+    tokens, token_notes = read_special_tokens(folder, values, config.vocab_size)
     return TensorMapCheckpoint(
         config,
         recipes,
-        CheckpointInfo(NAME, notes=notes, left_out=(*weights.left_out, *heads)),
-        tokens=read_special_tokens(folder, values, config.vocab_size),
+        CheckpointInfo(NAME, notes=(*notes, *token_notes), left_out=(*weights.left_out, *heads)),
+        tokens=tokens,
         tokenizer=folder if has_tokenizer(folder) else None,
     )
 

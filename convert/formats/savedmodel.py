@@ -138,13 +138,14 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
         )
         for name in config.tensor_shapes()
     }
+    tokens, token_notes = _tokens(folder.assets, values, config.vocab_size)
     rounded = f"the weights are those of {dtype}, not of the original: they were rounded then"
     info = CheckpointInfo(
         NAME,
         tuple(files),
         sum(tensor_bytes(tensors[name]) for name in stored),
         details={"quantized": dtype} if quantized else {},
-        notes=(rounded,) if quantized else (),
+        notes=(*((rounded,) if quantized else ()), *token_notes),
     )
     # The vocabulary of a BERT tokenizer keeps its name, which may be anything.
     is_there = has_tokenizer(folder.assets) or any(folder.assets.glob("*.txt"))
@@ -152,7 +153,7 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
         config,
         recipes,
         info,
-        tokens=_tokens(folder.assets, values, config.vocab_size),
+        tokens=tokens,
         tokenizer=folder.assets if is_there else None,
     )
 
@@ -167,12 +168,12 @@ def _tensors(folder: SavedModelFolder) -> tuple[dict[str, LazyTensor], list[Path
     return tensors, files
 
 
-def _tokens(assets: Path, values: Mapping[str, Any], vocab_size: int) -> SpecialTokens:
+def _tokens(assets: Path, values: Mapping[str, Any], vocab_size: int) -> tuple[SpecialTokens, tuple[str, ...]]:
     """As of a Hugging Face folder, without the defaults of a SavedModel whose source had none."""
-    tokens = read_special_tokens(assets, values, vocab_size)
+    tokens, notes = read_special_tokens(assets, values, vocab_size)
     pieces = {name: value for name, value in tokens.defaults.items() if name in PIECE_NAMES}
     had_none = tokens.defaults == {**GENERATION_DEFAULTS, **pieces}
-    return dataclasses.replace(tokens, defaults=pieces) if had_none else tokens
+    return (dataclasses.replace(tokens, defaults=pieces) if had_none else tokens), notes
 
 
 FORMAT = Format(

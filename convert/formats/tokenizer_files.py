@@ -13,7 +13,8 @@ from tokenizers import decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 
 from convert.checkpoint import Checkpoint
-from exports.generation_config import PIECE_NAMES, OptionError, select_defaults
+from exports.generation_config import PIECE_NAMES
+from exports.generation_defaults import plain_token, select_defaults
 from exports.saved_model_folder import GENERATION_CONFIG
 from support.errors import CheckpointError
 from support.files import read_json_object, write_json
@@ -71,8 +72,10 @@ def tokens_for(given: Path | None, tokenizer: Tokenizer | None, checkpoint: Chec
     return SpecialTokens(tokenizer.eos_token_id, tokenizer.pad_token_id, defaults=defaults)
 
 
-def read_special_tokens(folder: Path, values: Mapping[str, Any], vocab_size: int) -> SpecialTokens:
-    """Read the special tokens and the defaults of generation of a folder as transformers does.
+def read_special_tokens(
+    folder: Path, values: Mapping[str, Any], vocab_size: int
+) -> tuple[SpecialTokens, tuple[str, ...]]:
+    """Read the special tokens and the defaults of generation of a folder as transformers does, and notes about them.
 
     They are those of ``config.json``; those of ``generation_config.json`` count more. A token that is not in the
     vocabulary is left out: a copy of CPM on the hub names 50256.
@@ -83,30 +86,28 @@ def read_special_tokens(folder: Path, values: Mapping[str, Any], vocab_size: int
         vocab_size: the number of tokens that the model has.
 
     Raises:
-        CheckpointError: ``generation_config.json`` cannot be read, or has a value that an option cannot have.
+        CheckpointError: ``generation_config.json`` cannot be read.
     """
     path = folder / GENERATION_CONFIG
     defaults: dict[str, Any] = {}
+    notes: tuple[str, ...] = ()
     if os.path.lexists(path):
         generation = read_json_object(path, CheckpointError)
         values = {**values, **{key: value for key, value in generation.items() if value is not None}}
-        try:
-            defaults = select_defaults(generation, path)
-        except OptionError as error:
-            raise CheckpointError(str(error)) from error
+        defaults, notes = select_defaults(generation, path, vocab_size)
 
     def known_token(value: Any) -> int | None:
-        return value if type(value) is int and 0 <= value < vocab_size else None
+        return plain_token(value, vocab_size)
 
-    ends = values.get("eos_token_id", _GPT2_END)
-    ends = [token for token in (ends if isinstance(ends, list) else [ends]) if known_token(token) is not None]
+    said = values.get("eos_token_id", _GPT2_END)
+    ends = [end for token in (said if isinstance(said, list) else [said]) if (end := known_token(token)) is not None]
     defaults.pop("eos_token_id", None)
     if len(ends) > 1:
         defaults["eos_token_id"] = ends
     pad = known_token(values.get("pad_token_id"))
     if pad is None:
         pad = ends[0] if ends else NO_TOKENS.pad_token_id
-    return SpecialTokens(ends[0] if ends else None, pad, known_token(values.get("bos_token_id")), defaults)
+    return SpecialTokens(ends[0] if ends else None, pad, known_token(values.get("bos_token_id")), defaults), notes
 
 
 def has_tokenizer(folder: Path) -> bool:

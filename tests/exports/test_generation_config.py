@@ -210,7 +210,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="cannot be read: No such file"):
         read_defaults(tmp_path / "generation_config.json")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
-    with pytest.raises(OptionError, match="expected JSON"):
+    with pytest.raises(OptionError, match="UTF-16 text"):
         read_defaults(tmp_path / "bytes")
 
 

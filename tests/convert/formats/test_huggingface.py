@@ -151,8 +151,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: ((f / "config.json").unlink(), (f / "config.json").symlink_to("gone")), "cannot be read: No such",
     ),
     "a pipe": (lambda f: ((f / "config.json").unlink(), os.mkfifo(f / "config.json")), "found something else"),
-    "a temperature that cannot be": (
-        lambda f: (f / "generation_config.json").write_text('{"temperature": -1}'), "config.json: temperature",
+    "defaults that are no JSON": (
+        lambda f: (f / "generation_config.json").write_text("{"), "generation_config.json: expected JSON",
     ),
     "cut off": (_edit_bytes(lambda data: data[:-1]), "cut off"),
     "too long": (_edit_bytes(lambda data: data + b"x"), "bytes, found"),
