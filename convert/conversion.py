@@ -91,6 +91,7 @@ def to_checkpoint(
     format: str,
     dtype: str | None = None,
     tokenizer: str | Path | None = None,
+    tokenizer_kind: str | None = None,
     overwrite: bool = False,
     options: Mapping[str, Any] | None = None,
     progress: Progress = no_progress,
@@ -103,6 +104,7 @@ def to_checkpoint(
         format: the name of the format to write, or an alias.
         dtype: the type of all weights, one of ``DTYPES``; None: the format's, or each tensor keeps its own.
         tokenizer: the folder of the tokenizer that is saved with the weights; None: the checkpoint's own.
+        tokenizer_kind: how its files are read, of ``tokenization.KINDS``, where they can be read in two ways.
         overwrite: replace an older checkpoint at ``folder`` that gpt2-savedmodel wrote.
         options: the format's own options, such as ``tensor_parallel``.
         progress: called with the bytes that have been read.
@@ -116,7 +118,8 @@ def to_checkpoint(
     checkpoint, folder = opened(checkpoint), Path(folder)
     row, writer = find_row(format), find_writer(format)
     dtype = writer.default_dtype if dtype is None else dtype
-    request = _request(checkpoint, writer, row.name, dtype, tokenizer, options)
+    chosen = _Tokenizer(None if tokenizer is None else Path(tokenizer), tokenizer_kind)
+    request = _request(checkpoint, writer, row.name, dtype, chosen, options)
     check_holds(request.checkpoint.config, writer.holds, f"the format {row.name}")
     writer.check(request)
     inputs = [*checkpoint.info.inputs, *([] if tokenizer is None else [Path(tokenizer)])]
@@ -140,7 +143,13 @@ def to_checkpoint(
         nbytes,
         tuple(name for name, _ in counted.most_common()),
         time.monotonic() - started,
-        (*source_notes(request.checkpoint), *_left_out(checkpoint), *_padding(request), *writer.notes(request)),
+        (
+            *source_notes(request.checkpoint),
+            *request.notes,
+            *_left_out(checkpoint),
+            *_padding(request),
+            *writer.notes(request),
+        ),
     )
 
 
@@ -156,29 +165,38 @@ def find_writer(format: str) -> Writer:
     return writer
 
 
+@dataclasses.dataclass(frozen=True)
+class _Tokenizer:
+    """The tokenizer that the user names, and how its files are read."""
+
+    path: Path | None
+    kind: str | None
+
+
 def _request(
     checkpoint: Checkpoint,
     writer: Writer,
     format: str,
     dtype: str | None,
-    tokenizer: str | Path | None,
+    tokenizer: _Tokenizer,
     options: Mapping[str, Any] | None,
 ) -> WriteRequest:
     """Complete what the user asks for: options, types, layer norms of the format's kind, tokenizer and its tokens."""
     values = resolve_options(writer.options, options, format)
     if dtype is not None and dtype not in DTYPES:
         raise ConvertError(f"dtype {short_repr(dtype)}: expected one of {', '.join(DTYPES)}")
-    if tokenizer is not None and writer.save_tokenizer is None:
-        raise ConvertError(f"{tokenizer}: the format {format} has no place for a tokenizer")
-    given = None if tokenizer is None else Path(tokenizer)
+    given = tokenizer.path
+    if given is not None and writer.save_tokenizer is None:
+        raise ConvertError(f"{given}: the format {format} has no place for a tokenizer")
     adapted = with_layer_norm(checkpoint, writer.layer_norm, copy=values.get("uer_layer_norm") == STANDARD)
-    found = tokenizer_for(given, adapted) if writer.save_tokenizer is not None else None
+    found, notes = tokenizer_for(given, adapted, tokenizer.kind) if writer.save_tokenizer is not None else (None, ())
     return WriteRequest(
         adapted,
         {name: own if dtype is None else DTYPES[dtype] for name, own in adapted.dtypes.items()},
         values,
         with_pieces(tokens_for(given, found, adapted), values, found, adapted.config.vocab_size),
         found,
+        notes,
     )
 
 

@@ -82,6 +82,7 @@ def to_savedmodel(
     folder: str | Path,
     *,
     tokenizer: str | Path | None = None,
+    tokenizer_kind: str | None = None,
     dtype: str = DTYPES[0],
     verify: bool = False,
     overwrite: bool = False,
@@ -97,6 +98,7 @@ def to_savedmodel(
         checkpoint: as ``open_checkpoint`` gives it, or any other ``Checkpoint``; or the path of one.
         folder: where the SavedModel goes; its parents are made, too.
         tokenizer: the folder of the tokenizer's own files; by default those next to the checkpoint, if there are any.
+        tokenizer_kind: how its files are read, of ``tokenization.KINDS``, where they can be read in two ways.
         dtype: one of ``DTYPES``, or ``auto``: the one that generates fastest on this machine's CPU.
         verify: compare the logits with the source's before the folder appears.
         overwrite: replace an older SavedModel of this project; anything else in ``folder`` is left alone.
@@ -117,7 +119,7 @@ def to_savedmodel(
             raise ConvertError(f"{folder}: verify needs the signature logits, among those that are written")
     checkpoint, folder = opened(checkpoint), Path(folder)
     given = None if tokenizer is None else Path(tokenizer)
-    text_tokenizer = tokenizer_for(given, checkpoint)
+    text_tokenizer, tokenizer_notes = tokenizer_for(given, checkpoint, tokenizer_kind)
     pieces = resolve_options(PIECE_OPTIONS, options, "savedmodel")
     found = tokens_for(given, text_tokenizer, checkpoint)
     tokens = with_pieces(found, pieces, text_tokenizer, checkpoint.config.vocab_size)
@@ -145,7 +147,7 @@ def to_savedmodel(
         nbytes=nbytes,
         seconds=time.monotonic() - started,
         has_tokenizer=text_tokenizer is not None,
-        notes=(*source_notes(checkpoint), *([] if padded is None else [padded]), *choice.notes),
+        notes=(*source_notes(checkpoint), *tokenizer_notes, *([] if padded is None else [padded]), *choice.notes),
         parity=parity,
     )
 

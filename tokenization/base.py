@@ -41,8 +41,13 @@ class Tokenizer(Protocol):
     """
 
     vocab_size: int
-    eos_token_id: int
+    """The highest id and one."""
+    blank_ids: frozenset[int]
+    """The ids below ``vocab_size`` that have no piece: no text becomes them, and they become no text."""
+    eos_token_id: int | None
+    """The end of a text; None where the vocabulary has none: a text ends at its length only."""
     pad_token_id: int
+    """What fills a row behind its end: the padding piece, else the end of a text, else 0."""
     start_token_ids: tuple[int, ...]
     """What the model was trained to see in front of every text; ``encode_prompt`` puts it there."""
     unknown_token_id: int | None
@@ -53,9 +58,15 @@ class Tokenizer(Protocol):
     """The pieces that no text becomes and that a prompt may name, ``[SEP]`` or ``<eod>``, and their ids."""
     reads_special_pieces: bool
     """Whether prompts do so when nobody says otherwise; of CPM's pieces ``<eod>`` is left out then."""
+    notes: tuple[str, ...]
+    """What a user should know of how the tokenizer was chosen and read, a line each."""
 
     def encode(self, text: str, *, append_eod: bool = False) -> list[int]:
-        """Token ids of ``text``, with nothing added in front; ``append_eod`` puts the end of a document behind them."""
+        """Token ids of ``text``, with nothing added in front; ``append_eod`` puts the end of a document behind them.
+
+        Raises:
+            TokenizerError: ``append_eod`` of a vocabulary without an end.
+        """
         ...
 
     def encode_prompt(self, text: str, *, special_pieces: bool | None = None) -> list[int]:
@@ -131,13 +142,18 @@ def read_text(path: Path) -> str:
 
 
 def copy_files(files: Iterable[Path], folder: str | Path) -> list[Path]:
-    """Copy ``files`` under their own names; return the copies.
+    """Copy ``files`` under their own names, as ``copy_as`` does; return the copies."""
+    return copy_as({file: file.name for file in files}, folder)
+
+
+def copy_as(names: Mapping[Path, str], folder: str | Path) -> list[Path]:
+    """Copy files into ``folder``, each under the name that goes with it; return the copies.
 
     A byte order mark is left out: other programs take it for a part of the first piece, or for damaged JSON.
     """
     copies = []
-    for file in files:
-        copies.append(Path(folder) / file.name)
+    for file, name in names.items():
+        copies.append(Path(folder) / name)
         with file.open("rb") as source, copies[-1].open("wb") as copy:
             start = source.read(len(codecs.BOM_UTF8))
             copy.write(start.removeprefix(codecs.BOM_UTF8))
@@ -152,3 +168,27 @@ def with_start(tokenizer: Tokenizer, ids: list[int], *, special: bool) -> list[i
     """
     begin = {*tokenizer.special_pieces.values()} - {tokenizer.unknown_token_id, tokenizer.pad_token_id}
     return ids if special and ids and ids[0] in begin else [*tokenizer.start_token_ids, *ids]
+
+
+def with_end(ids: list[int], eos_token_id: int | None, *, append: bool) -> list[int]:
+    """Put the end of a text behind ``ids`` if it is asked for.
+
+    Raises:
+        TokenizerError: there is none.
+    """
+    if not append:
+        return ids
+    if eos_token_id is None:
+        raise TokenizerError("the vocabulary has no end of a text: no piece of it is known to be one")
+    return [*ids, eos_token_id]
+
+
+def prompt_or_end(ids: list[int], eos_token_id: int | None) -> list[int]:
+    """Return ``ids``, or the end of a text where there are none: it stood between the texts in training.
+
+    Raises:
+        TokenizerError: there is none, either.
+    """
+    if not ids and eos_token_id is None:
+        raise TokenizerError("the prompt has no tokens, and the vocabulary has none to start from: expected some text")
+    return ids or [int(eos_token_id or 0)]

@@ -12,6 +12,7 @@ it. In a prompt it is the special id, as transformers has it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -26,21 +27,21 @@ from tokenization.base import (
     TokenizerError,
     checked_ids,
     checked_text,
-    copy_files,
+    copy_as,
+    prompt_or_end,
     read_text,
+    with_end,
     with_start,
 )
 from tokenization.special_pieces import SpecialReader
 from tokenization.tokenizer_json import FILE, read_tokenizer_json
+from tokenization.usual_names import find_part, is_usual
 
-_PARTS = {
-    "pad_token": "[PAD]",
-    "unk_token": "[UNK]",
-    "cls_token": "[CLS]",
-    "sep_token": "[SEP]",
-    "mask_token": "[MASK]",
-}
-"""BERT's own pieces; ``tokenizer_config.json`` may name others."""
+_PARTS = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+_MARKER = re.compile(r"\[(?!unused)[^\[\]\s]+\]")
+"""A piece that no text becomes, as words end at brackets; but not one that waits for a use."""
+_MOST_WORDS = 0.2
+"""The part of the pieces above which Chinese words of several characters make a vocabulary one of words."""
 VOCABULARY = "vocab.txt"
 _CONTINUED = "##"
 
@@ -58,19 +59,36 @@ def _vocabulary_file(path: Path) -> Path:
     return files[0]
 
 
-def _read_pieces(path: Path) -> dict[str, int]:
-    """Piece -> id, which is its line. U+2028 is a piece of Google's list: only line feeds end a line."""
-    pieces: dict[str, int] = {}
-    for index, piece in enumerate(read_text(path).removesuffix("\n").split("\n")):
-        if pieces.setdefault(piece, index) != index:
-            raise TokenizerError(f"{path}: lines {pieces[piece] + 1} and {index + 1} are the same piece {piece[:40]!r}")
-    return pieces
+def _read_lines(path: Path) -> list[str]:
+    """Return the piece of each line, which is its id; a blank line is an id without a piece.
+
+    As the library has it, white space behind a piece is none of it. U+2028 is a piece of Google's list: only line feeds
+    end a line, and blank lines at the end are none.
+    """
+    lines = [line.rstrip() or line for line in read_text(path).rstrip("\n").split("\n")]
+    return lines if lines != [""] else []
 
 
-def _check(path: Path, pieces: Mapping[str, int], parts: Mapping[str, str]) -> None:
-    for part in ("pad_token", "unk_token", "cls_token", "sep_token"):
-        if (piece := parts[part]) not in pieces:
-            raise TokenizerError(f"{path}: not a vocabulary of BERT: none of its {len(pieces)} pieces is {piece}")
+def _numbered(lines: Sequence[str]) -> dict[str, int]:
+    """Piece -> id. Of a piece that is there twice the last line counts, as in every reader of BERT's vocabularies."""
+    return {piece: index for index, piece in enumerate(lines) if piece}
+
+
+def _with_gaps_filled(ids: Mapping[str, int]) -> dict[str, int]:
+    """``ids`` and, for each number that is missing, a piece that no text becomes: the library counts its pieces."""
+    missing = set(range(max(ids.values(), default=-1) + 1)) - {*ids.values()}
+    return {**ids, **{f"\0{index}": index for index in sorted(missing)}}
+
+
+def _check(path: Path, ids: Mapping[str, int], unknown: str | None, options: Options) -> None:
+    if unknown is None:
+        raise TokenizerError(f"{path}: not a vocabulary of BERT: none of its {len(ids)} pieces is [UNK] or <unk>")
+    words = sum(len(piece) > 1 and all("\u4e00" <= c <= "\u9fff" for c in piece) for piece in ids)
+    if words > _MOST_WORDS * len(ids) and options["tokenize_chinese_chars"]:
+        raise TokenizerError(
+            f"{path}: {words} of {len(ids)} pieces are Chinese words, which BERT's rules never make: they set each "
+            "character apart. A text has to be cut by the program that the vocabulary is of: give token ids"
+        )
 
 
 Options = dict[str, bool | None]
@@ -109,47 +127,67 @@ class BertTokenizer:
 
     def __init__(self, path: str | Path) -> None:
         file = _vocabulary_file(Path(path))
-        if file.name == FILE:
+        if file.suffix == ".json":
             ids, declared, values = read_tokenizer_json(file, "WordPiece")
             said = values.get("normalizer") or {}
             own = _checked(file, {name: said.get(_JSON_NAMES.get(name, name)) for name in _OPTIONS})
+            lines: Sequence[str] = []
         else:
-            ids, declared, own = _read_pieces(file), read_declared(file.parent), _OPTIONS
+            lines = _read_lines(file)
+            ids, declared, own = _numbered(lines), read_declared(file.parent), _OPTIONS
         found = {name: declared.config[name] for name in _OPTIONS.keys() & declared.config.keys()}
         self.options = _checked(file.with_name(CONFIG), {**own, **found})
-        self._files = list(dict.fromkeys([file, *declared.files]))
-        parts = {**_PARTS, **declared.parts}
-        added, beyond = pieces_to_add(declared, ids, [parts[part] for part in _PARTS])
-        _check(file, {**ids, **beyond}, parts)
+        self._files = {file: FILE if file.suffix == ".json" else file.name, **{f: f.name for f in declared.files}}
+        parts = {part: find_part(part, declared.parts, ids) for part in (*_PARTS, "eos_token")}
+        _check(file, ids, parts["unk_token"], self.options)
+        markers = (piece for piece in ids if _MARKER.fullmatch(piece) and not is_usual(piece))
+        special = [*filter(None, map(parts.get, _PARTS)), *markers]
+        filled = _with_gaps_filled(ids)
+        added, beyond = pieces_to_add(declared, filled, special)
         self._normalizer = _normalizer(self.options)
         self._splitter = BertPreTokenizer()
-        backend = Backend(WordPiece(ids, unk_token=parts["unk_token"], max_input_chars_per_word=100))
+        backend = Backend(WordPiece(filled, unk_token=str(parts["unk_token"]), max_input_chars_per_word=100))
         backend.normalizer = self._normalizer
         backend.pre_tokenizer = self._splitter
         self._reader = SpecialReader(backend, added)
         ids = {**ids, **beyond}
-        self.pieces: Sequence[str] = sorted(ids, key=ids.__getitem__)
-        self.vocab_size = len(ids)
-        end = parts.get("eos_token")
-        self.eos_token_id = ids[end if end in ids else parts["sep_token"]]
-        self.pad_token_id = ids[parts["pad_token"]]
-        self.start_token_ids: tuple[int, ...] = (ids[parts["cls_token"]],)
-        self.unknown_token_id: int | None = ids[parts["unk_token"]]
+        self.vocab_size = max(ids.values()) + 1
+        of_id = {index: piece for piece, index in ids.items()}
+        self.pieces: Sequence[str] = [
+            of_id.get(index, lines[index] if index < len(lines) else "") for index in range(self.vocab_size)
+        ]
+        self.blank_ids = frozenset(index for index, piece in enumerate(self.pieces) if not piece)
+        self._set_parts(ids, parts, declared.parts)
         self.line_token_id: int | None = None
         self.special_pieces: Mapping[str, int] = self._reader.special
         self.reads_special_pieces = True
-        self._invisible = {ids.get(parts[part]) for part in ("pad_token", "cls_token", "mask_token")}
+        self.notes: tuple[str, ...] = ()
         self._in_words: dict[str, bool] = {}
+
+    def _set_parts(self, ids: Mapping[str, int], parts: Mapping[str, str | None], declared: Mapping[str, str]) -> None:
+        """Find the ids of the pieces that have a part; BERT's ``[SEP]`` ends a text where no other piece is said to."""
+
+        def index_of(part: str) -> int | None:
+            piece = parts[part]
+            return None if piece is None else ids[piece]
+
+        says_end = declared.get("eos_token") in ids
+        self.eos_token_id = index_of("sep_token" if "[SEP]" in ids and not says_end else "eos_token")
+        pad, start = index_of("pad_token"), index_of("cls_token")
+        self.pad_token_id: int = pad if pad is not None else self.eos_token_id or 0
+        self.start_token_ids: tuple[int, ...] = () if start is None else (start,)
+        self.unknown_token_id = index_of("unk_token")
+        self._invisible = {pad, start, index_of("mask_token")} - {self.eos_token_id}
 
     def encode(self, text: str, *, append_eod: bool = False) -> list[int]:
         """Token ids of ``text``, with nothing added in front; ``append_eod`` puts ``[SEP]`` behind them."""
-        ids = self._reader.encode(checked_text(text))
-        return [*ids, self.eos_token_id] if append_eod else ids
+        return with_end(self._reader.encode(checked_text(text)), self.eos_token_id, append=append_eod)
 
     def encode_prompt(self, text: str, *, special_pieces: bool | None = None) -> list[int]:
         """``[CLS]`` and the ids of ``text``: UER trains on ``[CLS]`` document ``[SEP]``."""
         special = self.reads_special_pieces if special_pieces is None else special_pieces
-        return with_start(self, self._reader.encode(checked_text(text), special=special), special=special)
+        ids = with_start(self, self._reader.encode(checked_text(text), special=special), special=special)
+        return prompt_or_end(ids, self.eos_token_id)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ``ids``, joined without spaces but between two words of other scripts than Chinese.
@@ -170,7 +208,7 @@ class BertTokenizer:
 
     def save(self, folder: str | Path) -> list[Path]:
         """Copy the tokenizer's own files into ``folder``, unchanged; ``BertTokenizer(folder)`` loads them again."""
-        return copy_files(self._files, folder)
+        return copy_as(self._files, folder)
 
     def join(self, last: str, token_id: int) -> tuple[str, str]:
         """Return what ``token_id`` adds to a text that ends in ``last``, and the last character after it."""

@@ -25,11 +25,15 @@ from tokenization.base import (
     TokenizerError,
     checked_ids,
     checked_text,
-    copy_files,
+    copy_as,
+    prompt_or_end,
     read_text,
+    with_end,
+    with_start,
 )
 from tokenization.special_pieces import SpecialReader
-from tokenization.tokenizer_json import FILE, checked_vocabulary, read_tokenizer_json
+from tokenization.tokenizer_json import FILE, checked_vocabulary, is_tokenizer_json, read_tokenizer_json
+from tokenization.usual_names import find_part
 
 END = "<|endoftext|>"
 VOCABULARIES, MERGES = ("vocab.json", "encoder.json"), ("merges.txt", "vocab.bpe")
@@ -52,17 +56,34 @@ _BYTES = _byte_symbols()
 
 
 def _files(path: Path) -> tuple[Path | None, Path]:
-    """Return the vocabulary, if there is one, and the merges."""
-    folder = path if path.is_dir() else path.parent
+    """Return the vocabulary, if there is one, and the merges; of a ``tokenizer.json`` that file as the merges."""
+    if not path.is_dir():
+        return _beside(path)
     names = (*MERGES, FILE)
-    merges = next((folder / name for name in names if (folder / name).is_file()), None) if path.is_dir() else path
+    merges = next((path / name for name in names if (path / name).is_file()), None)
     if merges is None:
         raise TokenizerError(
             f"{path}: expected the merges of a byte-level BPE, {' or '.join(names)}, found none of them"
         )
-    if merges.name == FILE:
-        return None, merges
-    return next((folder / name for name in VOCABULARIES if (folder / name).is_file()), None), merges
+    return (None, merges) if merges.name == FILE else (_vocabulary_beside(merges), merges)
+
+
+def _beside(file: Path) -> tuple[Path | None, Path]:
+    """Return vocabulary and merges, of which ``file`` is one: ``bpe_merges.txt`` goes with ``bpe_vocab.json``."""
+    if file.suffix != ".json":
+        return _vocabulary_beside(file), file
+    if is_tokenizer_json(file):
+        return None, file
+    names = (f"{file.stem.replace('vocab', 'merges').replace('encoder', 'merges')}.txt", *MERGES)
+    merges = next((file.with_name(name) for name in names if file.with_name(name).is_file()), None)
+    if merges is None:
+        raise TokenizerError(f"{file}: a vocabulary without its merges: expected {' or '.join(MERGES)} beside it")
+    return file, merges
+
+
+def _vocabulary_beside(merges: Path) -> Path | None:
+    names = (f"{merges.stem.replace('merges', 'vocab')}.json", *VOCABULARIES)
+    return next((merges.with_name(name) for name in names if merges.with_name(name).is_file()), None)
 
 
 def _read_merges(path: Path) -> dict[tuple[str, str], int]:
@@ -128,8 +149,6 @@ def _check(
         raise TokenizerError(
             f"{vocabulary}: not a byte-level vocabulary: no piece {missing!r} for the byte 0x{_BYTES[missing]:02x}"
         )
-    if END not in pieces:
-        raise TokenizerError(f"{vocabulary}: not a vocabulary of GPT-2: it has no piece {END}")
     for pair, line in merges.items():
         for piece in (*pair, "".join(pair)):
             if piece not in pieces:
@@ -153,7 +172,7 @@ _Parts = tuple[dict[str, int], dict[tuple[str, str], int], Declared, list[Path]]
 def _read(path: Path) -> _Parts:
     """Return pieces, merges, what the files beside them say of added pieces, and the files that they are from."""
     vocabulary, source = _files(path)
-    if source.name == FILE:
+    if source.suffix == ".json":
         pieces, declared, values = read_tokenizer_json(source, "BPE")
         pairs = values["model"].get("merges")
         if not isinstance(pairs, list) or not all(isinstance(pair, (list, str)) for pair in pairs):
@@ -197,6 +216,7 @@ class ByteBPETokenizer:
     def __init__(self, path: str | Path) -> None:
         pieces, merges, declared, self._files = _read(Path(path))
         prefix = _adds_prefix_space(declared, self._files[0].parent)
+        self._beside = {file.name for file in declared.files}
         self.options: dict[str, bool] = {"add_prefix_space": prefix}
         backend = Backend(BPE(vocab=pieces, merges=list(merges)))
         backend.pre_tokenizer = ByteLevel(add_prefix_space=prefix)
@@ -207,22 +227,28 @@ class ByteBPETokenizer:
         self.merges: Sequence[tuple[str, str]] = list(merges)
         self._bytes = [_bytes_of(piece) for piece in sorted(pieces, key=pieces.__getitem__)]
         self.vocab_size = len(pieces)
-        self.eos_token_id = self.pad_token_id = pieces[END]
-        self.start_token_ids: tuple[int, ...] = ()
+        self.blank_ids: frozenset[int] = frozenset()
+        parts = {part: find_part(part, declared.parts, pieces) for part in ("eos_token", "pad_token", "bos_token")}
+        end, pad, begin = parts["eos_token"], parts["pad_token"], parts["bos_token"]
+        self.eos_token_id: int | None = None if end is None else pieces[end]
+        self.pad_token_id: int = pieces[pad] if pad is not None else self.eos_token_id or 0
+        puts_begin = declared.config.get("add_bos_token") is True and begin is not None
+        self.start_token_ids: tuple[int, ...] = (pieces[str(begin)],) if puts_begin else ()
         self.line_token_id: int | None = pieces["Ċ"]  # the line feed
         self.unknown_token_id: int | None = None  # every byte has a piece
+        self.notes: tuple[str, ...] = ()
         self.special_pieces: Mapping[str, int] = self._reader.special
         self.reads_special_pieces = True
 
     def encode(self, text: str, *, append_eod: bool = False) -> list[int]:
         """Token ids of ``text``, with nothing in front; ``append_eod`` puts ``<|endoftext|>`` behind them."""
-        ids = self._reader.encode(checked_text(text))
-        return [*ids, self.eos_token_id] if append_eod else ids
+        return with_end(self._reader.encode(checked_text(text)), self.eos_token_id, append=append_eod)
 
     def encode_prompt(self, text: str, *, special_pieces: bool | None = None) -> list[int]:
         """``encode(text)``; for an empty text ``<|endoftext|>``, which stood between the texts in training."""
         special = self.reads_special_pieces if special_pieces is None else special_pieces
-        return self._reader.encode(checked_text(text), special=special) or [self.eos_token_id]
+        ids = with_start(self, self._reader.encode(checked_text(text), special=special), special=special)
+        return prompt_or_end(ids, self.eos_token_id)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ``ids``; bytes that are no UTF-8 become U+FFFD, ``<|endoftext|>`` stays visible."""
@@ -241,8 +267,17 @@ class ByteBPETokenizer:
         return _ByteStream(self)
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Copy the tokenizer's own files into ``folder``, unchanged; the folder can be loaded again."""
-        return copy_files(self._files, folder)
+        """Copy the tokenizer's own files into ``folder``, unchanged; the folder can be loaded again.
+
+        Files of other names get those of Hugging Face.
+        """
+        return copy_as({file: self._name(file) for file in self._files}, folder)
+
+    def _name(self, file: Path) -> str:
+        known = {*VOCABULARIES, *MERGES, FILE, *self._beside}
+        if file.name in known:
+            return file.name
+        return MERGES[0] if file.suffix != ".json" else FILE if is_tokenizer_json(file) else VOCABULARIES[0]
 
 
 def _bytes_of(piece: str) -> bytes:

@@ -21,7 +21,9 @@ from tokenization.base import (
     checked_text,
     copy_files,
     read_text,
+    with_end,
 )
+from tokenization.sentencepiece_file import load_processor, read_proto
 from tokenization.special_pieces import split_special
 from tokenization.streaming import GrowingText, PieceByPiece
 
@@ -32,6 +34,8 @@ _TO_TEXT = str.maketrans({" ": None, SPACE: " ", NEWLINE: "\n"})
 EOD, PAD = "<eod>", "<pad>"
 _CONTROLS = ("<s>", "</s>", "<sep>", "<mask>")
 _NEWLINE_ID, _EOD_ID = 3, 7
+_NORMAL = 1
+"""``SentencePiece.Type`` of an ordinary piece."""
 
 
 @functools.cache
@@ -61,21 +65,13 @@ def _load_model(path: Path) -> Any:
     The files differ in pieces 3 and 7: the older one has the control symbols ``<cls>`` and ``<eod>`` where the newer
     one has the ordinary pieces U+2583 (score -2) and ``<eod>`` (score 0), without which a line feed cannot be encoded.
     """
-    import sentencepiece
-    from sentencepiece import sentencepiece_model_pb2
-
-    try:
-        proto = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
-        pieces = proto.pieces
-        if len(pieces) > _EOD_ID and pieces[_NEWLINE_ID].piece == "<cls>" and pieces[_EOD_ID].piece == EOD:
-            for index, piece, score in ((_NEWLINE_ID, NEWLINE, -2.0), (_EOD_ID, EOD, 0.0)):
-                pieces[index].piece, pieces[index].score = piece, score
-                pieces[index].type = sentencepiece_model_pb2.ModelProto.SentencePiece.NORMAL
-        return sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
-    except OSError as error:
-        raise TokenizerError(f"{path}: cannot be read: {error.strerror}") from error
-    except Exception as error:  # protobuf and sentencepiece raise their own types, RuntimeError among them
-        raise TokenizerError(f"{path}: not a SentencePiece model: {str(error) or type(error).__name__}") from error
+    proto = read_proto(path)
+    pieces = proto.pieces
+    if len(pieces) > _EOD_ID and pieces[_NEWLINE_ID].piece == "<cls>" and pieces[_EOD_ID].piece == EOD:
+        for index, piece, score in ((_NEWLINE_ID, NEWLINE, -2.0), (_EOD_ID, EOD, 0.0)):
+            pieces[index].piece, pieces[index].score = piece, score
+            pieces[index].type = _NORMAL
+    return load_processor(path, proto)
 
 
 class CPMTokenizer:
@@ -100,7 +96,9 @@ class CPMTokenizer:
         self._files = [models[0]]
         self.vocab_size: int = self._model.get_piece_size()
         self._has_bytes = any(self._model.is_byte(i) for i in range(self.vocab_size))
-        self.eos_token_id = self._special(EOD)
+        self.blank_ids: frozenset[int] = frozenset()
+        self.notes: tuple[str, ...] = ()
+        self.eos_token_id: int | None = self._special(EOD)
         self.pad_token_id = self._special(PAD)
         self.start_token_ids: tuple[int, ...] = ()
         self.unknown_token_id: int | None = self._model.unk_id()
@@ -144,12 +142,12 @@ class CPMTokenizer:
     @property
     def eod_id(self) -> int:
         """The id of ``<eod>``, the end of a document; the same as ``eos_token_id``."""
-        return self.eos_token_id
+        return self._special(EOD)
 
     def encode(self, text: str, *, append_eod: bool = False) -> list[int]:
         """Token ids of ``text``, with nothing added in front; ``append_eod`` puts ``<eod>`` behind them."""
         ids: list[int] = self._model.encode(segment(checked_text(text)))
-        return [*ids, self.eos_token_id] if append_eod else ids
+        return with_end(ids, self.eos_token_id, append=append_eod)
 
     def encode_prompt(self, text: str, *, special_pieces: bool | None = None) -> list[int]:
         """``encode(text)`` with the ids of ``<sep>`` and other control pieces; an error where that is nothing.

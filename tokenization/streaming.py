@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 
 class PieceByPiece:
@@ -25,8 +25,17 @@ class GrowingText:
     change text that was given already, nothing more is given until it agrees again, or until ``finish``.
     """
 
-    def __init__(self, decode: Callable[[list[int]], str]) -> None:
-        self._decode = decode
+    def __init__(
+        self, decode: Callable[[list[int]], str], *, held: str = "\ufffd", waits: Collection[int] = ()
+    ) -> None:
+        """Begin a text.
+
+        Args:
+            decode: returns the text of several tokens.
+            held: characters that are not certain while they are the last ones.
+            waits: tokens after which nothing is certain before another one comes.
+        """
+        self._decode, self._held, self._waits = decode, held, waits
         self._ids: list[int] = []
         self._given = ""
 
@@ -34,9 +43,9 @@ class GrowingText:
         # Decoded before it is kept: after an id that is refused, the stream goes on as if it had not come.
         text = self._decode([*self._ids, token_id])
         self._ids.append(token_id)
-        if not text.startswith(self._given):
+        if token_id in self._waits or not text.startswith(self._given):
             return ""
-        part = text[len(self._given) :].rstrip("\ufffd")
+        part = text[len(self._given) :].rstrip(self._held)
         self._given += part
         return part
 

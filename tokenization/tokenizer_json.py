@@ -1,8 +1,8 @@
 """``tokenizer.json`` of the ``tokenizers`` library: what transformers 5 saves instead of a vocabulary's own files.
 
 Source: the format has no description; the fields are those of the library's ``Tokenizer.to_str``. Only two of the many
-things that such a file can say are taken: GPT-2's byte-level BPE and BERT's WordPiece, each with the steps that the
-original has. Anything else would encode differently without a word.
+things that such a file can say are taken here: GPT-2's byte-level BPE and BERT's WordPiece, each with the steps that
+the original has. ``library.py`` takes all others.
 """
 
 from __future__ import annotations
@@ -21,16 +21,25 @@ _STEPS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "BPE": {
         "pre_tokenizer": {"type": "ByteLevel", "use_regex": True},
         "model": {
-            "dropout": None, "continuing_subword_prefix": "", "end_of_word_suffix": "", "byte_fallback": False,
+            "type": "BPE",
+            "dropout": None,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "",
+            "byte_fallback": False,
             "ignore_merges": False,
         },
     },
     "WordPiece": {
         "normalizer": {"type": "BertNormalizer", "clean_text": True},
         "pre_tokenizer": {"type": "BertPreTokenizer"},
-        "model": {"unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100},
+        "model": {
+            "type": "WordPiece",
+            "unk_token": "[UNK]",
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+        },
     },
-}  # fmt: skip
+}
 """By the type of the model: what the other fields have to be. The library has left out some of them at times."""
 
 
@@ -68,16 +77,15 @@ def read_tokenizer_json(path: Path, kind: str) -> tuple[dict[str, int], Declared
     return {piece: pieces[piece] for piece, _ in pairs}, declared, values
 
 
-def kind_of(path: Path) -> str:
-    """Return the type of the model in the file.
-
-    Raises:
-        TokenizerError: it is damaged, or of a type that is not read.
-    """
-    kind = (_read(path).get("model") or {}).get("type")
-    if kind not in _STEPS:
-        raise TokenizerError(f"{path}: a tokenizer of the type {kind!r:.40}: expected {' or '.join(_STEPS)}")
-    return str(kind)
+def is_tokenizer_json(path: Path) -> bool:
+    """Whether ``path`` is JSON of the ``tokenizers`` library, whatever its name is, damaged or not."""
+    if path.name == FILE:
+        return True
+    try:
+        values = json.loads(read_text(path))
+    except (ValueError, RecursionError):  # TokenizerError is a ValueError
+        return False
+    return isinstance(values, dict) and isinstance(values.get("model"), dict) and "added_tokens" in values
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from convert.formats.format import WriteOption
 from convert.formats.registry import CheckpointSpec
 from convert.formats.rows import NAMES, ROWS
 from tf_model.config import ACTIVATIONS, LAYER_NORMS, UER
+from tokenization import KINDS
 
 CHECKPOINT_HELP = f"folder or file of a checkpoint of any format: {', '.join(NAMES)}"
 
@@ -103,9 +104,16 @@ def add_tokenizer_option(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument(
         "--tokenizer",
         type=Path,
-        metavar="DIR",
-        help="folder with the tokenizer's own files (CPM: chinese_vocab.model; BERT: vocab.txt; GPT-2: vocab.json and "
-        f"merges.txt), {what}; default: the checkpoint's own, where its format has one",
+        metavar="PATH",
+        help="folder with the tokenizer's own files, or one of them (CPM: chinese_vocab.model; BERT: vocab.txt; GPT-2: "
+        "vocab.json and merges.txt; tokenizer.json and SentencePiece models of any kind), "
+        f"{what}; default: the checkpoint's own, where its format has one",
+    )
+    parser.add_argument(
+        "--tokenizer-kind",
+        choices=KINDS,
+        help="how CPM's SentencePiece model is read: as CPM's programs do, with jieba's words (cpm), or as "
+        "CpmTokenizer of transformers does (cpm-transformers); default: as tokenizer_config.json says, else cpm",
     )
 
 

@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> None:
             format=args.layout,
             dtype=args.dtype,
             tokenizer=getattr(args, "tokenizer", None),
+            tokenizer_kind=getattr(args, "tokenizer_kind", None),
             overwrite=args.force,
             options=options,
             progress=progress,

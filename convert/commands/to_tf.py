@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
             checkpoint_spec(args).open(),
             args.output,
             tokenizer=args.tokenizer,
+            tokenizer_kind=args.tokenizer_kind,
             dtype=args.dtype,
             verify=args.verify,
             overwrite=args.force,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,19 @@ from exports.generation_defaults import plain_token, select_defaults
 from exports.saved_model_folder import GENERATION_CONFIG
 from support.errors import CheckpointError
 from support.files import read_json_object, write_json
-from tokenization import BertTokenizer, ByteBPETokenizer, CPMTokenizer, Tokenizer, TokenizerError, load_tokenizer
-from tokenization.cpm import EOD, NEWLINE, PAD, SPACE
+from tokenization import (
+    BertTokenizer,
+    ByteBPETokenizer,
+    CPMTokenizer,
+    CpmTransformersTokenizer,
+    SentencePieceTokenizer,
+    Tokenizer,
+    TokenizerError,
+    find_tokenizer_sources,
+    load_tokenizer,
+)
+from tokenization.byte_bpe import END
+from tokenization.cpm import NEWLINE, SPACE
 from tokenization.special_tokens import NO_TOKENS, SpecialTokens
 from tokenization.tokenizer_json import FILE as TOKENIZER_JSON
 
@@ -29,37 +40,71 @@ TO_OPENAI = {new: old for old, new in TO_HUGGINGFACE.items()}
 _GPT2_END = 50256
 """The end of a text that transformers takes where no file names one."""
 CONFIG = "tokenizer_config.json"
-_PATTERNS = ("*.model", "merges.txt", "vocab.bpe", "vocab.txt", TOKENIZER_JSON)
-_CONFIGS: tuple[tuple[type, dict[str, str]], ...] = (
-    (ByteBPETokenizer, {"tokenizer_class": "GPT2Tokenizer"}),
-    (BertTokenizer, {"tokenizer_class": "BertTokenizer", "bos_token": "[CLS]", "eos_token": "[SEP]"}),
-    (
-        CPMTokenizer,
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": EOD, "eos_token": EOD, "pad_token": PAD,
-            "unk_token": "<unk>",
-        },
-    ),
-)  # fmt: skip
-"""What ``tokenizer_config.json`` has to say. CTranslate2 asks for a beginning and an end; BERT's class has none."""
+_PROBES = ("今天天气不错，一曲新词。", "Hello world 12", "[CLS]</s> a\nb")
+"""Texts by which two tokenizers are compared."""
+_CLASSES: tuple[tuple[type, str], ...] = (
+    (ByteBPETokenizer, "GPT2Tokenizer"),
+    (BertTokenizer, "BertTokenizer"),
+    (CpmTransformersTokenizer, "CpmTokenizer"),
+)
+"""Whose vocabulary transformers reads with a class of its own; all others are files of a library."""
+_LIBRARY = "PreTrainedTokenizerFast"
+_OF_CODE = ("auto_map", "tokenizer_file", "name_or_path", "tokenizer_class", "backend")
+"""What a ``tokenizer_config.json`` says about the class that wrote it, and would not be true of ours."""
 
 
-def tokenizer_for(given: Path | None, checkpoint: Checkpoint) -> Tokenizer | None:
-    """Return the tokenizer in the folder ``given``, else the checkpoint's own, if it has one.
+def tokenizer_for(
+    given: Path | None, checkpoint: Checkpoint, kind: str | None = None
+) -> tuple[Tokenizer | None, tuple[str, ...]]:
+    """Return the tokenizer in the folder ``given``, else the checkpoint's own, if it has one, and notes about it.
+
+    A tokenizer of the checkpoint's that cannot be used is none, with a note: the weights are good without it.
+
+    Args:
+        given: the folder or file that the user names.
+        checkpoint: the model.
+        kind: how the files are read, of ``tokenization.KINDS``; None: as they say themselves.
 
     Raises:
-        TokenizerError: it cannot be used, or has more pieces than the model.
+        TokenizerError: ``given`` cannot be used, or has more pieces than the model.
     """
     path = given or checkpoint.tokenizer
     if path is None:
-        return None
-    tokenizer = load_tokenizer(path)
-    vocab_size = checkpoint.config.vocab_size
+        return None, ()
+    try:
+        tokenizer = load_tokenizer(path, kind)
+        _check_size(path, tokenizer, checkpoint.config.vocab_size)
+    except TokenizerError as error:
+        if given is not None:
+            raise
+        return None, (f"{error}: converted without it, for token ids only; --tokenizer PATH gives another",)
+    notes = [*tokenizer.notes, *_other_tokenizers(path, tokenizer)]
+    if tokenizer.eos_token_id is None and (given is not None or (checkpoint.tokens or NO_TOKENS).eos_token_id is None):
+        notes.append(f"{path}: the vocabulary has no end of a text: texts end at their length only")
+    return tokenizer, tuple(notes)
+
+
+def _check_size(path: Path, tokenizer: Tokenizer, vocab_size: int) -> None:
     if tokenizer.vocab_size > vocab_size:
         raise TokenizerError(
             f"{path}: a vocabulary of {tokenizer.vocab_size} pieces, but the model has {vocab_size}: not its tokenizer"
         )
-    return tokenizer
+
+
+def _other_tokenizers(path: Path, taken: Tokenizer) -> Iterator[str]:
+    """Say which other tokenizers of the folder differ from the one that was taken."""
+    if not path.is_dir():
+        return
+    first, *others = find_tokenizer_sources(path)
+    for source in others:
+        try:
+            other = source.load(source.file)
+        except TokenizerError:
+            continue
+        if [other.vocab_size, *map(other.encode, _PROBES)] != [taken.vocab_size, *map(taken.encode, _PROBES)]:
+            yield (
+                f"{path}: {first.file.name} was taken, as transformers does; --tokenizer {source.file} takes the other"
+            )
 
 
 def tokens_for(given: Path | None, tokenizer: Tokenizer | None, checkpoint: Checkpoint) -> SpecialTokens:
@@ -112,7 +157,7 @@ def read_special_tokens(
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether there are files of a tokenizer in ``folder``; ``load_tokenizer`` checks them."""
-    return any(any(folder.glob(pattern)) for pattern in _PATTERNS)
+    return bool(find_tokenizer_sources(folder))
 
 
 def save_for_huggingface(tokenizer: Tokenizer, folder: Path) -> list[Path]:
@@ -129,8 +174,29 @@ def save_for_huggingface(tokenizer: Tokenizer, folder: Path) -> list[Path]:
     if isinstance(tokenizer, CPMTokenizer):
         (folder / TOKENIZER_JSON).write_text(_pieces_json(tokenizer), "utf-8")
         files.append(folder / TOKENIZER_JSON)
-    values = next(values for kind, values in _CONFIGS if isinstance(tokenizer, kind))
-    return list(dict.fromkeys([*files, _write_config(tokenizer, folder, values)]))
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        files = [file.rename(folder / "tokenizer.model") if file.suffix == ".model" else file for file in files]
+    return list(dict.fromkeys([*files, _write_config(tokenizer, folder, _config_values(tokenizer))]))
+
+
+def _config_values(tokenizer: Tokenizer) -> dict[str, str]:
+    """Return what ``tokenizer_config.json`` has to say: the class, and the pieces that have a part.
+
+    CTranslate2 asks for a beginning and an end, which BERT's class does not have.
+    """
+    name = next((name for kind, name in _CLASSES if isinstance(tokenizer, kind)), _LIBRARY)
+    if isinstance(tokenizer, ByteBPETokenizer) and tokenizer.eos_token_id == tokenizer.pieces.get(END):
+        return {"tokenizer_class": name}
+    of_id = {index: piece for piece, index in tokenizer.special_pieces.items()}
+    end, begin = tokenizer.eos_token_id, tokenizer.start_token_ids[:1]
+    ids = {"eos_token": end, "bos_token": begin[0] if begin else end}
+    ids |= {"pad_token": tokenizer.pad_token_id, "unk_token": tokenizer.unknown_token_id}
+    if isinstance(tokenizer, BertTokenizer) and tokenizer.special_pieces.get("[SEP]") != end:
+        ids |= {"sep_token": end, "cls_token": begin[0] if begin else None}
+    if isinstance(tokenizer, CpmTransformersTokenizer):
+        ids["eos_token"] = ids["bos_token"] = None  # its class has names of its own
+    found = {part: of_id.get(index) for part, index in ids.items() if index is not None}
+    return {"tokenizer_class": name, **{part: piece for part, piece in found.items() if piece is not None}}
 
 
 def _pieces_json(tokenizer: CPMTokenizer) -> str:
@@ -150,7 +216,9 @@ def _write_config(tokenizer: Tokenizer, folder: Path, values: Mapping[str, Any])
     path = folder / CONFIG
     options = tokenizer.options if isinstance(tokenizer, (BertTokenizer, ByteBPETokenizer)) else {}
     there = read_json_object(path, CheckpointError) if path.exists() else {}
-    write_json(path, {**values, **options, **{key: value for key, value in there.items() if value is not None}})
+    left_out = () if isinstance(tokenizer, (BertTokenizer, ByteBPETokenizer)) else _OF_CODE
+    kept = {key: value for key, value in there.items() if value is not None and key not in left_out}
+    write_json(path, {**values, **options, **kept})
     return path
 
 

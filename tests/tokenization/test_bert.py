@@ -217,9 +217,10 @@ def test_only_line_feeds_end_a_piece(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"[PAD]\n[UNK]\n\xff\n", "not UTF-8: byte 12 is 0xff"),
-        (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\na\nb\na\n", "lines 5 and 7 are the same piece 'a'"),
-        (b"[PAD]\n[UNK]\n[CLS]\n", r"none of its 3 pieces is \[SEP\]"),
-        (b"", r"none of its 1 pieces is \[PAD\]"),
+        (b"[PAD]\n[CLS]\n[SEP]\n", r"none of its 3 pieces is \[UNK\] or <unk>"),
+        (b"", r"none of its 0 pieces is \[UNK\]"),
+        (b"\n\n\n", r"none of its 0 pieces is \[UNK\]"),
+        ("\n".join(["[UNK]", *"天气", "天气", "今天", "不错"]).encode(), "3 of 6 pieces are Chinese words"),
     ],
 )
 def test_a_broken_vocabulary_is_one_line(tmp_path: Path, content: bytes, message: str) -> None:

@@ -79,7 +79,7 @@ def test_vocab_txt_goes_before_another_text(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_tokenizer_is_one_line(tmp_path: Path) -> None:
-    wanted = r"expected \*\.model \(CPM\), merges\.txt or vocab\.bpe \(GPT-2\), vocab\.txt \(BERT\), .*"
+    wanted = r"expected \*\.model \(CPM, SentencePiece\), tokenizer\.json .*, merges\.txt .*, vocab\.txt \(BERT\)"
     with pytest.raises(TokenizerError, match=f"{wanted}, found none"):
         load_tokenizer(tmp_path)
     (tmp_path / "folder.model").mkdir()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 from tests.helpers.small_vocabularies import write_tokenizer
-from tests.tokenization.test_tokenizer_json import bert, bpe
+from tests.helpers.transformers_tokenizers import bert, bpe
 from tokenization import CPMTokenizer, Tokenizer, TokenizerError, load_tokenizer
 
 PROMPTS = [

@@ -1,0 +1,177 @@
+"""Any ``tokenizer.json`` of the ``tokenizers`` library: the library does the work, and its ids are the ids here.
+
+WordLevel, Unigram, BPE with any splitting, byte fallback, Metaspace: whatever the installed library loads. Two things
+are not the library's: special pieces typed in a text stay text (``encode``), and what a post-processor adds is left
+out, but for a token in front of a text, which a prompt gets as well.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as Backend
+
+from tokenization.added_pieces import Declared, pieces_to_add, read_declared
+from tokenization.base import (
+    StreamDecoder,
+    TokenizerError,
+    checked_ids,
+    checked_text,
+    copy_as,
+    prompt_or_end,
+    read_text,
+    with_end,
+    with_start,
+)
+from tokenization.special_pieces import SpecialReader
+from tokenization.streaming import GrowingText
+from tokenization.usual_names import find_part, usual_pieces
+
+FILE = "tokenizer.json"
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
+_PROBES = ("a", "的", "1", "ab cd")
+"""Texts to find out with what a post-processor puts around one."""
+
+
+def read_library_tokenizer(path: Path) -> LibraryTokenizer:
+    """Return the tokenizer of a ``tokenizer.json``, which may have another name.
+
+    Raises:
+        TokenizerError: the library cannot load the file, or a file next to it is damaged.
+    """
+    try:
+        backend = Backend.from_str(read_text(path))
+    except TokenizerError:
+        raise
+    except Exception as error:  # the library raises plain Exception
+        raise TokenizerError(f"{path}: not a file of the tokenizers library: {str(error)[:120]}") from error
+    return LibraryTokenizer(backend, read_declared(path.parent), {path: FILE})
+
+
+class LibraryTokenizer:
+    """Text to the ids that the ``tokenizers`` library gives, and back.
+
+    >>> tokenizer = load_tokenizer("folder/with/tokenizer.json")
+    >>> tokenizer.encode("今天天气不错")         # Tokenizer.from_file(...).encode(...).ids
+    """
+
+    def __init__(self, backend: Backend, declared: Declared, files: Mapping[Path, str]) -> None:
+        """Take a tokenizer of the library.
+
+        Args:
+            backend: it. It is changed.
+            declared: what the files next to it say.
+            files: the tokenizer's own files, and the names under which ``save`` copies them.
+        """
+        backend.no_truncation()
+        backend.no_padding()
+        if getattr(backend.model, "dropout", None):  # merges left out by chance, which is for training
+            backend.model.dropout = None
+        vocabulary: dict[str, int] = backend.get_vocab(with_added_tokens=True)
+        if not vocabulary:
+            raise TokenizerError(f"{next(iter(files), 'tokenizer')}: a vocabulary without pieces")
+        added, _ = pieces_to_add(declared, vocabulary, usual_pieces(vocabulary))
+        model = json.loads(backend.to_str())
+        self._front, self._behind = _surroundings(backend, model)
+        self._reader = SpecialReader(backend, added)
+        self._backend = backend
+        self._files = {**files, **{file: file.name for file in declared.files}}
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        self._set_parts(vocabulary, declared, model["model"])
+        self.options: dict[str, Any] = {}
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.blank_ids = frozenset(range(self.vocab_size)) - {*vocabulary.values()}
+        self.special_pieces: Mapping[str, int] = self._reader.special
+        self.reads_special_pieces = True
+        self._bytes = {index for piece, index in vocabulary.items() if _BYTE.fullmatch(piece)}
+        self._joins_words = (model.get("decoder") or {}).get("type") in (None, "WordPiece")
+        nothing = {self.pad_token_id, *self.start_token_ids} & {*self.special_pieces.values()}
+        self._invisible = nothing - {self.eos_token_id}
+        line = backend.encode("\n", add_special_tokens=False).ids
+        self.line_token_id: int | None = line[-1] if line and backend.decode(line[-1:]) == "\n" else None
+        self.notes: tuple[str, ...] = ()
+
+    def _set_parts(self, vocabulary: Mapping[str, int], declared: Declared, model: Mapping[str, Any]) -> None:
+        """Find the pieces that have a part: what the files say, else what the post-processor adds, else usual names."""
+        end = find_part("eos_token", declared.parts, vocabulary)
+        if declared.parts.get("eos_token") not in vocabulary and len(self._behind) == 1:
+            self.eos_token_id: int | None = self._behind[0]
+        else:
+            self.eos_token_id = None if end is None else vocabulary[end]
+        pad = find_part("pad_token", declared.parts, vocabulary)
+        self.pad_token_id: int = vocabulary[pad] if pad is not None else self.eos_token_id or 0
+        begin = declared.parts.get("bos_token")
+        if declared.config.get("add_bos_token") is True and begin is not None and begin in vocabulary:
+            self.start_token_ids: tuple[int, ...] = (vocabulary[begin],)
+        else:
+            self.start_token_ids = () if declared.config.get("add_bos_token") is False else tuple(self._front)
+        unknown = model.get("unk_token")
+        index = model.get("unk_id") if model.get("type") == "Unigram" else vocabulary.get(str(unknown))
+        self.unknown_token_id: int | None = index if unknown is not None or model.get("type") == "Unigram" else None
+
+    def encode(self, text: str, *, append_eod: bool = False) -> list[int]:
+        """Token ids of ``text``, with nothing added in front; ``append_eod`` puts the end of a text behind them."""
+        return with_end(self._reader.encode(checked_text(text)), self.eos_token_id, append=append_eod)
+
+    def encode_prompt(self, text: str, *, special_pieces: bool | None = None) -> list[int]:
+        """Return the ids of ``text``, after the token that the post-processor puts in front of texts, if it does."""
+        special = self.reads_special_pieces if special_pieces is None else special_pieces
+        ids = with_start(self, self._reader.encode(checked_text(text), special=special), special=special)
+        return prompt_or_end(ids, self.eos_token_id)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of ``ids`` as the library's decoder makes it; padding and a token in front become nothing.
+
+        Where the library does not know which pieces make a word, it puts a space between any two. Chinese has none.
+        """
+        shown = [i for i in checked_ids(ids, self.vocab_size) if i not in self._invisible]
+        text: str = self._backend.decode(shown, skip_special_tokens=False)
+        return _without_spaces(text) if self._joins_words else text
+
+    def unknown_parts(self, text: str) -> list[str]:
+        """Return the parts of ``text`` that become the unknown id, each once, in their order."""
+        places = self._reader.places(checked_text(text))
+        return list(dict.fromkeys(part for token, part in places if token == self.unknown_token_id))
+
+    def stream_decoder(self) -> StreamDecoder:
+        """Decode all again for each token: what a token becomes may depend on those before it.
+
+        With byte fallback one byte too many makes replacement characters of all bytes before it.
+        """
+        return GrowingText(self.decode, held="\ufffd " if self._joins_words else "\ufffd", waits=self._bytes)
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Copy the tokenizer's own files into ``folder``, which can be loaded again."""
+        return copy_as(self._files, folder)
+
+
+def _surroundings(backend: Backend, values: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+    """Return the ids that the post-processor puts in front of a text, and those behind it."""
+    if values.get("post_processor") is None:
+        return [], []
+    for probe in _PROBES:
+        plain = backend.encode(probe, add_special_tokens=False).ids
+        full = backend.encode(probe).ids
+        for start in range(len(full) - len(plain) + 1):
+            if plain and full[start : start + len(plain)] == plain:
+                return full[:start], full[start + len(plain) :]
+    return [], []
+
+
+def _without_spaces(text: str) -> str:
+    """Take out single spaces next to a character of Chinese writing or punctuation of it."""
+    kept = [
+        character
+        for character, before, after in zip(text, "\0" + text, text[1:] + "\0", strict=False)
+        if character != " " or not (_is_wide(before) or _is_wide(after))
+    ]
+    return "".join(kept)
+
+
+def _is_wide(character: str) -> bool:
+    return character != " " and unicodedata.east_asian_width(character) in ("W", "F")

@@ -1,0 +1,172 @@
+"""Which tokenizer a folder or file holds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tokenization.added_pieces import CONFIG, read_object
+from tokenization.base import Tokenizer, TokenizerError
+from tokenization.bert import BertTokenizer
+from tokenization.byte_bpe import ByteBPETokenizer
+from tokenization.cpm import CPMTokenizer
+from tokenization.cpm_transformers import CpmTransformersTokenizer
+from tokenization.library import read_library_tokenizer
+from tokenization.sentencepiece_file import SentencePieceTokenizer, is_cpm, read_proto
+from tokenization.tokenizer_json import FILE, is_tokenizer_json
+
+_EXPECTED = (
+    "*.model (CPM, SentencePiece), tokenizer.json (tokenizers), merges.txt or vocab.bpe (GPT-2), vocab.txt (BERT)"
+)
+CPM, CPM_TRANSFORMERS = KINDS = ("cpm", "cpm-transformers")
+"""How a SentencePiece model of CPM is read: as CPM's programs do, or as ``CpmTokenizer`` of transformers."""
+_OWN = "CPM's programs do, for which the published models were trained"
+_THEIRS = "CpmTokenizer of transformers does, which people tune models with"
+_MERGES = ("merges.txt", "vocab.bpe")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Files that make a tokenizer.
+
+    Attributes:
+        file: the file that it is known by.
+        load: returns it.
+    """
+
+    file: Path
+    load: Callable[[Path], Tokenizer]
+
+
+def load_tokenizer(folder: str | Path, kind: str | None = None) -> Tokenizer:
+    """Load the tokenizer whose files are in ``folder``, or which is the file ``folder`` itself.
+
+    In a folder with several that is the one that transformers takes; where it cannot be used, the next one.
+
+    Args:
+        folder: the folder or file.
+        kind: how CPM's model is read, of ``KINDS``; None: as ``tokenizer_config.json`` says, else as CPM does.
+
+    Raises:
+        TokenizerError: no tokenizer is there, or its files cannot be used.
+    """
+    path = Path(folder)
+    files = _list_files(path)
+    if kind is not None:
+        return _load_kind(path, files, kind)
+    sources = [_of_file(path)] if path.is_file() else list(_in_folder(path, files))
+    failure: TokenizerError | None = None
+    for source in sources:
+        try:
+            tokenizer = source.load(source.file)
+        except TokenizerError as error:
+            failure = failure or error
+            continue
+        if failure is not None:
+            tokenizer.notes = (*tokenizer.notes, f"{failure}: {source.file.name} was taken instead")
+        return tokenizer
+    if failure is not None:
+        raise failure
+    found = ", ".join(file.name for file in files[:5]) + ", ..." * (len(files) > 5) or "none"
+    raise TokenizerError(f"{path}: no tokenizer: expected {_EXPECTED}, found {found}")
+
+
+def _load_kind(path: Path, files: list[Path], kind: str) -> Tokenizer:
+    if kind not in KINDS:
+        raise TokenizerError(f"tokenizer kind {str(kind)[:40]!r}: expected {' or '.join(KINDS)}")
+    models = [file for file in files if (file.suffix == ".model" or file == path) and is_cpm(file)]
+    if len(models) != 1:
+        raise TokenizerError(f"{path}: --tokenizer-kind {kind}: expected one SentencePiece model of CPM (*.model)")
+    return load_cpm(models[0], kind)
+
+
+def find_tokenizer_sources(folder: Path) -> list[Source]:
+    """Return what in ``folder`` looks like a tokenizer by its name, the one that is taken first; nothing is loaded."""
+    try:
+        return list(_in_folder(folder, _list_files(folder)))
+    except TokenizerError:
+        return []
+
+
+def _list_files(path: Path) -> list[Path]:
+    try:
+        return [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+    except OSError as error:
+        raise TokenizerError(f"{path}: no tokenizer: cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a NUL, or half a surrogate pair
+        raise TokenizerError(f"{str(path)!a}: no tokenizer: not the name of a file or folder") from error
+
+
+def _in_folder(folder: Path, files: list[Path]) -> Iterator[Source]:
+    """Yield the tokenizers of a folder: CPM's, then as transformers 5 looks for files, then files of other names."""
+    models = [file for file in files if file.suffix == ".model"]
+    names = {file.name for file in files}
+    cpm = [file for file in models if is_cpm(file)]
+    if cpm:
+        yield Source(cpm[0] if len(models) == 1 else folder, load_cpm)
+    if FILE in names:
+        yield Source(folder / FILE, _load_json)
+    for model in models:
+        if model not in cpm:
+            yield Source(model, _load_model)
+    if not names.isdisjoint(_MERGES):
+        yield Source(folder, ByteBPETokenizer)
+    if "vocab.txt" in names:
+        yield Source(folder / "vocab.txt", BertTokenizer)
+    yield from _other_names(files)
+
+
+def _other_names(files: list[Path]) -> Iterator[Source]:
+    for file in files:
+        named = "token" in file.name or "vocab" in file.name
+        if file.suffix == ".json" and named and file.name != FILE and is_tokenizer_json(file):
+            yield Source(file, _load_json)
+    for file in files:
+        if file.suffix == ".txt" and "merges" in file.name and file.name not in _MERGES:
+            yield Source(file, ByteBPETokenizer)
+    texts = [file for file in files if file.suffix == ".txt" and "merges" not in file.name and file.name != "vocab.txt"]
+    vocabularies = [file for file in texts if "vocab" in file.name]
+    if len(vocabularies) == 1 or len(texts) == 1:
+        yield Source((vocabularies if len(vocabularies) == 1 else texts)[0], BertTokenizer)
+
+
+def _of_file(path: Path) -> Source:
+    """Return what a file that was named outright is, by its name and its content."""
+    if path.suffix == ".model":
+        return Source(path, _load_model)
+    if path.suffix == ".json":
+        return Source(path, _load_json if is_tokenizer_json(path) else ByteBPETokenizer)
+    is_merges = path.suffix == ".bpe" or "merges" in path.name
+    return Source(path, ByteBPETokenizer if is_merges else BertTokenizer)
+
+
+def _load_model(path: Path) -> Tokenizer:
+    read_proto(path)
+    return load_cpm(path) if is_cpm(path) else SentencePieceTokenizer(path)
+
+
+def load_cpm(path: Path, kind: str | None = None) -> Tokenizer:
+    """Load CPM's vocabulary as ``kind`` says, else ``tokenizer_config.json`` next to it."""
+    folder = path if path.is_dir() else path.parent
+    config = read_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    is_theirs = str(config.get("tokenizer_class")).startswith("CpmTokenizer")
+    if kind == CPM_TRANSFORMERS or (kind is None and is_theirs):
+        theirs = CpmTransformersTokenizer(path)
+        if kind is None:
+            theirs.notes = (f"{path}: read as {_THEIRS}, as {CONFIG} says; --tokenizer-kind cpm reads it as {_OWN}",)
+        return theirs
+    tokenizer = CPMTokenizer(path)
+    if kind is None and path.name == "spiece.model":
+        tokenizer.notes = (f"{path}: read as {_OWN}; --tokenizer-kind cpm-transformers reads it as {_THEIRS}",)
+    return tokenizer
+
+
+def _load_json(path: Path) -> Tokenizer:
+    """Load a ``tokenizer.json`` as the original that it is of, else as the library does."""
+    for original in (BertTokenizer, ByteBPETokenizer):
+        try:
+            return original(path)
+        except TokenizerError:
+            continue
+    return read_library_tokenizer(path)
