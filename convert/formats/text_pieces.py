@@ -122,6 +122,6 @@ def _find(name: str, tokenizer: Tokenizer | None) -> int | None:
 def _missing(name: str, tokenizer: Tokenizer | None) -> str:
     if tokenizer is None:
         return "there is no tokenizer that knows pieces: give a token id, or --tokenizer"
-    some = ", ".join(list(tokenizer.special_pieces)[:6])
+    some = ", ".join(piece[:20] for piece in list(tokenizer.special_pieces)[:5])
     such_as = f" such as {some}" if some else ""
-    return f"the vocabulary does not have {short_repr(name)}: expected one of its pieces{such_as}, or a token id"
+    return f"the vocabulary does not have {short_repr(name[:20])}: expected one of its pieces{such_as}, or a token id"
