@@ -105,6 +105,7 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
     except ShardingError as error:
         raise CheckpointError(f"{candidate.path}: {error}") from error
     iteration = _check_numbers(shards)
+    shards[0].args.check_is_gpt2()
     stored = shards[0].args.n_head()
     if options.n_head is None and stored is None:
         options = dataclasses.replace(options, n_head=head_count_from_manifest(candidate.path, config.n_embd))

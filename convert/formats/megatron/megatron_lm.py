@@ -52,13 +52,14 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
         stages.append([load_shard(read_rank(candidate, file.path)) for file in ranks])
     model = assemble_pipeline(stages)
     model.check_same_training()
+    model.first.args.check_is_gpt2()
     model.check_names()
     rows = model.tensor_parallel * _matrix_shape(model, "wte.weight")[0]
     config = _config(model, rows, options)
     return TensorMapCheckpoint(
         config,
         {name: _recipe(name, model, config, rows) for name in config.tensor_shapes()},
-        _info(model, config, rows),
+        _info(model, config, rows, options),
         check=functools.partial(_check_tied, model),
     )
 
@@ -76,7 +77,6 @@ def _config(model: Pipeline, rows: int, options: OpenOptions) -> GPT2Config:
         ConfigError: no GPT-2 has such sizes.
     """
     first, args, p = model.first, model.first.args, model.tensor_parallel
-    args.check_is_gpt2()
     n_positions, hidden = _matrix_shape(model, "wpe.weight")
     n_inner = p * _matrix_shape(model, "h.0.mlp.c_fc.weight")[0]
     args.check_sizes(
@@ -94,14 +94,16 @@ def _config(model: Pipeline, rows: int, options: OpenOptions) -> GPT2Config:
     chosen = options.vocab_size if options.vocab_size in range(1, rows + 1) else None
     vocab_size = args.vocab_size(rows) if chosen is None else rows
     args.check_head(untied=model.untied)
+    n_head = options.heads(first.file, hidden, p, stored_heads)
+    args.check_attention(hidden, n_head)
     return GPT2Config(
         vocab_size=vocab_size,
         n_positions=n_positions,
         n_embd=hidden,
         n_layer=model.n_layer,
-        n_head=options.heads(first.file, hidden, p, stored_heads),
+        n_head=n_head,
         n_inner=n_inner,
-        activation_function=args.activation_function(),
+        activation_function=args.activation_function(options.activation_function),
         layer_norm_epsilon=epsilon,
         tie_word_embeddings=not model.untied,
     )
@@ -154,7 +156,7 @@ def _merge_qkv(version: str, heads: int) -> Callable[[Sequence[Array], Array], N
     return merge_values
 
 
-def _info(model: Pipeline, config: GPT2Config, rows: int) -> CheckpointInfo:
+def _info(model: Pipeline, config: GPT2Config, rows: int, options: OpenOptions) -> CheckpointInfo:
     first = model.first
     details: dict[str, str | int] = {"checkpoint_version": first.version, "tensor_parallel": model.tensor_parallel}
     if len(model.stages) > 1:
@@ -164,7 +166,13 @@ def _info(model: Pipeline, config: GPT2Config, rows: int) -> CheckpointInfo:
     if rows != config.vocab_size:
         details["padded_vocab_size"] = rows
     left_out = dict.fromkeys(itertools.chain.from_iterable(shard.left_out for shard in model.shards))
-    return CheckpointInfo(MEGATRON_LM, details=details, left_out=tuple(left_out))
+    notes = []
+    if not first.args.says_activation and options.activation_function is None:
+        notes.append(
+            f"{first.file}: does not say which gelu it was trained with: the tanh form is taken, Megatron-LM's "
+            "default; --activation-function gelu is for models of --no-bias-gelu-fusion"
+        )
+    return CheckpointInfo(MEGATRON_LM, details=details, notes=tuple(notes), left_out=tuple(left_out))
 
 
 def _check_tied(model: Pipeline) -> None:

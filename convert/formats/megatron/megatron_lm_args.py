@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,74 @@ from support.errors import CheckpointError
 from support.messages import short_repr
 from tf_model.config import TANH_GELU, GPT2Config
 
-_OF_A_GPT2 = {
-    "position_embedding_type": "learned_absolute",
-    "swiglu": False,
-    "normalization": "LayerNorm",
-    "group_query_attention": False,
-    "apply_residual_connection_post_layernorm": False,
-    "apply_layernorm_1p": False,
-    "num_experts": None,
-    "multi_query_attention": False,
-    "squared_relu": False,
-    "add_bias_linear": True,
+_OF_A_GPT2: Mapping[str, tuple[Any, ...]] = {
+    # positions
+    "position_embedding_type": ("learned_absolute", "absolute"),
+    "add_position_embedding": (True,),
+    "use_rotary_position_embeddings": (False,),
+    "use_alibi_mask": (False,),
+    "position_encoding_2d": (False,),
+    # layer norms and residuals
+    "normalization": ("LayerNorm", "layernorm"),
+    "apply_layernorm_1p": (False,),
+    "layernorm_zero_centered_gamma": (False,),
+    "apply_residual_connection_post_layernorm": (False,),
+    "embed_layernorm": (False,),
+    "input_embeds_norm": (False,),
+    "post_norm": (False,),
+    "use_normhead": (False,),
+    # attention
+    "multi_query_attention": (False,),
+    "attention_head_type": ("multihead",),
+    "multi_latent_attention": (False,),
+    "experimental_attention_variant": (None,),
+    "linear_attention_type": (None,),
+    "qk_layernorm": (False,),
+    "qk_l2_norm": (False,),
+    "attention_output_gate": (False,),
+    "head_wise_attn_gate": (False,),
+    "softmax_type": ("vanilla",),
+    "window_size": (None, (-1, -1), [-1, -1]),
+    "sliding_window": (None,),
+    "attn_logit_softcapping": (None,),
+    "query_pre_attn_scalar": (None,),
+    # feed-forward layers
+    "swiglu": (False,),
+    "squared_relu": (False,),
+    "quick_geglu": (False,),
+    "glu_activation": (None,),
+    "gated_linear_unit": (False,),
+    "geglu": (False,),
+    "use_te_activation_func": (False,),
+    "activation_func_clamp_value": (None,),
+    "add_bias_linear": (True,),
+    "num_experts": (None, 0, [1], (1,)),
+    "num_moe_experts": (None, 0),
+    # embeddings, heads, the order of layers
+    "use_mup": (False,),
+    "scale_emb": (None,),
+    "scale_depth": (None,),
+    "dim_model_base": (None,),
+    "output_logit_softcapping": (None,),
+    "mtp_num_layers": (None, 0),
+    "retro_add_retriever": (False,),
+    "is_hybrid_model": (False,),
+    "hybrid_override_pattern": (None,),
+    "hybrid_layer_pattern": (None,),
+    "heterogeneous_layers_config_path": (None,),
+    "heterogeneous_layers_config_encoded_json": (None,),
+    "enable_hyper_connections": (False,),
+    "spec": (None, ["local"], ("local",), "local"),
 }
-"""Arguments that make another model than a GPT-2, and the values that they have for one."""
+"""Arguments that make another model than a GPT-2, and the values that they have for one, the usual value first.
+
+None always means that nobody has said it. Left out are arguments that say how exactly something is computed, and in
+which order (``apply_query_key_layer_scaling`` divides by a number and multiplies by it again, in float32), what a
+training does (dropout), and what only other ones give a meaning (``rotary_base``, ``add_qkv_bias``).
+"""
+
+_ABSOLUTE = ("PositionEmbeddingType", (2,))
+"""The member of an enumeration, and its number, that Megatron-DeepSpeed has for learned positions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +111,40 @@ class SavedArgs:
         Raises:
             CheckpointError: one does.
         """
-        for name, value in _OF_A_GPT2.items():
-            found = self.values.get(name, value)
-            if found != value:
+        for name, usual in _OF_A_GPT2.items():
+            found = self.values.get(name)
+            is_absolute = isinstance(found, Placeholder) and (found.name, found.args) == _ABSOLUTE
+            is_off = found is None or (found is False and usual[0] is None)
+            if not is_off and found not in usual and not is_absolute:
                 raise CheckpointError(
-                    f"{self.file}: args.{name} is {short_repr(found)}: no GPT-2, where it is {value!r}"
+                    f"{self.file}: args.{name} is {short_repr(found)}: no GPT-2, where it is {usual[0]!r}"
                 )
+
+    def check_attention(self, hidden: int, heads: int) -> None:
+        """Check that the arguments say no other attention than that of ``heads`` heads, as wide together as ``hidden``.
+
+        Raises:
+            CheckpointError: heads share keys and values, have another width, or scores have another scale.
+        """
+        width, values = hidden // heads, self.values
+        groups = values.get("num_query_groups") if values.get("group_query_attention") else None
+        scale = values.get("softmax_scale")
+        is_usual = scale is None or (isinstance(scale, float) and math.isclose(scale, width**-0.5, rel_tol=1e-6))
+        for name, found, expected, is_right in (
+            ("kv_channels", values.get("kv_channels"), width, values.get("kv_channels") in (None, width)),
+            ("num_query_groups", groups, heads, groups in (None, heads)),
+            ("num_key_value_heads", values.get("num_key_value_heads"), heads, self._has_all_keys(heads)),
+            ("softmax_scale", scale, width**-0.5, is_usual),
+        ):
+            if not is_right:
+                raise CheckpointError(
+                    f"{self.file}: args.{name} is {short_repr(found)}: no GPT-2, where it is {expected:g} for "
+                    f"{heads} heads of a hidden size of {hidden}"
+                )
+
+    def _has_all_keys(self, heads: int) -> bool:
+        """Whether every head has keys and values of its own, as far as the arguments of Megatron-DeepSpeed say it."""
+        return self.values.get("num_key_value_heads") in (None, heads)
 
     def check_sizes(self, sizes: Mapping[str, int]) -> None:
         """Check that the arguments say no other sizes than the files have.
@@ -132,13 +216,36 @@ class SavedArgs:
             raise CheckpointError(f"{self.file}: args.{other} is {differing}, but args.{one} {value}")
         return next(iter(found.values()), None)
 
-    def activation_function(self) -> str:
+    def activation_function(self, given: str | None = None) -> str:
         """Return the gelu that the model computes.
 
-        The fused kernel and OpenAI's gelu have the tanh form, PyTorch's has the exact one (``ParallelMLP``).
+        The fused kernel and OpenAI's gelu have the tanh form, PyTorch's and ``erf_gelu`` the exact one. Since
+        ``squared_relu`` is an argument, ``erf_gelu`` (``onnx_safe``) is without the fused kernel; before, the kernel
+        was taken instead of it (``ParallelMLP`` of ``megatron/model/transformer.py``).
+
+        Args:
+            given: what the user says; it counts where the arguments do not say it.
+
+        Raises:
+            CheckpointError: the arguments say another one.
         """
-        is_exact = self.values.get("bias_gelu_fusion") is False and not self.values.get("openai_gelu")
-        return "gelu" if is_exact else "gelu_new"
+        values = self.values
+        is_fused = values.get("bias_gelu_fusion") is not False and not (
+            values.get("onnx_safe") and "squared_relu" in values
+        )
+        found = "gelu_new" if is_fused or values.get("openai_gelu") else "gelu"
+        if given is None or (given in TANH_GELU and found in TANH_GELU):
+            return found
+        if not self.says_activation:
+            return given
+        if given != found:
+            raise CheckpointError(f"{self.file}: args say {found}, but --activation-function {given}: leave that out")
+        return found
+
+    @property
+    def says_activation(self) -> bool:
+        """Whether the arguments say which gelu is computed."""
+        return "bias_gelu_fusion" in self.values or bool(self.values.get("openai_gelu"))
 
 
 def args_of(config: GPT2Config, p: int, rows: int, divisible_by: int) -> argparse.Namespace:
