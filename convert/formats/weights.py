@@ -22,7 +22,7 @@ from convert.formats.tensor_map import LazyTensor
 from convert.torch_format.reader import TorchFile
 from convert.torch_format.tensor_refs import TensorRef
 from support.errors import CheckpointError
-from support.messages import list_names, pluralize
+from support.messages import list_names, pluralize, short_repr
 
 if TYPE_CHECKING:
     from convert.formats.candidate import Candidate
@@ -48,7 +48,7 @@ _HEAD = re.compile(r"(score|classifier|summary|head|\w+_head|qa_outputs|pooler|l
 """What programs call the heads of other tasks."""
 _MAX_DEPTH = 20
 """Of nested dicts."""
-_MAX_ENTRIES = 1_000_000
+_MAX_ENTRIES, _MAX_NAME = 1_000_000, 1000
 _SNIFFED = 100
 """Files of one folder, with names that tell nothing, of which the first bytes are looked at."""
 _SMALL = (str, int, float, type(None), TensorRef)
@@ -268,32 +268,37 @@ def _of_header(file: Path, folder: Path, tensors: Mapping[str, LazyTensor]) -> W
 def _of_torch(file: TorchFile, folder: Path) -> Weights:
     """Take the state dict of a model out of what a program has put around it."""
     content: Any = file.value if isinstance(file.value, dict) else {}
-    state = _model_in(content, file.path)
+    state = _model_in(content, file.path, _MAX_DEPTH)
     known = {name: ref for name, ref in state.items() if _any_format().match(name)}
     tops = {name.partition(".")[0] for name in known}
     others = [name for name in state if name not in known and name.partition(".")[0] in tops | _plain(content)]
-    containers = [str(key) for key, value in content.items() if not isinstance(value, _SMALL) and str(key) not in tops]
+    containers = [_text(key) for key, value in content.items() if not isinstance(value, _SMALL) and key not in tops]
     tensors: dict[str, LazyTensor] = dict(file.tensors(known))
     return Weights(file.path, folder, tensors, tuple(others), tuple(containers), content)
 
 
 def _plain(content: Mapping[Any, Any]) -> set[str]:
     """Return the beginnings of the names of those tensors that are in no dict of their own."""
-    return {key.partition(".")[0] for key, value in content.items() if isinstance(value, TensorRef)}
+    return {_text(key).partition(".")[0] for key, value in content.items() if isinstance(value, TensorRef)}
 
 
-def _model_in(content: Mapping[Any, Any], file: Path) -> dict[str, TensorRef]:
+def _text(key: Any) -> str:
+    """Return a key of a dict as a part of a name."""
+    return key if isinstance(key, str) else short_repr(key)
+
+
+def _model_in(content: Mapping[Any, Any], file: Path, depth: int) -> dict[str, TensorRef]:
     """Return the tensors in nested dicts by their names joined with dots: those of one model, where there are several.
 
     Raises:
         CheckpointError: more names than any model has.
     """
     state = _flatten(content, file)
-    if not _holds_twice(state):
+    if not depth or not _holds_twice(state):
         return state
     for wrapper in WRAPPERS:
         inner = content.get(wrapper)
-        if isinstance(inner, dict) and any(map(_any_format().match, found := _model_in(inner, file))):
+        if isinstance(inner, dict) and any(map(_any_format().match, found := _model_in(inner, file, depth - 1))):
             return {f"{wrapper}.{name}": ref for name, ref in found.items()}
     return state
 
@@ -306,6 +311,8 @@ def _holds_twice(state: Mapping[str, TensorRef]) -> bool:
 
 def _flatten(content: Mapping[Any, Any], file: Path) -> dict[str, TensorRef]:
     """Return the tensors in nested dicts; a dict inside itself, or nested too deeply, is passed over.
+
+    So are names longer than any model has: joined, they could take much more memory than the file.
 
     Raises:
         CheckpointError: there are more entries than any model has: a dict may contain another one many times.
@@ -320,9 +327,11 @@ def _flatten(content: Mapping[Any, Any], file: Path) -> dict[str, TensorRef]:
             raise CheckpointError(f"{file}: more than {_MAX_ENTRIES:,} entries in nested dicts: not a GPT-2")
         inner = []
         for key, value in values.items():
+            if not isinstance(value, (TensorRef, dict)) or len(prefix) + len(text := _text(key)) > _MAX_NAME:
+                continue
             if isinstance(value, TensorRef):
-                state[f"{prefix}{key}"] = value
-            elif isinstance(value, dict) and depth < _MAX_DEPTH:
-                inner.append((f"{prefix}{key}.", value, depth + 1))
+                state[f"{prefix}{text}"] = value
+            elif depth < _MAX_DEPTH:
+                inner.append((f"{prefix}{text}.", value, depth + 1))
         left += reversed(inner)
     return state
