@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -173,6 +174,7 @@ def _write(
         data, sha256 = write_saved_model(folder, checkpoint.config, dtype, tokens, read, signatures)
     except tf.errors.OpError as error:  # the file system, as TensorFlow's writer of the graph sees it
         reason = error.message.splitlines()[0].split("; ")[-1].split(" [Op:")[0]
-        raise ConvertError(f"{folder}: cannot be written: {reason}; nothing was left behind") from error
+        number = errno.ENOSPC if isinstance(error, tf.errors.ResourceExhaustedError) else errno.EIO
+        raise OSError(number, reason) from error  # the new folder's error names the destination
     hasher.record(data, {"sha256": sha256})
     write_assets(SavedModelFolder(folder).assets, checkpoint.config, dtype, tokens, tokenizer)

@@ -81,10 +81,21 @@ class SavedModelFolder:
             os.stat(self.graph_file)
         except (OSError, ValueError) as error:
             why = f" ({error.strerror})" if isinstance(error, OSError) and error.errno != errno.ENOENT else ""
-            raise ModelError(
-                f"{self.path}: no SavedModel{why}: expected a folder with {GRAPH}; a checkpoint is "
-                "converted with to-tf first"
-            ) from error
+            near = self._neighbour()
+            advice = f"give {near}" if near else "a checkpoint is converted with to-tf first"
+            raise ModelError(f"{self.path}: no SavedModel{why}: expected a folder with {GRAPH}; {advice}") from error
+
+    def _neighbour(self) -> Path | None:
+        """Return the SavedModel that may be meant: the one that ``path`` is a part of, or the only one in it."""
+        try:
+            if (
+                found := next((folder for folder in self.path.parents[:2] if (folder / GRAPH).is_file()), None)
+            ) is not None:
+                return found
+            inside = [file.parent for file in self.path.glob(f"*/{GRAPH}")]
+        except (OSError, ValueError):
+            return None
+        return inside[0] if len(inside) == 1 else None
 
     @functools.cached_property
     def values(self) -> dict[str, Any]:

@@ -140,13 +140,14 @@ _HEADS = (b'{"prompt": "', b'{"prompt": [')
 
 @contextlib.contextmanager
 def open_results(path: Path) -> Iterator[ResultFile]:
-    """Open or make a file of results and lock it.
+    """Open or make a file of results and lock it; a file that was made is removed where an error leaves it empty.
 
     Raises:
         RecordError: it cannot be opened, or another process has it.
     """
     if str(path) == "-":
         raise RecordError("-: --output appends to a file, --json prints the results")
+    is_new = not os.path.lexists(path)
     try:
         file = io.FileIO(path, "a+")
     except OSError as error:
@@ -158,4 +159,26 @@ def open_results(path: Path) -> Iterator[ResultFile]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RecordError(f"{path}: another run is writing it: wait for it, or choose another --output") from error
-        yield ResultFile(path, file)
+        if not _is_at(path, file):
+            raise RecordError(f"{path}: another run has removed it in this moment: start again")
+        try:
+            yield ResultFile(path, file)
+        except BaseException:
+            if is_new:
+                _remove_empty(path, file)
+            raise
+
+
+def _remove_empty(path: Path, file: io.FileIO) -> None:
+    """Remove a file that has no result in it, while it is locked."""
+    with contextlib.suppress(OSError):
+        if os.fstat(file.fileno()).st_size == 0 and _is_at(path, file):
+            path.unlink()
+
+
+def _is_at(path: Path, file: io.FileIO) -> bool:
+    """Whether ``file`` is the one at ``path``, not one that was removed there."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except OSError:
+        return False

@@ -96,6 +96,8 @@ def describe_read_error(error: OSError, path: Path) -> str:
         path: what was looked for, where ``error`` names no file.
     """
     place = Path(error.filename) if isinstance(error.filename, str) else path
+    if error.errno == errno.ENAMETOOLONG:  # which file was looked for in it makes no difference
+        place = path if place.is_relative_to(path) else place
     if error.errno == errno.EACCES:
         closed = (folder for folder in reversed(place.parents) if not os.access(folder, os.X_OK, effective_ids=True))
         place = next(closed, place)

@@ -7,6 +7,7 @@ import ctypes
 import dataclasses
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,8 @@ from convert.output.manifest import MANIFEST, has_only_its_own
 from support.errors import ConvertError
 
 _NEW, _OLD = "new", "old"
+_NAME_MAX = 255
+"""Bytes of a name on the usual file systems of Linux."""
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h>, <linux/fs.h>
 
 
@@ -49,10 +52,10 @@ def new_folder(
 ) -> Iterator[Path]:
     """Give an empty folder beside ``destination`` to write into; it takes the destination's name when the block ends.
 
-    The folder is ``.<name>.partial/new``; ``.<name>.partial`` is locked while it is in use, and what a killed run left
-    in it is cleared by the next one. When the block ends, everything is flushed to the disk and renamed. When it
-    raises, everything is removed. An older result is replaced (``force``) by exchanging the two names, in one step
-    where the system can.
+    The folder is ``.<name>.partial/new`` (``partial_name``); ``.<name>.partial`` is locked while it is in use, and what
+    a killed run left in it is cleared by the next one. When the block ends, everything is flushed to the disk and
+    renamed. When it raises, everything is removed. An older result is replaced (``force``) by exchanging the two names,
+    in one step where the system can.
 
     Args:
         destination: the folder to make; its parents are made too.
@@ -70,7 +73,7 @@ def new_folder(
         raise ConvertError(f"{destination}: the current folder is gone; change to one that is there") from error
     check_destination(destination, force, inputs, kind)
     with _translated(destination), _made(destination.parent):
-        partial = destination.with_name(f".{destination.name}.partial")
+        partial = destination.with_name(partial_name(destination))
         with _locked(partial, destination):
             free = shutil.disk_usage(partial).free
             if free < size:
@@ -82,6 +85,24 @@ def new_folder(
             check_destination(destination, force, inputs, kind)  # again: it may have appeared in the meantime
             _move(partial, destination)
         _flush_entry(destination.parent)
+
+
+def partial_name(destination: Path) -> str:
+    """Return the name of the folder beside ``destination`` that is written into.
+
+    Where ``.<name>.partial`` is longer than the file system allows, as it may be for a name that is not, the end of the
+    name is left out and its hash stands there: the same name in every run.
+    """
+    name = f".{destination.name}.partial"
+    try:
+        limit = os.pathconf(destination.parent, "PC_NAME_MAX")
+    except (OSError, ValueError):
+        limit = _NAME_MAX
+    if len(os.fsencode(name)) <= limit:
+        return name
+    ending = f"-{hashlib.sha256(os.fsencode(destination.name)).hexdigest()[:16]}.partial"
+    begin = os.fsencode(destination.name)[: max(0, limit - len(ending) - 1)].decode("utf-8", "ignore")
+    return f".{begin}{ending}"
 
 
 def check_destination(destination: Path, force: bool, inputs: Sequence[Path], kind: Kind = SAVED_MODEL) -> None:

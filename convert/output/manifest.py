@@ -103,7 +103,14 @@ def check(folder: str | Path) -> IntegrityReport:
     folder = Path(folder)
     try:
         if not folder.is_dir():
-            raise ConvertError(f"{folder}: no such folder")
+            is_there = folder.exists() or folder.is_symlink()
+            what = "not a folder: give the folder that this program wrote" if is_there else "no such folder"
+            raise ConvertError(f"{folder}: {what}")
+        if not any((folder / name).exists() for name in (MANIFEST, ROOT_MANIFEST)):
+            raise ManifestError(
+                f"{folder}: has neither {MANIFEST} nor {ROOT_MANIFEST}, so it is no result of this program, and there "
+                "are no hashes to compare with; inspect describes any checkpoint"
+            )
         expected = read_manifest(folder)["files"]
         found = set(_files(folder, _name(folder)))
         with Hasher() as hasher:

@@ -18,6 +18,7 @@ from convert.verification.checkpoint_logits import check_torch, write_logits
 from exports.prune import prune
 from exports.saved_model_folder import ModelError, SavedModelFolder
 from support.errors import ConvertError
+from support.files import describe_read_error
 from support.progress import Progress
 from support.tensorflow_runtime import one_line_message, quiet_stderr
 from tf_model.config import UER, GPT2Config
@@ -208,7 +209,11 @@ def open_model(path: Path, source: Checkpoint) -> Model:
     """
     folder = SavedModelFolder(path)
     model: Model
-    if folder.exists():
+    try:
+        is_saved_model = folder.exists()
+    except OSError as error:
+        raise ConvertError(describe_read_error(error, path)) from error
+    if is_saved_model:
         model = SavedModel(folder)
     else:
         spec = source.info.source

@@ -123,7 +123,7 @@ def _header(data: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
 
 WTE, FC = "transformer.wte.weight", "transformer.h.1.mlp.c_fc.weight"
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), "only a configuration (config.json, generation_config.json): get the weights, too"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "only a configuration (config.json, generat"),
     "config is no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json: expected JSON"),
     "config is a list": (lambda f: (f / "config.json").write_text("[]"), "expected a JSON object, found a list"),
     "another architecture": (_edit_config(model_type="llama"), "model_type is 'llama': expected gpt2"),
