@@ -120,7 +120,7 @@ def test_check(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "cannot be read"), ("{", "damaged"), ("[]", "damaged"),
+    [(None, "has neither"), ("{", "expected JSON"), ("[]", "expected a JSON object"),
      ('{"files": {}, "manifest_version": 9}', "version 1"),
      ('{"files": {"a": {}}}', "damaged"), ('{"files": {"a": {"sha256": 1}}, "manifest_version": 1}', "version 1")],
 )  # fmt: skip
