@@ -143,14 +143,10 @@ def test_arguments_are_used_as_megatron_lm_computes(case: str, tmp_path: Path) -
     args, gelu, epsilon = USED[case]
     found = open_checkpoint(write(tmp_path, argparse.Namespace(**HERE, **args)))
     assert_computes(found, logits64(gelu, epsilon), tmp_path)
-    others = {
-        f"{other.__name__} {eps}": logits64(other, eps) for other in (tanh_gelu, erf_gelu) for eps in (1e-5, 0.25)
-    }
-    others.pop(f"{gelu.__name__} {epsilon}", None)
-    for name, other in others.items():
+    other = erf_gelu if gelu is tanh_gelu else tanh_gelu
+    for expected in (logits64(other, epsilon), logits64(gelu, epsilon / 2 + 1e-3)):
         with pytest.raises(AssertionError):
-            assert_computes(found, other, tmp_path)
-            print(name)
+            assert_computes(found, expected, tmp_path)
 
 
 @pytest.mark.parametrize(("given", "gelu"), [(None, tanh_gelu), ("gelu", erf_gelu), ("gelu_new", tanh_gelu)])
