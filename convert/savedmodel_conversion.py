@@ -128,6 +128,8 @@ def to_savedmodel(
         checkpoint = trim_to_tokenizer(checkpoint, text_tokenizer.vocab_size, tokens)
     padded = padding_note(checkpoint) if text_tokenizer is None else None
     tokens = tokens_within(tokens, checkpoint.config.vocab_size)
+    if text_tokenizer is not None:
+        tokens = dataclasses.replace(tokens, blank_ids=tuple(sorted(text_tokenizer.blank_ids)))
     inputs = [*checkpoint.info.inputs, *([] if given is None else [given])]
     check_destination(folder, overwrite, inputs)  # before the choice of a dtype, which may take seconds
     choice = resolve_dtype(dtype, folder, verify=verify)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from exports import graph_inputs
@@ -31,7 +32,7 @@ class SharedFunctions:
 
     Attributes:
         model: the model; its blocks are replaced by ``stacks``.
-        tokens: the padding id and the end of text are part of the graph.
+        tokens: the padding id, the end of text and the ids without a piece are part of the graph.
         stacks: the weights of all blocks, in variables that the SavedModel has under ``stacks``.
         weights: the other weights, by canonical name, which the SavedModel has under ``weights``.
     """
@@ -40,6 +41,7 @@ class SharedFunctions:
         self.model = model
         self.config = config = model.config
         self.tokens = tokens
+        self._blank = np.isin(np.arange(config.vocab_size), tokens.blank_ids) if tokens.blank_ids else None
         self.stacks = StackedBlocks(model)
         self.weights = {n: v for n, v in model.canonical_variables().items() if stack_name(n) is None}
         ids, row, number = (tf.TensorSpec([None] * rank, tf.int32) for rank in (2, 1, 0))
@@ -78,9 +80,10 @@ class SharedFunctions:
     def step(
         self, tokens: tf.Tensor, start: tf.Tensor, count: tf.Tensor, cache: tf.Tensor, capacity: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Call the forward pass as ``GPT2.step`` does. Consumes ``cache``."""
+        """Call the forward pass as ``GPT2.step`` does; ids without a piece have the logit -inf. Consumes ``cache``."""
         rows, cache = self._forward(tokens, start, count, cache, capacity)
-        return self.model.logits(last_rows(rows, tokens, count)), cache
+        logits = self.model.logits(last_rows(rows, tokens, count))
+        return logits if self._blank is None else tf.where(self._blank, float("-inf"), logits), cache
 
     def generate_from(
         self, request: Request, context: Context, capacity: tf.Tensor

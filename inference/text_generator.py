@@ -52,7 +52,7 @@ class TextGenerator:
         self.model = model
         self._scorer = Scorer(model, self.requests.model_tokenizer())
         # Megatron pads the vocabulary: the model has rows that no text becomes and that have no text.
-        self._no_text = tuple(range(tokenizer.vocab_size, model.config.vocab_size))
+        self._no_text = (*sorted(tokenizer.blank_ids), *range(tokenizer.vocab_size, model.config.vocab_size))
 
     @classmethod
     def load(
@@ -214,7 +214,8 @@ class TextGenerator:
 
     def _inputs(self, config: TextConfig) -> dict[str, Any]:
         inputs = config.inputs()
-        return {**inputs, "suppress_tokens": (*inputs["suppress_tokens"], *self._no_text)}
+        unwanted = [token for token in self._no_text if token not in inputs["eos_token_id"]]
+        return {**inputs, "suppress_tokens": (*inputs["suppress_tokens"], *unwanted)}
 
     def _sample(self, rows: Sequence[_Row], config: TextConfig) -> list[GeneratedText]:
         builder = ResultBuilder(config)

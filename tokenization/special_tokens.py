@@ -15,6 +15,7 @@ class SpecialTokens:
         eos_token_id: the end of a document; None where nobody knows one, and a text ends at its length only.
         pad_token_id: what stands behind it.
         bos_token_id: what stands in front, for programs that ask; None is the end, as in GPT-2.
+        blank_ids: those that have no piece, which are never drawn.
         defaults: how texts are generated where the source says so, by the names of ``generation_config.json``.
     """
 
@@ -22,6 +23,7 @@ class SpecialTokens:
     pad_token_id: int
     bos_token_id: int | None = None
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    blank_ids: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, int | None]:
         """As ``config.json`` has them. Without ``bos_token_id`` transformers takes 50256, whatever the vocabulary."""

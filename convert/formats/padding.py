@@ -123,7 +123,8 @@ def tokens_within(tokens: SpecialTokens, vocab_size: int) -> SpecialTokens:
         del defaults["eos_token_id"]
     if pad is None:
         pad = 0 if end is None else end
-    return SpecialTokens(end, pad, known(tokens.bos_token_id), defaults)
+    bos = known(tokens.bos_token_id)
+    return dataclasses.replace(tokens, eos_token_id=end, pad_token_id=pad, bos_token_id=bos, defaults=defaults)
 
 
 def _known_defaults(tokens: SpecialTokens, vocab_size: int) -> Iterator[tuple[str, Any]]:
