@@ -24,6 +24,8 @@ from support.errors import CheckpointError
 from tf_model.config import UER, GPT2Config
 
 _EMBEDDING, _HEAD = "wte", "lm_head"
+_LINEAR = "nanogpt"
+"""The format whose model has transformers' names, and matrices of another order."""
 
 
 def other_adapters(path: Path) -> tuple[str, ...]:
@@ -85,10 +87,12 @@ class _Merged(CheckpointAdapter):
 
     def _info(self, checkpoint: Checkpoint) -> CheckpointInfo:
         adapter, info = self._adapter, checkpoint.info
-        counts = [(len(adapter.low_rank), "matrix with an addition"), (len(adapter.replaced), "replaced tensor")]
-        if adapter.tokens:
-            counts.append((len(adapter.tokens[0]), "replaced embedding"))
-        changed = ", ".join(f"{what}: {count}" for count, what in counts if count)
+        counts = {
+            "changed matrices": len(adapter.low_rank),
+            "replaced tensors": len(adapter.replaced),
+            "replaced embeddings": len(adapter.tokens[0]) if adapter.tokens else 0,
+        }
+        changed = ", ".join(f"{what}: {count}" for what, count in counts.items() if count)
         notes = [f"{adapter.folder}: a LoRA adapter, merged into the weights ({changed})"]
         if self._unties:
             notes.append(
@@ -124,6 +128,11 @@ class _Merged(CheckpointAdapter):
             shape = self._stored_shape(name)
             if tensor.shape != shape:
                 raise self._mismatch(name, shape, tensor.shape)
+            if is_linear(name) and self.info.format == _LINEAR:
+                raise CheckpointError(
+                    f"{weights}: {name}: a whole matrix, and no file says whether it is [in, out] as in transformers "
+                    "or [out, in] as in nanoGPT: merge it with peft"
+                )
             if ".ln_" in f".{name}" and base.layer_norm == UER:
                 raise CheckpointError(
                     f"{weights}: {name}: a layer norm of its own, but the checkpoint's are UER-py's: give "

@@ -105,7 +105,8 @@ def read_adapter(path: Path) -> Adapter:
 def _read_config(folder: Path) -> dict[str, Any]:
     where = folder / CONFIG
     if not where.exists():
-        inside = sorted(file.parent.name for file in folder.glob(f"*/{CONFIG}")) if folder.is_dir() else []
+        inside = [file.parent.name for file in folder.glob(f"*/{CONFIG}")] if folder.is_dir() else []
+        inside.sort(key=lambda name: (int("".join(re.findall(r"[0-9]", name))[:18] or 0), name))
         hint = f": {inside[-1]} in it is one: give that" if inside else ": give the folder that peft wrote"
         raise CheckpointError(f"{folder}: no LoRA adapter: has no {CONFIG}{hint}")
     return read_json_object(where, CheckpointError)

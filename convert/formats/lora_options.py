@@ -28,6 +28,7 @@ _NEEDED: Mapping[str, Any] = {
     "monteclora_config": None,
     "kasa_config": None,
     "megatron_config": None,
+    "enable_lora": None,
     "ensure_weight_tying": False,
 }
 """What makes the adapter another one, and the value where it is switched off."""
@@ -41,7 +42,7 @@ _USED = {
 _OF_TRAINING = {
     *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
     *("lora_dropout", "fan_in_fan_out", "megatron_core", "loftq_config", "eva_config", "corda_config"),
-    *("lora_ga_config", "velora_config", "qalora_group_size", "runtime_config", "enable_lora", "merge_weights"),
+    *("lora_ga_config", "velora_config", "qalora_group_size", "runtime_config", "merge_weights"),
 }
 """What changes no result once the adapter is trained. ``fan_in_fan_out`` is about the base's own matrices."""
 

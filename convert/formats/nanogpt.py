@@ -56,6 +56,9 @@ _MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias|mask|tril)")
 _SIZES = {"n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias"}
 _OF_TRAINING = re.compile(r".*(drop|pdrop|flash|checkpoint|compile|device|dtype|init|seed|lr|decay|model_type|name).*")
 """Arguments of a model that change nothing once it is trained."""
+_ARGS_OF_MODEL = ("model_args", "model_config", "gpt_config")
+_ARGS = (*_ARGS_OF_MODEL, "config", "args", "hyper_parameters", "hparams")
+"""What programs call the arguments of the model in their files, and those of a training."""
 _PADDED_GPT2, _GPT2 = 50304, 50257
 """nanoGPT's vocabulary for GPT-2's tokens, and how many of them there are."""
 
@@ -100,30 +103,34 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
             NAME,
             details={"iteration": iteration} if type(iteration) is int else {},
             notes=(*notes, *_vocabulary_notes(weights, config, options)),
-            left_out=(*weights.left_out, *heads),
+            left_out=(*(name for name in weights.left_out if name not in _ARGS), *heads),
         ),
         tokenizer=weights.folder if has_tokenizer(weights.folder) else None,
     )
 
 
 def _model_args(weights: Weights) -> Mapping[str, Any]:
-    """Return the arguments of the model; what a training's ``config`` says of them where there is nothing else.
+    """Return the arguments of the model; what a training's configuration says of them where there is nothing else.
 
     Raises:
         CheckpointError: one of them makes another model.
     """
-    args = weights.beside.get("model_args")
-    if not isinstance(args, dict):
-        config = weights.beside.get("config")
-        config = config.state if isinstance(config, Placeholder) else config
-        return {key: config[key] for key in _SIZES & config.keys()} if isinstance(config, dict) else {}
-    for key, value in args.items():
-        if key not in _SIZES and value and not (isinstance(key, str) and _OF_TRAINING.fullmatch(key)):
-            raise CheckpointError(
-                f"{weights.where}: model_args: {list_names([key])} is {short_repr(value)}: not known of a GPT-2: "
-                "it may make another model"
-            )
-    return args
+    for key in _ARGS:
+        found = weights.beside.get(key)
+        args = found.state if isinstance(found, Placeholder) else found
+        if not isinstance(args, dict) or not _SIZES & args.keys():
+            continue
+        is_of_model = key in _ARGS_OF_MODEL or (isinstance(found, Placeholder) and found.name.startswith("GPT"))
+        if not is_of_model:  # it has much of the training
+            return {size: args[size] for size in _SIZES & args.keys()}
+        for name, value in args.items():
+            if name not in _SIZES and value and not (isinstance(name, str) and _OF_TRAINING.fullmatch(name)):
+                raise CheckpointError(
+                    f"{weights.where}: {key}: {list_names([name])} is {short_repr(value)}: not known of a GPT-2: "
+                    "it may make another model"
+                )
+        return args
+    return {}
 
 
 def _config(

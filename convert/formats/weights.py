@@ -172,6 +172,11 @@ def open_weights(candidate: Candidate, format: str) -> tuple[Weights, KnownTenso
     weights = candidate.weights
     if weights is None:
         raise candidate.weights_error or CheckpointError(f"{candidate.path}: no file with weights: expected one here")
+    if any(".lora_A." in name for name in weights.tensors):
+        raise CheckpointError(
+            f"{weights.where}: a model with a LoRA adapter in it that is not merged: merge it with peft "
+            "(merge_and_unload) and save that, or save the adapter alone and give it as --adapter"
+        )
     return weights, known_tensors(weights, format)
 
 

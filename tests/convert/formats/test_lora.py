@@ -232,6 +232,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "layer_replication is a list: cannot be",
     ),
     "only after some tokens": (edit_config(alora_invocation_tokens=[3, 4]), "alora_invocation_tokens"),
+    "parts of a matrix": (edit_config(enable_lora=[True, False, True]), "enable_lora is a list"),
     "qalora": (edit_config(use_qalora=True), "use_qalora is True"),
     "ties": (edit_config(ensure_weight_tying=True), "ensure_weight_tying is True"),
     "an option of the future": (edit_config(use_warp=True), "use_warp is True: unknown, it may change the result"),
@@ -317,3 +318,23 @@ def test_verify_runs_cpms_shards_with_the_adapter(tmp_path: Path, bases: dict[st
     to_checkpoint(again.open(), tmp_path / "out", format="huggingface")
     assert np.abs(logits(load(tmp_path / "out")) - peft_logits(bases["tied"], adapter)).max() < 1e-5
     assert verify(spec.open(), tmp_path / "out").passed
+
+
+def test_a_state_dict_with_an_adapter_that_is_not_merged_says_what_to_do(
+    tmp_path: Path, bases: dict[str, Path]
+) -> None:
+    adapter = write_adapter(bases["tied"], tmp_path / FOLDER, target_modules=["c_attn"])
+    torch.save(peft.PeftModel.from_pretrained(load(bases["tied"]), adapter).state_dict(), tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=r"a LoRA adapter in it that is not merged: .*merge_and_unload"):
+        open_checkpoint(tmp_path / "model.pt")
+
+
+def test_an_adapter_next_to_its_base_is_a_note_with_the_option(tmp_path: Path) -> None:
+    write_base(tmp_path / "both")
+    write_adapter(tmp_path / "both", tmp_path / FOLDER, target_modules=["c_attn"])
+    for file in (tmp_path / FOLDER).iterdir():
+        shutil.copy(file, tmp_path / "both")
+    (note,) = open_checkpoint(tmp_path / "both").info.notes
+    assert note.endswith(f"--adapter {tmp_path / 'both'} merges it")
+    (note,) = open_checkpoint(tmp_path / "both", adapter=tmp_path / "both").info.notes
+    assert "merged into the weights (changed matrices: 3)" in note
