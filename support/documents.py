@@ -1,6 +1,6 @@
-"""Read documents from a file of text: one document in a text file, one a line in JSON lines.
+"""Read documents from a file of text: one document in a text file, one a line in JSON lines, the elements of an array.
 
-No more of a file is read than is asked for, so a file may be larger than memory.
+No more of a text file or of JSON lines is read than is asked for, so a file may be larger than memory.
 """
 
 from __future__ import annotations
@@ -25,22 +25,29 @@ class Document(NamedTuple):
 
     Attributes:
         text: what is in it; line ends are line feeds.
-        line: its line in JSON lines, from 1; None where the document is a text file.
+        line: its line in JSON lines, or its element in an array, from 1; None where the document is a text file.
         is_cut: whether the file has more text than ``max_characters`` allowed.
+        unit: what ``line`` counts: lines or elements.
     """
 
     text: str
     line: int | None = None
     is_cut: bool = False
+    unit: str = "line"
 
     @property
     def is_complete(self) -> bool:
         """Whether the end of the text is the end of the document, as in JSON lines; a text file may be an excerpt."""
         return self.line is not None
 
+    @property
+    def name(self) -> str | None:
+        """Which of its file's documents it is: ``line 3``; None where it is a text file."""
+        return None if self.line is None else f"{self.unit} {self.line}"
+
     def place(self, path: Path) -> str:
         """Where the document is, for messages: ``poems.jsonl: line 3``."""
-        return str(path) if self.line is None else f"{path}: line {self.line}"
+        return str(path) if self.line is None else f"{path}: {self.name}"
 
 
 def read_documents(path: Path, error: type[UserError], max_characters: int | None = None) -> Iterator[Document]:
@@ -48,14 +55,21 @@ def read_documents(path: Path, error: type[UserError], max_characters: int | Non
 
     Args:
         path: JSON lines where the name ends in ``.jsonl`` or ``.ndjson``: each line a string, or an object with
-            ``"text"``. Any other file is one document.
+            ``"text"``. JSON where it ends in ``.json`` and the content is an array or begins like a value: its elements
+            or lines are such documents. Any other file is one document.
         error: the class of error that is raised.
         max_characters: how much of a text file is read; None for all of it. JSON lines are read line by line anyway.
 
     Raises:
         error: the file cannot be read, is not UTF-8, or a line has no text. A file without any text is an error, too.
     """
-    documents = _json_lines(path, error) if path.suffix in _JSON_SUFFIXES else _whole_file(path, error, max_characters)
+    suffix = path.suffix.lower()
+    if suffix in _JSON_SUFFIXES:
+        documents = _json_lines(path, error)
+    elif suffix == ".json" and _begins_as_json(path, error):
+        documents = _json_values(path, error)
+    else:
+        documents = _whole_file(path, error, max_characters)
     empty = True
     for document in documents:
         empty = False
@@ -96,10 +110,34 @@ def _json_lines(path: Path, error: type[UserError]) -> Iterator[Document]:
             value: Any = json.loads(line)
         except (ValueError, RecursionError) as failure:
             raise error(f"{path}: line {number}: not JSON: {failure}") from failure
-        text = value.get("text") if isinstance(value, dict) else value
-        if not isinstance(text, str) or not text.strip():
-            raise error(f'{path}: line {number}: expected a string with a text, or an object with one as "text"')
-        yield Document(text, number)
+        yield _document(path, error, value, number)
+
+
+def _begins_as_json(path: Path, error: type[UserError]) -> bool:
+    beginning, _ = read_text_file(path, error, 4096)
+    return beginning.lstrip()[:1] in ("[", "{", '"')
+
+
+def _json_values(path: Path, error: type[UserError]) -> Iterator[Document]:
+    """Yield the elements of an array; of anything else that is not one value, its lines."""
+    text, _ = read_text_file(path, error)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as failure:
+        if text.lstrip().partition("\n")[0].strip() == "[":
+            line = failure.lineno if isinstance(failure, json.JSONDecodeError) else 1
+            raise error(f"{path}: line {line}: not JSON: {failure}") from failure
+        yield from _json_lines(path, error)
+        return
+    for number, one in enumerate(value if isinstance(value, list) else [value], 1):
+        yield _document(path, error, one, number, "element")
+
+
+def _document(path: Path, error: type[UserError], value: Any, number: int, unit: str = "line") -> Document:
+    text = value.get("text") if isinstance(value, dict) else value
+    if not isinstance(text, str) or not text.strip():
+        raise error(f'{path}: {unit} {number}: expected a string with a text, or an object with one as "text"')
+    return Document(text, number, unit=unit)
 
 
 def _lines(path: Path, error: type[UserError]) -> Iterator[str]:

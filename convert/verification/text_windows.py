@@ -101,7 +101,7 @@ def read_text(path: Path, assets: Path, n_positions: int, max_tokens: int = MAX_
         is_cut = document.is_cut or not left or len(ids) > left
         new = cut_windows(ids[:left], n_positions)
         windows += new
-        places += [f"line {document.line}" if document.line else "text"] * len(new)
+        places += [document.name or "text"] * len(new)
         left -= min(left, len(ids))
         if is_cut:
             notes.append(f"{path}: only its first {max_tokens - left} tokens are used; --max-tokens takes more")

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help='UTF-8: one document, or JSON lines (.jsonl): strings, or objects with "text"',
+        help='UTF-8: one document, or JSON lines (.jsonl) or an array (.json) of strings, or of objects with "text"',
     )
     parser.add_argument("--json", action="store_true", help="print JSON lines: one for each document, then the total")
     parser.add_argument(
@@ -63,18 +63,18 @@ def run(args: argparse.Namespace) -> None:
     documents = read_documents(args.text, UserError)
     first = next(documents)  # a file that cannot be used is reported before the model is loaded
     generator = load_generator(args, requests, args.batch_size, quiet=args.quiet)
-    lines: collections.deque[int | None] = collections.deque()
+    read: collections.deque[Document] = collections.deque()
     size = max(1, args.text.stat().st_size)
     table = _Table(as_json=args.json)
     total, unknown = CorpusScore.of(()), 0
     with TerminalProgress(quiet=args.quiet) as progress:
         for score in generator.score_each(
-            _texts(itertools.chain([first], documents), lines),
+            _texts(itertools.chain([first], documents), read),
             batch_size=args.batch_size,
             on_progress=lambda done: progress("score", min(done, size), size),
         ):
             figures = CorpusScore.of([score])
-            table.print_document(lines.popleft(), figures)
+            table.print_document(read.popleft(), figures)
             total += figures
             unknown += score.tokens.count(requests.tokenizer.unknown_token_id)
     if not total.tokens:
@@ -88,10 +88,10 @@ def run(args: argparse.Namespace) -> None:
         )
 
 
-def _texts(documents: Iterable[Document], lines: collections.deque[int | None]) -> Iterator[str]:
-    """Yield the texts of documents, and append to ``lines`` where they are."""
+def _texts(documents: Iterable[Document], read: collections.deque[Document]) -> Iterator[str]:
+    """Yield the texts of documents, and append to ``read`` where they are."""
     for document in documents:
-        lines.append(document.line)
+        read.append(document._replace(text=""))
         yield document.text
 
 
@@ -102,12 +102,12 @@ class _Table:
         self._as_json = as_json
         self._has_header = False
 
-    def print_document(self, line: int | None, figures: CorpusScore) -> None:
+    def print_document(self, document: Document, figures: CorpusScore) -> None:
         """Print the figures of a document; those of the only one are the total."""
         if self._as_json:
-            self._print_json({"line": line}, figures)
-        elif line is not None:
-            self._print_row(f"line {line}", figures)
+            self._print_json({document.unit: document.line}, figures)
+        elif document.name is not None:
+            self._print_row(document.name, figures)
 
     def print_total(self, figures: CorpusScore) -> None:
         """Print the figures of all documents together."""

@@ -37,6 +37,31 @@ def test_each_json_line_is_a_complete_document(tmp_path: Path) -> None:
     assert documents[1].place(file) == f"{file}: line 3"
 
 
+FILES = {
+    "capitals.JSONL": '"明月"\r\n\r\n{"text": "春风", "title": "x"}\r\n',
+    "with a mark.NDJSON": '\ufeff"明月"\n\n{"text": "春风"}',
+    "lines.json": '"明月"\n\n{"text": "春风"}\n',
+    "array.json": '["明月", {"text": "春风"}]',
+    "array with a mark.Json": '\ufeff[\r\n\r\n"明月",\r\n{"text": "春风"}\r\n]\r\n',
+    "train.json": '\n[\n "明月",\n {"text": "春风"}]',
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_json_of_any_layout_is_read_as_its_documents(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(FILES[name].encode())
+    documents = list(read_documents(tmp_path / name, UserError))
+    assert [document.text for document in documents] == ["明月", "春风"]
+    assert all(document.is_complete for document in documents)
+    expected = "element 2" if "[" in FILES[name] else "line 3"
+    assert documents[1].place(tmp_path / name) == f"{tmp_path / name}: {expected}"
+
+
+def test_a_text_may_be_called_json(tmp_path: Path) -> None:
+    (tmp_path / "song.json").write_text("明月\n几时\n", "utf-8")
+    assert list(read_documents(tmp_path / "song.json", UserError)) == [Document("明月\n几时\n")]
+
+
 def test_json_lines_are_read_as_they_are_asked_for(tmp_path: Path) -> None:
     """A file may be larger than memory: what follows is not UTF-8."""
     file = tmp_path / "text.jsonl"
@@ -58,6 +83,11 @@ def test_json_lines_are_read_as_they_are_asked_for(tmp_path: Path) -> None:
         ("text.jsonl", b"\n\n", "text.jsonl: expected a text, found none"),
         ("text.jsonl", b'"a"\n{', "text.jsonl: line 2: not JSON: "),
         ("text.ndjson", b'{"prompt": "a"}', "line 1: expected a string with a text, or an object with one as"),
+        ("text.json", b'["a", 5]', "text.json: element 2: expected a string with a text"),
+        ("text.json", b"[]", "text.json: expected a text, found none"),
+        ("text.json", b'[\n"a",\n"b"\n"c"\n]', "text.json: line 4: not JSON"),
+        ("text.JSON", b'{"text": "a"}\n{"text": ', "text.JSON: line 2: not JSON"),
+        ("text.json", b"[" * 100_000, "text.json: line 1: not JSON"),
         ("text.jsonl", b'"a"\n" "', "line 2: expected a string with a text, or an object with one as"),
     ],
 )
