@@ -108,6 +108,48 @@ def test_json_and_output_have_the_same_records(run: Run, generator: TextGenerato
         assert (record["seed"], record["finish_reason"]) == (1 + record["number"], alone.finish_reason)
 
 
+def test_special_pieces_are_read_when_they_are_asked_for(run: Run, generator: TextGenerator) -> None:
+    """CPM's end of a document is text, with a note, until somebody says which of the two is meant."""
+    prompt = "浣溪沙<eod>一曲"
+    texts = {
+        more: generator.generate(prompt, seed=1, max_new_tokens=8, special_pieces=more)[0].text
+        for more in (True, False)
+    }
+    assert texts[True] != texts[False]
+    code, out, err = run("generate", prompt, *FEW)
+    assert (code, out) == (0, f"{prompt}{texts[False]}\n")
+    assert err.startswith(f"note: prompt '{prompt}': <eod> is text for this model: give --special-pieces for")
+    assert err.count("\n") == 1
+    assert run("generate", prompt, *FEW, "--special-pieces") == (0, f"{prompt}{texts[True]}\n", "")
+    assert run("generate", prompt, *FEW, "--special-pieces", "--stream") == (0, f"{prompt}{texts[True]}\n", "")
+    assert run("generate", prompt, *FEW, "--no-special-pieces") == (0, f"{prompt}{texts[False]}\n", "")
+
+
+def test_what_begins_a_text_and_ends_a_line_can_be_given(run: Run, generator: TextGenerator) -> None:
+    encode = generator.tokenizer.encode
+    ids = [4, 6, *encode("浣溪沙"), 6, *encode("一曲")]
+    options: dict[str, Any] = {"max_new_tokens": 40, "seed": 1, "line_token_id": 6}
+    (expected,) = generator.generate([ids], **options)
+    words = ["--start-token-ids", "4,6", "--line-token-id", "6", "--max-new-tokens", "40", "--seed", "1"]
+    assert run("generate", "浣溪沙\n一曲", *words, "--no-prompt") == (0, f"{expected.text}\n", "")
+
+
+def test_prompts_may_be_token_ids_in_an_array(run: Run, generator: TextGenerator, tmp_path: Path) -> None:
+    ids = [generator.tokenizer.encode(prompt) for prompt in PROMPTS]
+    prompts, output = tmp_path / "prompts.JSON", tmp_path / "out.jsonl"
+    prompts.write_text(json.dumps([ids[0], {"text": PROMPTS[1], "id": 2}]), "utf-8")
+    arguments = ["--prompts", prompts, *FEW, "--output", output]
+    assert run("generate", *arguments)[0] == 0
+    first, second = records(output)
+    assert (first["prompt"], first["text"]) == (ids[0], text(generator, PROMPTS[0]))
+    assert (second["prompt"], second["id"], second["text"]) == (PROMPTS[1], 2, text(generator, PROMPTS[1]))
+    assert run("generate", *arguments, "--resume") == (0, "", f"2 of 2 results are in {output} already\n")
+    code, _, err = run("generate", "--prompts", prompts, "--start-token-ids", "4", "--max-new-tokens", "1", "--json")
+    assert (code, err) == (0, "")
+    prompts.write_text("[[1], [6000]]")
+    assert_one_line(run("generate", "--prompts", prompts, *FEW)[2], "token id 6000 is outside the vocabulary")
+
+
 def _key(record: dict[str, Any]) -> tuple[str, int]:
     return record["prompt"], record["number"]
 
@@ -203,6 +245,10 @@ BAD: list[tuple[list[str], str]] = [
     (["春", "--output", "/dev/null"], "not a file"),
     (["春", "--window", "page"], "invalid choice"),
     (["春", "--truncate", ""], "expected a text"),
+    (["春", "--start-token-ids", "[MASK]"], "expected token ids with commas"),
+    (["春", "--start-token-ids", "4,6000"], "start_token_ids: 6000 is outside the vocabulary"),
+    (["春", "--line-token-id", "-2"], "line_token_id is -2"),
+    (["", "--start-token-ids", "-1"], "start_token_ids has none to start from"),
 ]
 
 

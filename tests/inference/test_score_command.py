@@ -46,6 +46,17 @@ def test_a_text_file_is_one_document(run: Run, generator: TextGenerator, tmp_pat
     assert float(total.split()[3]) == pytest.approx(expected.perplexity, rel=1e-3)
 
 
+def test_an_array_has_a_row_for_each_element(run: Run, generator: TextGenerator, tmp_path: Path) -> None:
+    file = tmp_path / "train.JSON"
+    file.write_text(json.dumps(["一曲新词酒一杯", {"text": "去年天气旧亭台"}]), "utf-8")
+    code, out, _ = run("score", "--text", file, "--json")
+    assert code == 0
+    assert [next(iter(json.loads(line).items())) for line in out.splitlines()] == [
+        ("element", 1), ("element", 2), ("total", True),
+    ]  # fmt: skip
+    assert "element 2" in run("score", "--text", file)[1]
+
+
 def test_a_document_of_one_token_has_no_perplexity(run: Run, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "春"}\n"春风"\n', "utf-8")
     _, table, _ = run("score", "--text", tmp_path / "a.jsonl")
@@ -65,7 +76,8 @@ def test_unknown_tokens_are_counted_on_stderr(run: Run, tmp_path: Path) -> None:
     [
         ("absent.txt", None, "cannot be read"),
         ("a.txt", b"", "expected a text, found none"),
-        ("a.txt", b"\xff\xfe", "expected UTF-8 text, found another encoding at byte 0"),
+        ("a.txt", b"\xff\xfe", "UTF-16 text"),
+        ("a.txt", b"\xff\xfa", "expected UTF-8 text, found another encoding at byte 0"),
         ("a.txt", "春".encode(), "expected a text of 2 tokens or more"),
         ("a.txt", "\u3000".encode(), "expected a text, found none"),
         ("a.jsonl", b"{}\n", 'line 1: expected a string with a text, or an object with one as "text"'),
