@@ -66,7 +66,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--activation-function",
         choices=ACTIVATIONS,
-        help="activation, where the files do not record it, such as those of nanoGPT",
+        help="activation, where the files do not record it, such as those of nanoGPT, or record another one",
     )
     parser.add_argument(
         "--adapter", type=Path, metavar="DIR", help="LoRA adapter of peft's to merge into the checkpoint"

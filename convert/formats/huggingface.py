@@ -23,6 +23,7 @@ from convert.checkpoint import Checkpoint, CheckpointInfo
 from convert.formats import safetensors_file as safetensors
 from convert.formats.candidate import Candidate
 from convert.formats.format import Format, OpenOptions, Read, Writer, WriteRequest
+from convert.formats.h5_file import H5Tensor
 from convert.formats.huggingface_config import read_fields
 from convert.formats.limits import ANY
 from convert.formats.tensor_map import (
@@ -47,7 +48,7 @@ from convert.tensors import transposed_blocks
 from exports.saved_model_folder import CONFIG, GENERATION_CONFIG
 from support.errors import CheckpointError
 from support.files import read_json_object, write_json
-from tf_model.config import ConfigError, GPT2Config
+from tf_model.config import TANH_GELU, ConfigError, GPT2Config
 
 NAME = "huggingface"
 SAFETENSORS = "model.safetensors"
@@ -148,15 +149,39 @@ def _config(
     }
     said = read_fields(where, values, sizes, has_heads=options.n_head is not None)
     heads = options.heads(where if values else file, n_embd, stored=said.heads)
-    fields = {"activation_function": options.activation_function or "gelu_new", **said.values}
-    notes = said.notes
+    fields = {"activation_function": "gelu_new", **said.values}
+    notes = (*said.notes, *_gelu_notes(where, values, fields["activation_function"], tensors[_EMBEDDING], options))
+    if options.activation_function is not None:
+        fields["activation_function"] = options.activation_function
     if not values:
         gelu = options.activation_function or "the tanh gelu"
-        notes = (f"{weights.folder}: no {CONFIG}: taken for a GPT-2 with {gelu} and an epsilon of 1e-5",)
+        notes = (f"{weights.folder}: no {CONFIG}: taken for a GPT-2 with {gelu} and an epsilon of 1e-5", *notes)
     try:
         return GPT2Config(**sizes, n_head=heads, **fields), notes
     except ConfigError as error:
         raise CheckpointError(f"{where}: {error}") from error
+
+
+def _gelu_notes(
+    where: Path, values: Mapping[str, Any], said: str, embedding: LazyTensor, options: OpenOptions
+) -> tuple[str, ...]:
+    """Say which gelu is taken where there may be two opinions.
+
+    From 3.2 to 4.11, transformers' TensorFlow GPT-2 computed with erf whatever its configuration said (pull requests
+    7150 and 13679). Whether weights were trained with it, or come from PyTorch, no file says.
+    """
+    given = options.activation_function
+    if given is not None:
+        is_other = "activation_function" in values and given != said
+        return (f"{where}: activation_function is {said}, but {given} is taken, as given",) if is_other else ()
+    version = re.match(r"(\d{1,3})\.(\d{1,3})", str(values.get("transformers_version", "")), re.ASCII)
+    is_newer = version is not None and (int(version[1]), int(version[2])) >= (4, 12)
+    if not isinstance(embedding, H5Tensor) or said not in TANH_GELU or is_newer:
+        return ()
+    return (
+        f"{embedding.file}: transformers' TensorFlow GPT-2 of versions 3.2 to 4.11 computed its gelu with erf: weights "
+        "that were trained by one of them need --activation-function gelu (activation_function= in Python)",
+    )
 
 
 def _name(canonical: str) -> str:
