@@ -72,7 +72,7 @@ class CpmTransformersTokenizer:
 
     def encode(self, text: str, *, append_eod: bool = False) -> list[int]:
         """Token ids of ``text``, with nothing added in front; ``append_eod`` puts ``<eod>`` behind them."""
-        ids = [int(self._model.piece_to_id(piece)) for piece in self._split(checked_text(text))]
+        ids = [self._id_of(piece) for piece in self._split(checked_text(text))]
         return with_end(ids, self.eos_token_id, append=append_eod)
 
     def encode_prompt(self, text: str, *, special_pieces: bool | None = None) -> list[int]:
@@ -82,6 +82,10 @@ class CpmTransformersTokenizer:
         for part in split_special(checked_text(text), self.special_pieces if special else {}):
             ids += [part] if isinstance(part, int) else self.encode(part)
         return prompt_or_end(ids, None)
+
+    def _id_of(self, piece: str) -> int:
+        """Return the id of a piece of text; unknown characters in a row may look like a special piece."""
+        return int(self._model.unk_id() if piece in self.special_pieces else self._model.piece_to_id(piece))
 
     def _split(self, text: str) -> list[str]:
         """Return the pieces of ``text``, a comma after a digit apart."""
@@ -108,7 +112,7 @@ class CpmTransformersTokenizer:
     def unknown_parts(self, text: str) -> list[str]:
         """Return the characters of ``text`` that become the unknown id, each once, in their order."""
         pieces = self._split(checked_text(text))
-        unknown = [piece for piece in pieces if self._model.piece_to_id(piece) == self.unknown_token_id]
+        unknown = [piece for piece in pieces if self._id_of(piece) == self.unknown_token_id]
         return list(dict.fromkeys("".join(unknown).replace(_SPACE, "")))
 
     def stream_decoder(self) -> StreamDecoder:

@@ -91,7 +91,7 @@ class LibraryTokenizer:
         self._bytes = {index for piece, index in vocabulary.items() if _BYTE.fullmatch(piece)}
         self._joins_words = (model.get("decoder") or {}).get("type") in (None, "WordPiece")
         nothing = {self.pad_token_id, *self.start_token_ids} & {*self.special_pieces.values()}
-        self._invisible = nothing - {self.eos_token_id}
+        self._invisible = nothing - {self.eos_token_id, self.unknown_token_id}
         line = backend.encode("\n", add_special_tokens=False).ids
         self.line_token_id: int | None = line[-1] if line and backend.decode(line[-1:]) == "\n" else None
         self.notes: tuple[str, ...] = ()

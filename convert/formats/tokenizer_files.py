@@ -190,7 +190,8 @@ def _config_values(tokenizer: Tokenizer) -> dict[str, str]:
     of_id = {index: piece for piece, index in tokenizer.special_pieces.items()}
     end, begin = tokenizer.eos_token_id, tokenizer.start_token_ids[:1]
     ids = {"eos_token": end, "bos_token": begin[0] if begin else end}
-    ids |= {"pad_token": tokenizer.pad_token_id, "unk_token": tokenizer.unknown_token_id}
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id != tokenizer.unknown_token_id else None
+    ids |= {"pad_token": pad, "unk_token": tokenizer.unknown_token_id}
     if isinstance(tokenizer, BertTokenizer) and tokenizer.special_pieces.get("[SEP]") != end:
         ids |= {"sep_token": end, "cls_token": begin[0] if begin else None}
     if isinstance(tokenizer, CpmTransformersTokenizer):
