@@ -84,7 +84,7 @@ def inspect(
     }
     try:
         folder = SavedModelFolder(path)
-        if not folder.exists() or format not in (None, savedmodel.NAME):
+        if not (folder.exists() and folder.config_file.exists()) or format not in (None, savedmodel.NAME):
             return _inspect_checkpoint(path, {"format": format, **options})
         if given := [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]:
             raise ConvertError(f"{path}: a SavedModel: leave out {' and '.join(given)}")

@@ -251,7 +251,7 @@ def largest(folder: Path) -> Path:
 
 
 BAD_MODELS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "no config": (lambda folder: (folder / "assets" / "config.json").unlink(), "not a SavedModel of this project"),
+    "no config": (lambda folder: (folder / "assets" / "config.json").unlink(), "that this program did not write"),
     "config cut off": (cut("assets/config.json", 50), "config.json: expected JSON"),
     "config is a list": (written("assets/config.json", "[]"), "config.json"),
     "config of others": (changed(dtype="int3"), "dtype"),

@@ -19,6 +19,7 @@ from convert.formats.refusals.folders import (
     describe_flax,
     describe_lack,
     describe_other_programs,
+    describe_saved_model,
 )
 from convert.formats.refusals.heads import describe_file, describe_hdf5
 from convert.formats.refusals.look import Look, short_name
@@ -34,7 +35,9 @@ CERTAIN: tuple[_Describe, ...] = (
     describe_flax,
     describe_deepspeed,
     describe_distributed,
+    describe_saved_model,
     describe_file,
+    describe_hdf5,
     describe_tensors,
     describe_object,
 )
@@ -42,7 +45,6 @@ CERTAIN: tuple[_Describe, ...] = (
 
 LIKELY: tuple[_Describe, ...] = (
     describe_model_type,
-    describe_hdf5,
     describe_other_programs,
     describe_below,
     describe_blobs,

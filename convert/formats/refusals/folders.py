@@ -7,11 +7,14 @@ import os
 import re
 from pathlib import Path
 
-from convert.formats.refusals.look import Look, is_regular
+from convert.formats.refusals.look import Look, is_regular, short_name
+from convert.formats.tf_variables import variable_names
+from support.errors import CheckpointError
 from support.messages import list_names
 
 _GATHER = "run its zero_to_fp32.py ('python zero_to_fp32.py . out') and give what it writes"
 _GATHER_ABOVE = "run zero_to_fp32.py of the folder above it ('python zero_to_fp32.py . out') and give what it writes"
+_CPM_LM_TF2 = re.compile(r"\blayer\d+/attention/")
 _ZERO3 = "a ZeRO-3 checkpoint of DeepSpeed, each rank with a part of every weight"
 _PART = r"(bf16_)?zero_pp_rank_\d+_mp_rank_\d+.*\.pt"
 _TOKENIZER_FILES = re.compile(
@@ -101,10 +104,22 @@ def describe_distributed(look: Look) -> str | None:
     return None
 
 
+def describe_saved_model(look: Look) -> str | None:
+    """Say that a SavedModel is of another model; those of CPM-LM-TF2, which are read, have an error of their own."""
+    if not look.has("saved_model.pb") or (look.path / "assets" / "config.json").exists():
+        return None
+    try:
+        names = list(variable_names(look.path / "variables" / "variables").values())
+    except (CheckpointError, OSError):
+        names = []
+    if any(_CPM_LM_TF2.search(name) for name in names):
+        return None
+    found = f" ({list_names(map(short_name, names), 2)})" if names else ""
+    return f"a SavedModel that this program did not write{found}: give the checkpoint that it was made from"
+
+
 def describe_other_programs(look: Look) -> str | None:
     """Say what a folder of another program is."""
-    if look.has("saved_model.pb"):
-        return "a SavedModel that this program did not write: give the checkpoint that it was made from"
     if look.has("keras_metadata.pb") or look.matching(r".+\.keras"):
         return "a model of Keras: load it there and save it as a Hugging Face folder (save_pretrained)"
     if look.weights_files:

@@ -78,9 +78,9 @@ def describe_tensors(look: Look) -> str | None:
     model = find_model(text)
     if model is not None:
         return f"the weights of another model than GPT-2, {model}: only GPT-2 can be converted"
-    if all(name.endswith("VARIABLE_VALUE") for name in tensors if name != "_CHECKPOINTABLE_OBJECT_GRAPH"):
+    if keys := [name.partition("/.ATTRIBUTES")[0] for name in tensors if name.endswith("/VARIABLE_VALUE")]:
         return (
-            f"variables of another TensorFlow 2 program ({list_names(map(short_name, tensors), 1)}): save the weights "
+            f"variables of another TensorFlow 2 program ({list_names(map(short_name, keys), 1)}): save the weights "
             "there as a Hugging Face folder (transformers: save_pretrained)"
         )
     return None

@@ -130,7 +130,7 @@ FOLDERS: dict[str, tuple[Make, str]] = {
     "PaddlePaddle": (touch("model_state.pdparams", "model_config.json"), "PaddleNLP converts them"),
     "an unfinished download": (touch("config.json", "model.safetensors.incomplete"), "an unfinished download"),
     "a TensorFlow checkpoint without index": (touch("model-7.data-00000-of-00001", "model-7.meta"), "model-7.index"),
-    "a SavedModel of another program": (touch("saved_model.pb", "variables/variables.index"), "did not write"),
+    "a SavedModel of another program": (touch("saved_model.pb", "variables/variables.index"), "did not write: give"),
     "an archive": (touch("README.md", "gpt2.tar.gz"), "an archive, gpt2.tar.gz: unpack it, and give the folder"),
     "a Git LFS pointer": (
         touch("pytorch_model.bin", content=b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
@@ -305,6 +305,27 @@ OTHER_NAMES = {
 def test_other_models_are_told_by_their_published_names(model: str, tmp_path: Path) -> None:
     save_file(tensors(OTHER_NAMES[model].split()), tmp_path / "model.safetensors")
     assert f"another model than GPT-2, {model}" in refusal(tmp_path)
+
+
+def test_what_other_tensorflow_programs_save_is_told(tmp_path: Path) -> None:
+    import keras
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.kernel = tf.Variable(tf.zeros([2, 3]), name="dense/kernel")
+    tf.saved_model.save(module, str(tmp_path / "module"))
+    tf.train.Checkpoint(module).write(str(tmp_path / "checkpoint" / "weights"))
+    model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(3)])
+    model.save(tmp_path / "model.keras")
+    model.save_weights(tmp_path / "model.weights.h5")
+    for name, words in {
+        "module": "a SavedModel that this program did not write (dense/kernel): give the checkpoint",
+        "module/variables": "variables of another TensorFlow 2 program (kernel): save the weights there",
+        "checkpoint": "variables of another TensorFlow 2 program (kernel)",
+        "model.keras": "a model of Keras",
+        "model.weights.h5": "an HDF5 file without transformers' GPT-2 in it",
+    }.items():
+        assert words in refusal(tmp_path / name)
 
 
 def test_grover_is_told_in_a_checkpoint_of_tensorflow(tmp_path: Path) -> None:
