@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from convert.__main__ import main
+from inference.__main__ import main as inference_main
+from tests.helpers.assertions import assert_one_line_error
 from tests.helpers.checkpoints import random_state, write_megatron
 from tf_model.config import GPT2Config
 
@@ -128,3 +130,53 @@ def test_the_folder_that_may_not_be_searched_is_named_not_a_file_in_it(
 ) -> None:
     place = locked(root / "copy")
     assert_refused([command, str(place)], f"error: {place}: cannot be read", capsys)
+
+
+def test_an_adapter_in_a_folder_that_may_not_be_searched(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = locked(root / "adapter")
+    command = ["reshard", *source(root), "--adapter", str(place), "--output", str(root / "other")]
+    assert_refused(command, str(place), capsys)
+
+
+def test_a_copy_in_a_folder_that_may_not_be_searched(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = locked(root / "copy")
+    assert_refused(["verify", str(root / "CPM"), str(place), "--heads", "6"], str(place), capsys)
+
+
+def test_a_folder_that_may_be_searched_and_not_listed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = locked(root / "CPM", 0o311)
+    assert_refused(["inspect", str(place)], f"error: {place}: cannot be read", capsys)
+
+
+def test_a_file_of_weights_that_may_not_be_read(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = next((root / "CPM").rglob("*.pt"))
+    file.chmod(0o000)
+    assert_refused(["inspect", str(file)], f"error: {file}: cannot be read", capsys)
+    assert_refused(["reshard", *source(root), "--output", str(root / "other")], str(file), capsys)
+
+
+def test_what_may_not_be_searched_below_a_folder_is_no_reason_not_to_name_a_checkpoint_there(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    locked(root / "another")
+    shutil.rmtree(root / "copy")
+    with as_nobody():
+        assert main(["inspect", str(root)]) == 2
+    assert f"CPM in it is one: give {root / 'CPM'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["generate", "chat", "score"])
+def test_a_savedmodel_that_may_not_be_searched(command: str, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = locked(root / "model")
+    words = {"generate": ["x"], "chat": [], "score": ["--text", str(root / "text")]}[command]
+    with as_nobody():
+        assert inference_main([command, str(place), *words]) == 2
+    assert_one_line_error(capsys, f"error: {place}: no SavedModel (Permission denied)")
+
+
+def test_results_in_a_folder_that_may_not_be_written_to(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = locked(root / "locked", 0o555) / "results.jsonl"
+    with as_nobody():
+        assert inference_main(["generate", str(root / "model"), "x", "--output", str(place)]) == 2
+    assert_one_line_error(capsys, f"error: {place}: cannot be written: Permission denied")
+    assert not list(place.parent.iterdir())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from convert.__main__ import main as convert
 from convert.output.atomic_folder import new_folder, partial_name
 from inference.__main__ import main as infer
+from inference.jsonl import RecordError, open_results
 from support.errors import ConvertError
 from tests.helpers.assertions import assert_one_line_error
 from tests.helpers.checkpoints import random_state, write_megatron
@@ -261,6 +263,38 @@ def test_results_that_cannot_be_made_leave_no_file(tmp_path: Path, capfd: pytest
         assert infer(["generate", str(tmp_path / "no-model"), "x", "--output", str(path)]) == 2
         assert_one_line_error(capfd, "no SavedModel")
     assert [path.name for path in tmp_path.iterdir()] == ["there.jsonl"]
+
+
+def test_results_on_a_disk_that_fills_up_keep_those_that_were_made(tmp_path: Path) -> None:
+    record = {"prompt": "x", "number": 0, "text": "y" * 1500}
+
+    def fill(path: Path) -> None:
+        with open_results(path) as results:
+            for number in range(99):
+                results.append([{**record, "number": number}])
+
+    with disk(tmp_path / "disk", "size=4k") as folder:
+        with pytest.raises(RecordError, match=r"results\.jsonl: cannot be written: No space left on device"):
+            fill(folder / "results.jsonl")
+        with open_results(folder / "results.jsonl") as results:
+            assert results.done() == {("x", 0), ("x", 1)}
+        with pytest.raises(RecordError, match="No space left"):
+            fill(folder / "other.jsonl")
+        assert [path.name for path in folder.iterdir()] == ["results.jsonl"]
+
+
+def test_a_file_of_results_that_was_removed_meanwhile_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, lock = tmp_path / "results.jsonl", fcntl.flock
+
+    def late(file: int, operation: int) -> None:
+        path.unlink()
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(RecordError, match="another run has removed it"), open_results(path):
+        pass
 
 
 def test_commands_that_need_a_savedmodel_name_the_one_that_is_near(
