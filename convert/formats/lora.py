@@ -19,6 +19,7 @@ from convert.checkpoint import Checkpoint, CheckpointAdapter, CheckpointInfo
 from convert.formats.lora_files import SAFETENSORS, TORCH, Adapter, read_adapter
 from convert.formats.lora_options import CONFIG, LowRank
 from convert.formats.tensor_map import is_linear
+from convert.formats.tokenizer_files import has_tokenizer
 from convert.tensors import Array, DType, assign, check_finite, empty, row_blocks, transpose
 from support.errors import CheckpointError
 from tf_model.config import UER, GPT2Config
@@ -60,6 +61,8 @@ class _Merged(CheckpointAdapter):
         self._share_replaced(base)
         config = self._config(base)
         super().__init__(checkpoint, config=config, info=self._info(checkpoint))
+        if has_tokenizer(adapter.folder) and (self.tokenizer is None or config.vocab_size != base.vocab_size):
+            self.tokenizer = adapter.folder  # it was saved with the tokens that the training has added
         self._shapes = config.tensor_shapes()
         self._check_shapes(base)
         own = dict(checkpoint.dtypes)

@@ -46,7 +46,7 @@ _OF_TRAINING = {
 }
 """What changes no result once the adapter is trained. ``fan_in_fan_out`` is about the base's own matrices."""
 
-_MAX_PATTERN, _MAX_REPEATS = 300, 3
+_MAX_PATTERN, _MAX_REPEATS, _MAX_PATTERNS = 300, 3, 2000
 """A regular expression out of a file: longer or with more repetitions, it might never end."""
 LOW_RANK = frozenset({"A", "B", "B bias", "magnitude"})
 """What the tensors of an adapter are to their module."""
@@ -106,6 +106,7 @@ class AdapterOptions:
             raise self._error(
                 "init_lora_weights", "it changes the base model: merge it with peft, or save it there as a plain LoRA"
             )
+        self._patterns = {key: self._read_patterns(key) for key in ("rank_pattern", "alpha_pattern")}
         for key in ("use_dora", "use_rslora", "lora_bias"):
             if type(values.get(key, False)) is not bool:
                 raise self._error(key, "expected true or false")
@@ -143,26 +144,34 @@ class AdapterOptions:
 
     def _number(self, key: str, patterns_key: str, module: str) -> Any:
         """Return a number for a module: that of the first pattern that fits, else the one for all."""
-        patterns = self._values.get(patterns_key) or {}
-        if not isinstance(patterns, dict):
-            raise self._error(patterns_key, "expected an object of names and numbers")
-        fitting = (
-            value for name, value in patterns.items() if self._matches(patterns_key, rf"(.*\.)?({name})", module)
-        )
+        fitting = (value for pattern, value in self._patterns[patterns_key] if pattern.match(module))
         number = next(fitting, self._values.get(key, 8))  # peft's default of both
         if type(number) not in (int, float) or not 0 < abs(number) < 1e9:
             raise CheckpointError(f"{self._where}: {key} of {module} is {short_repr(number)}: expected a number")
         return number
 
-    def _matches(self, key: str, pattern: str, name: str) -> bool:
-        """Whether a regular expression of the option ``key`` fits all of ``name``."""
-        repeats = len(re.findall(r"[*+{]", pattern)) - pattern.startswith("(.*")
-        if len(pattern) > _MAX_PATTERN or repeats > _MAX_REPEATS or re.search(r"[*+}]\??\)[*+{]", pattern):
-            raise self._error(key, f"the pattern {short_repr(pattern)} is too complicated to be tried here")
+    def _read_patterns(self, key: str) -> list[tuple[re.Pattern[str], Any]]:
+        """Return the regular expressions for names of modules, and the number of each."""
+        patterns = self._values.get(key) or {}
+        if not isinstance(patterns, dict) or len(patterns) > _MAX_PATTERNS:
+            raise self._error(key, f"expected an object of {_MAX_PATTERNS:,} names and numbers at most")
+        read = []
+        for name, value in patterns.items():
+            pattern = self._compile(key, name)
+            if pattern is None:
+                raise self._error(key, f"the pattern {short_repr(name)} is too complicated to be tried here")
+            read.append((pattern, value))
+        return read
+
+    def _compile(self, key: str, expression: str) -> re.Pattern[str] | None:
+        """Return what fits a name as peft has it; None where trying that might take forever."""
+        repeats = len(re.findall(r"[*+{]", expression))
+        if len(expression) > _MAX_PATTERN or repeats > _MAX_REPEATS or re.search(r"[*+}]\??\)[*+{]", expression):
+            return None
         try:
-            return re.fullmatch(pattern, name) is not None
+            return re.compile(rf"(.*\.)?({expression})$" if key != "target_modules" else rf"(?:{expression})\Z")
         except (re.error, RecursionError, OverflowError) as error:
-            raise self._error(key, f"{short_repr(pattern)} is no regular expression") from error
+            raise self._error(key, f"{short_repr(expression)} is no regular expression") from error
 
     def is_saved(self, module: AdapterModule) -> bool:
         """Whether a module was trained as a copy of its own."""
@@ -175,11 +184,18 @@ class AdapterOptions:
             raise self._error(key, "expected a list of names")
         return values
 
-    def _is_named(self, key: str, name: str) -> bool:
-        """Whether an option, a list of names or a regular expression, means a module."""
+    def _is_named(self, key: str, name: str, *, if_unknown: bool) -> bool:
+        """Whether an option, a list of names or a regular expression, means a module.
+
+        Args:
+            key: the option.
+            name: the module.
+            if_unknown: what to return where the regular expression is too complicated to be tried.
+        """
         wanted = self._values.get(key)
         if isinstance(wanted, str):
-            return self._matches(key, wanted, name)
+            pattern = self._compile("target_modules", wanted)
+            return if_unknown if pattern is None else pattern.match(name) is not None
         return any(name == entry or name.endswith(f".{entry}") for entry in self._names(key))
 
     def check_targets(self, modules: Sequence[AdapterModule]) -> None:
@@ -191,11 +207,13 @@ class AdapterOptions:
         wanted, layers = self._values.get("target_modules"), self._values.get("layers_to_transform")
         for module in modules:
             name = module.key
-            is_meant = wanted is None or wanted == "all-linear" or self._is_named("target_modules", name)
+            is_meant = (
+                wanted is None or wanted == "all-linear" or self._is_named("target_modules", name, if_unknown=True)
+            )
             layer = re.match(r".*?\.[^.]*\.(\d+)\.", name)
             if layers not in (None, []) and not isinstance(wanted, str):
                 is_meant &= layer is not None and int(layer[1]) in (layers if isinstance(layers, list) else [layers])
-            if not is_meant or self._is_named("exclude_modules", name):
+            if not is_meant or self._is_named("exclude_modules", name, if_unknown=False):
                 raise CheckpointError(f"{self._where}: {name} has an adapter, but is none of the modules that it names")
 
     def check_saved(self, modules: Sequence[AdapterModule], replaced: Collection[str]) -> None:

@@ -38,6 +38,7 @@ def load(folder: Path) -> transformers.GPT2LMHeadModel:
 
 def write_adapter(base: Path, folder: Path, **config: Any) -> Path:
     """Train an adapter, as far as its values are random and none is left as it was initialised."""
+    torch.manual_seed(17)
     model = peft.get_peft_model(load(base), peft.LoraConfig(**{"task_type": "CAUSAL_LM", "r": 3, **config}))
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -64,6 +65,7 @@ ADAPTERS: dict[str, Config] = {
     "both c_proj": {"target_modules": ["c_proj"]},
     "one of the two c_proj": {"target_modules": ["mlp.c_proj", "attn.c_attn"]},
     "a pattern of modules": {"target_modules": r".*\.h\.[02]\.mlp\.c_\w+"},
+    "a pattern too complicated to be tried": {"target_modules": r"(?:.*?h.*?(?:attn|mlp).*?\.c_[a-z]+\w*)|(?:lm_h\w+)"},
     "all linear layers": {"target_modules": "all-linear", "lora_alpha": 11},
     "some layers": {"target_modules": ["c_attn", "c_fc"], "layers_to_transform": [1, 2], "layers_pattern": "h"},
     "modules left out": {"target_modules": ["c_attn", "c_proj"], "exclude_modules": ["attn.c_proj"]},
@@ -71,7 +73,7 @@ ADAPTERS: dict[str, Config] = {
     "ranks by name": {"target_modules": ["c_attn", "c_fc"], "rank_pattern": {"c_fc": 5, "h.1.attn.c_attn": 2}},
     "alphas by pattern": {
         "target_modules": ["c_attn", "c_proj"],
-        "alpha_pattern": {r"^transformer\.h\.2\.attn\.c_attn": 40, r"h\.\d\.mlp\.c_proj": 3},
+        "alpha_pattern": {r"^transformer\.h\.2\.attn\.c_attn": 12, r"h\.\d\.mlp\.c_proj": 3},
         "use_rslora": True,
     },
     "biases of the targets": {"target_modules": ["c_attn", "c_proj"], "bias": "lora_only"},
@@ -157,6 +159,11 @@ def test_half_weights_are_rounded_once_as_peft_merges_them(tmp_path: Path, dtype
     assert unequal.mean() < 0.01  # the last bit of a sum may fall on the other side of a half
 
 
+def write_bert_vocabulary(folder: Path, size: int) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(chr(0x4E00 + i) for i in range(size - 5))]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", "utf-8")
+
+
 def test_a_vocabulary_that_was_extended_while_training_is_taken_from_the_adapter(tmp_path: Path) -> None:
     write_base(tmp_path / "base")
     larger = load(tmp_path / "base")
@@ -169,7 +176,10 @@ def test_a_vocabulary_that_was_extended_while_training_is_taken_from_the_adapter
     for name in ("transformer.wte.weight", "lm_head.weight"):  # as peft saves them where the base is a smaller one
         tensors[f"base_model.model.{name}"] = embedding.clone()
     save_file(tensors, tmp_path / FOLDER / "adapter_model.safetensors")
+    write_bert_vocabulary(tmp_path / "base", 96)
+    write_bert_vocabulary(tmp_path / FOLDER, 103)
     checkpoint = open_checkpoint(tmp_path / "base", adapter=tmp_path / FOLDER)
+    assert checkpoint.tokenizer == tmp_path / FOLDER
     assert checkpoint.config.vocab_size == 103
     assert checkpoint.config.tie_word_embeddings
     assert np.abs(logits(model_of(checkpoint)) - wanted).max() < 1e-5
@@ -247,6 +257,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "a pattern with another rank": (edit_config(rank_pattern={"1.attn.c_attn": 2}), "do not have the rank 2"),
     "no number": (edit_config(lora_alpha="16"), "lora_alpha of transformer.h.0.attn.c_attn is '16': expected a number"),
     "no regular expression": (edit_config(alpha_pattern={"h.(0": 2}), "is no regular expression"),
+    "too many patterns": (edit_config(rank_pattern=dict.fromkeys(map(str, range(3000)), 2)), "2,000 names and numbers"),
     "an endless pattern": (edit_config(rank_pattern={r"(\w+)+x": 2}), "too complicated"),
     "other targets": (edit_config(target_modules=["c_fc"]), "c_attn has an adapter, but is none of the modules"),
     "other layers": (edit_config(layers_to_transform=[0, 1]), "h.2.attn.c_attn has an adapter, but is none"),
