@@ -43,6 +43,7 @@ SHARED_BY_FORMATS = {
     "h5_chunks",
     "h5_file",
     "heads",
+    "huggingface_config",
     "limits",
     "lora",
     "lora_files",
@@ -57,6 +58,7 @@ SHARED_BY_FORMATS = {
     "text_pieces",
     "tf_variables",
     "tokenizer_files",
+    "uer_config",
     "uer_layer_norm",
     "weights",
 }

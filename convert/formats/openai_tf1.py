@@ -40,7 +40,7 @@ from convert.formats.tf_variables import has_object_graph
 from convert.formats.tokenizer_files import has_tokenizer, save_for_openai
 from convert.tensors import transposed_blocks
 from support.errors import CheckpointError
-from support.files import read_json_object, write_json
+from support.files import UTF16, is_utf16, read_json_object, write_json
 from support.messages import list_names, pluralize, short_repr
 from support.tensorflow_runtime import quiet_stderr
 from tf_model.config import GPT2Config
@@ -185,7 +185,10 @@ def _tracked(tracker: Path) -> str:
     It is a protocol buffer as text, whose strings have escapes for all bytes that are not ASCII.
     """
     with tracker.open("rb") as file:
-        text = file.read(1 << 20).removeprefix(codecs.BOM_UTF8).decode("latin-1")
+        content = file.read(1 << 20)
+    if is_utf16(content):
+        raise CheckpointError(f"{tracker}: {UTF16}")
+    text = content.removeprefix(codecs.BOM_UTF8).decode("latin-1")
     match = _TRACKED.search(text)
     try:
         found = match and (match[1] or match[2] or "")

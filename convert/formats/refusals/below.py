@@ -87,7 +87,7 @@ def _main_of(root: Path) -> str | None:
     """Return the snapshot that ``refs/main`` names."""
     file = root / "refs" / "main"
     try:
-        return file.read_text("utf-8")[:100].strip() if is_regular(file) and file.stat().st_size < 1000 else None
+        return file.read_text("utf-8-sig")[:100].strip() if is_regular(file) and file.stat().st_size < 1000 else None
     except (OSError, ValueError):
         return None
 
