@@ -23,6 +23,7 @@ _FOOTER = struct.Struct("<40sQ")
 _TRAILER_BYTES = 5
 _MAX_INDEX, _MAX_GRAPH, _MAX_KEYS = 1 << 26, 1 << 26, 1 << 26
 """Bytes: the index of CPM-Generate has 60 kB, its graph of objects 1 MB."""
+_MAX_FILES = 99_999
 _VARIABLE = b"VARIABLE_VALUE"
 _NODES, _ATTRIBUTES = 1, 2
 _COUNT, _SHARD, _OFFSET, _SIZE = 1, 3, 4, 5
@@ -119,7 +120,11 @@ def _read_graph(prefix: Path) -> bytes:
     offset, size, shard = entry.get(_OFFSET, 0), entry.get(_SIZE, 0), entry.get(_SHARD, 0)
     if size > _MAX_GRAPH:
         raise ValueError(f"a graph of {size} bytes")
+    if max(shard, count) > _MAX_FILES:
+        raise ValueError(f"file {shard} of {count}")
     with prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{count:05d}").open("rb") as opened:
+        if opened.seek(0, 2) < offset + size:
+            raise ValueError("the graph of objects ends too early")
         opened.seek(offset)
         data = opened.read(size)
     length, place = _varint(data, 0)
