@@ -14,6 +14,7 @@ import numpy as np
 from convert.checkpoint import Checkpoint
 from convert.formats import savedmodel
 from convert.formats.heads import possible_heads
+from convert.formats.padding import padding_note
 from convert.formats.registry import open_checkpoint
 from convert.formats.savedmodel import weight_name
 from convert.output.manifest import MANIFEST, read_manifest
@@ -108,7 +109,7 @@ def _inspect_checkpoint(path: Path, options: Mapping[str, Any]) -> Inspection:
         "possible_heads": possible_heads(config.n_embd, int(ranks)),
         **({} if checkpoint.tokens is None else checkpoint.tokens.to_dict()),
         "tokenizer": None if checkpoint.tokenizer is None else [str(checkpoint.tokenizer)],
-        "notes": list(checkpoint.info.notes),
+        "notes": [*checkpoint.info.notes, *_padding(checkpoint)],
         "parameters": config.parameter_count,
         "files": files,
         "bytes_on_disk": sum(files.values()),
@@ -116,6 +117,12 @@ def _inspect_checkpoint(path: Path, options: Mapping[str, Any]) -> Inspection:
         **_tensor_facts(config.tensor_shapes(), dtypes),
     }
     return Inspection(path, "checkpoint", facts)
+
+
+def _padding(checkpoint: Checkpoint) -> list[str]:
+    """Say that a vocabulary looks padded where no tokenizer says which rows are."""
+    note = padding_note(checkpoint) if checkpoint.tokenizer is None else None
+    return [] if note is None else [note]
 
 
 def _open(path: Path, options: Mapping[str, Any]) -> tuple[Checkpoint, bool]:

@@ -103,7 +103,7 @@ def find_first_rank_file(candidate: Candidate) -> Path | None:
     """
     if candidate.is_file:
         return candidate.path
-    for folder in (candidate.path, *_iteration_folders(candidate)):
+    for folder in (candidate.path, *_tagged_folder(candidate), *_iteration_folders(candidate)):
         for path in candidate.entries(folder):
             if files := _rank_files(path):
                 return files[0].path
@@ -192,6 +192,18 @@ def resolve_rank_files(candidate: Candidate, iteration: str | None) -> list[Rank
     if not has_tracker(candidate) and (path / LATEST).is_file():
         return _files_of_tag(candidate)
     return _files_of_iteration(candidate, read_tracker(candidate))
+
+
+def _tagged_folder(candidate: Candidate) -> list[Path]:
+    """Return the folder that DeepSpeed's tracker file names, in a list; nothing where it names none."""
+    tracker = candidate.path / LATEST
+    if has_tracker(candidate) or not tracker.is_file():
+        return []
+    try:
+        tag = _first_text(tracker, "")
+    except CheckpointError:
+        return []
+    return [candidate.path / tag] if _TAG.fullmatch(tag) else []
 
 
 def _files_of_tag(candidate: Candidate) -> list[RankFile]:

@@ -12,6 +12,7 @@ import torch
 
 from convert.formats.candidate import Candidate
 from convert.formats.rank_files import single_rank_file
+from convert.formats.registry import open_checkpoint
 from tests.convert.formats.test_cpm import CONFIG, HAS, RANK, TRACKER, error_of, megatron_name, open_cpm, read_all
 from tests.helpers.checkpoints import State, random_state, shards, write_megatron
 
@@ -282,6 +283,7 @@ def test_every_layout_of_ranks_is_found(case: str, state: State, tmp_path: Path)
         beside = (tmp_path / folder / name.format(rank=rank)).parent
         torch.save({"optimizer": 1}, beside / "distrib_optim.pt")
     assert_reads(tmp_path / given, state)
+    assert open_checkpoint(tmp_path / given, heads=CONFIG.n_head).info.format == "megatron"
 
 
 @pytest.mark.parametrize("name", ["mp_rank_00/model_rng.pt", "mp_rank_00_000/model_optim_rng.pt"])
