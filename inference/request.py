@@ -86,7 +86,12 @@ class RequestReader:
         config = files.config
         if not files.tokenizer_files:
             raise ModelError(f"{files.path}: has no tokenizer: convert the checkpoint again, with --tokenizer")
-        return cls(config, load_tokenizer(files.assets), read_defaults(files.generation_config_file), files)
+        return cls(
+            config,
+            load_tokenizer(files.assets, vocab_size=config.vocab_size),
+            read_defaults(files.generation_config_file),
+            files,
+        )
 
     def resolve(self, *, preset: str | None = None, window: str | None = None, **options: Any) -> TextConfig:
         """Check options, and take the model's defaults for those left out.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Declared:
         special: the pieces that are special without an id of their own: those of ``parts``, and further ones.
         added: id -> a piece with the way in which the library looks for it.
         files: the files that were read.
+        notes: what of it is not used.
     """
 
     config: Mapping[str, Any]
@@ -39,6 +40,21 @@ class Declared:
     special: Mapping[str, AddedToken]
     added: Mapping[int, AddedToken]
     files: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
+
+    def within(self, vocab_size: int | None) -> Declared:
+        """Return it without added pieces for which a model of ``vocab_size`` has no rows; None: all of them."""
+        if vocab_size is None or max(self.added, default=0) < vocab_size:
+            return self
+        added = {index: token for index, token in self.added.items() if index < vocab_size}
+        left_out = [token.content for index, token in self.added.items() if index >= vocab_size]
+        return dataclasses.replace(self, added=added, notes=(left_out_note(left_out, vocab_size),))
+
+
+def left_out_note(pieces: Sequence[str], vocab_size: int) -> str:
+    """Say which pieces of a tokenizer are not used, as a model of ``vocab_size`` has no rows for them."""
+    named = " ".join(pieces[:5]) + " ..." * (len(pieces) > 5)
+    return f"tokenizer: left out {named}: added to it, but the model has no rows beyond {vocab_size}"
 
 
 NOTHING_DECLARED = Declared({}, {}, {}, {}, ())

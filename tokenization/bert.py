@@ -125,7 +125,8 @@ class BertTokenizer:
     may set ``do_lower_case``, ``strip_accents`` and ``tokenize_chinese_chars``.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, vocab_size: int | None = None) -> None:
+        """Read a vocabulary; added pieces beyond ``vocab_size``, the number of the model's rows, are left out."""
         file = _vocabulary_file(Path(path))
         if file.suffix == ".json":
             ids, declared, values = read_tokenizer_json(file, "WordPiece")
@@ -143,6 +144,7 @@ class BertTokenizer:
         markers = (piece for piece in ids if _MARKER.fullmatch(piece) and not is_usual(piece))
         special = [*filter(None, map(parts.get, _PARTS)), *markers]
         filled = _with_gaps_filled(ids)
+        declared = declared.within(vocab_size)
         added, beyond = pieces_to_add(declared, filled, special)
         self._normalizer = _normalizer(self.options)
         self._splitter = BertPreTokenizer()
@@ -161,7 +163,7 @@ class BertTokenizer:
         self.line_token_id: int | None = None
         self.special_pieces: Mapping[str, int] = self._reader.special
         self.reads_special_pieces = True
-        self.notes: tuple[str, ...] = ()
+        self.notes: tuple[str, ...] = declared.notes
         self._in_words: dict[str, bool] = {}
 
     def _set_parts(self, ids: Mapping[str, int], parts: Mapping[str, str | None], declared: Mapping[str, str]) -> None:

@@ -169,7 +169,7 @@ def _check(
 _Parts = tuple[dict[str, int], dict[tuple[str, str], int], Declared, list[Path]]
 
 
-def _read(path: Path) -> _Parts:
+def _read(path: Path, vocab_size: int | None) -> _Parts:
     """Return pieces, merges, what the files beside them say of added pieces, and the files that they are from."""
     vocabulary, source = _files(path)
     if source.suffix == ".json":
@@ -180,14 +180,14 @@ def _read(path: Path) -> _Parts:
         # Older versions of the library wrote "a b", newer ones ["a", "b"].
         merges = _ranks(source, [tuple(pair.split(" ") if isinstance(pair, str) else map(str, pair)) for pair in pairs])
         config = {"add_prefix_space": values["pre_tokenizer"].get("add_prefix_space") is True, **declared.config}
-        declared = dataclasses.replace(declared, config=config)
+        declared = dataclasses.replace(declared, config=config).within(vocab_size)
         pieces |= pieces_to_add(declared, pieces)[1]
         _check(pieces, merges, declared, source, source)
         return pieces, merges, declared, [source, *declared.files]
     merges = _read_merges(source)
     if vocabulary is None:
         return _derived(source, merges), merges, NOTHING_DECLARED, [source]
-    declared = read_declared(source.parent)
+    declared = read_declared(source.parent).within(vocab_size)
     pieces = _read_vocabulary(vocabulary)
     pieces |= pieces_to_add(declared, pieces)[1]
     _check(pieces, merges, declared, vocabulary, source)
@@ -213,8 +213,9 @@ class ByteBPETokenizer:
     it follows from them for OpenAI's. There is no padding piece; the end of a text stands in for it.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        pieces, merges, declared, self._files = _read(Path(path))
+    def __init__(self, path: str | Path, *, vocab_size: int | None = None) -> None:
+        """Read a vocabulary; added pieces beyond ``vocab_size``, the number of the model's rows, are left out."""
+        pieces, merges, declared, self._files = _read(Path(path), vocab_size)
         prefix = _adds_prefix_space(declared, self._files[0].parent)
         self._beside = {file.name for file in declared.files}
         self.options: dict[str, bool] = {"add_prefix_space": prefix}
@@ -236,7 +237,7 @@ class ByteBPETokenizer:
         self.start_token_ids: tuple[int, ...] = (pieces[str(begin)],) if puts_begin else ()
         self.line_token_id: int | None = pieces["Ċ"]  # the line feed
         self.unknown_token_id: int | None = None  # every byte has a piece
-        self.notes: tuple[str, ...] = ()
+        self.notes: tuple[str, ...] = declared.notes
         self.special_pieces: Mapping[str, int] = self._reader.special
         self.reads_special_pieces = True
 

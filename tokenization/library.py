@@ -7,6 +7,7 @@ out, but for a token in front of a text, which a prompt gets as well.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import unicodedata
@@ -16,7 +17,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
-from tokenization.added_pieces import Declared, pieces_to_add, read_declared
+from tokenization.added_pieces import Declared, left_out_note, pieces_to_add, read_declared
 from tokenization.base import (
     StreamDecoder,
     TokenizerError,
@@ -38,19 +39,27 @@ _PROBES = ("a", "的", "1", "ab cd")
 """Texts to find out with what a post-processor puts around one."""
 
 
-def read_library_tokenizer(path: Path) -> LibraryTokenizer:
+def read_library_tokenizer(path: Path, vocab_size: int | None = None) -> LibraryTokenizer:
     """Return the tokenizer of a ``tokenizer.json``, which may have another name.
+
+    Added pieces beyond ``vocab_size``, the number of the model's rows, are left out.
 
     Raises:
         TokenizerError: the library cannot load the file, or a file next to it is damaged.
     """
+    text, notes = read_text(path), tuple[str, ...]()
     try:
-        backend = Backend.from_str(read_text(path))
-    except TokenizerError:
-        raise
+        backend = Backend.from_str(text)
+        if vocab_size is not None and max(backend.get_vocab().values(), default=0) >= vocab_size:
+            values = json.loads(text)
+            left_out = [token["content"] for token in values["added_tokens"] if token["id"] >= vocab_size]
+            values["added_tokens"] = [token for token in values["added_tokens"] if token["id"] < vocab_size]
+            backend = Backend.from_str(json.dumps(values))
+            notes = (left_out_note(left_out, vocab_size),) if left_out else ()
     except Exception as error:  # the library raises plain Exception
         raise TokenizerError(f"{path}: not a file of the tokenizers library: {str(error)[:120]}") from error
-    return LibraryTokenizer(backend, read_declared(path.parent), {path: FILE})
+    declared = read_declared(path.parent).within(vocab_size)
+    return LibraryTokenizer(backend, dataclasses.replace(declared, notes=notes or declared.notes), {path: FILE})
 
 
 class LibraryTokenizer:
@@ -94,7 +103,7 @@ class LibraryTokenizer:
         self._invisible = nothing - {self.eos_token_id, self.unknown_token_id}
         line = backend.encode("\n", add_special_tokens=False).ids
         self.line_token_id: int | None = line[-1] if line and backend.decode(line[-1:]) == "\n" else None
-        self.notes: tuple[str, ...] = ()
+        self.notes: tuple[str, ...] = declared.notes
 
     def _set_parts(self, vocabulary: Mapping[str, int], declared: Declared, model: Mapping[str, Any]) -> None:
         """Find the pieces that have a part: what the files say, else what the post-processor adds, else usual names."""

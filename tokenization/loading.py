@@ -32,14 +32,14 @@ class Source:
 
     Attributes:
         file: the file that it is known by.
-        load: returns it.
+        load: returns it, given the file and the model's number of rows, if that is known.
     """
 
     file: Path
-    load: Callable[[Path], Tokenizer]
+    load: Callable[[Path, int | None], Tokenizer]
 
 
-def load_tokenizer(folder: str | Path, kind: str | None = None) -> Tokenizer:
+def load_tokenizer(folder: str | Path, kind: str | None = None, *, vocab_size: int | None = None) -> Tokenizer:
     """Load the tokenizer whose files are in ``folder``, or which is the file ``folder`` itself.
 
     In a folder with several that is the one that transformers takes; where it cannot be used, the next one.
@@ -47,6 +47,7 @@ def load_tokenizer(folder: str | Path, kind: str | None = None) -> Tokenizer:
     Args:
         folder: the folder or file.
         kind: how CPM's model is read, of ``KINDS``; None: as ``tokenizer_config.json`` says, else as CPM does.
+        vocab_size: the number of rows that the model has for tokens: added pieces beyond them are left out.
 
     Raises:
         TokenizerError: no tokenizer is there, or its files cannot be used.
@@ -54,12 +55,12 @@ def load_tokenizer(folder: str | Path, kind: str | None = None) -> Tokenizer:
     path = Path(folder)
     files = _list_files(path)
     if kind is not None:
-        return _load_kind(path, files, kind)
+        return _load_kind(path, files, kind, vocab_size)
     sources = [_of_file(path)] if path.is_file() else list(_in_folder(path, files))
     failure: TokenizerError | None = None
     for source in sources:
         try:
-            tokenizer = source.load(source.file)
+            tokenizer = source.load(source.file, vocab_size)
         except TokenizerError as error:
             failure = failure or error
             continue
@@ -72,13 +73,13 @@ def load_tokenizer(folder: str | Path, kind: str | None = None) -> Tokenizer:
     raise TokenizerError(f"{path}: no tokenizer: expected {_EXPECTED}, found {found}")
 
 
-def _load_kind(path: Path, files: list[Path], kind: str) -> Tokenizer:
+def _load_kind(path: Path, files: list[Path], kind: str, vocab_size: int | None) -> Tokenizer:
     if kind not in KINDS:
         raise TokenizerError(f"tokenizer kind {str(kind)[:40]!r}: expected {' or '.join(KINDS)}")
     models = [file for file in files if (file.suffix == ".model" or file == path) and is_cpm(file)]
     if len(models) != 1:
         raise TokenizerError(f"{path}: --tokenizer-kind {kind}: expected one SentencePiece model of CPM (*.model)")
-    return load_cpm(models[0], kind)
+    return load_cpm(models[0], vocab_size, kind)
 
 
 def find_tokenizer_sources(folder: Path) -> list[Source]:
@@ -111,9 +112,9 @@ def _in_folder(folder: Path, files: list[Path]) -> Iterator[Source]:
         if model not in cpm:
             yield Source(model, _load_model)
     if not names.isdisjoint(_MERGES):
-        yield Source(folder, ByteBPETokenizer)
+        yield Source(folder, _load_bpe)
     if "vocab.txt" in names:
-        yield Source(folder / "vocab.txt", BertTokenizer)
+        yield Source(folder / "vocab.txt", _load_bert)
     yield from _other_names(files)
 
 
@@ -124,11 +125,11 @@ def _other_names(files: list[Path]) -> Iterator[Source]:
             yield Source(file, _load_json)
     for file in files:
         if file.suffix == ".txt" and "merges" in file.name and file.name not in _MERGES:
-            yield Source(file, ByteBPETokenizer)
+            yield Source(file, _load_bpe)
     texts = [file for file in files if file.suffix == ".txt" and "merges" not in file.name and file.name != "vocab.txt"]
     vocabularies = [file for file in texts if "vocab" in file.name]
     if len(vocabularies) == 1 or len(texts) == 1:
-        yield Source((vocabularies if len(vocabularies) == 1 else texts)[0], BertTokenizer)
+        yield Source((vocabularies if len(vocabularies) == 1 else texts)[0], _load_bert)
 
 
 def _of_file(path: Path) -> Source:
@@ -136,23 +137,31 @@ def _of_file(path: Path) -> Source:
     if path.suffix == ".model":
         return Source(path, _load_model)
     if path.suffix == ".json":
-        return Source(path, _load_json if is_tokenizer_json(path) else ByteBPETokenizer)
+        return Source(path, _load_json if is_tokenizer_json(path) else _load_bpe)
     is_merges = path.suffix == ".bpe" or "merges" in path.name
-    return Source(path, ByteBPETokenizer if is_merges else BertTokenizer)
+    return Source(path, _load_bpe if is_merges else _load_bert)
 
 
-def _load_model(path: Path) -> Tokenizer:
+def _load_bert(path: Path, vocab_size: int | None) -> Tokenizer:
+    return BertTokenizer(path, vocab_size=vocab_size)
+
+
+def _load_bpe(path: Path, vocab_size: int | None) -> Tokenizer:
+    return ByteBPETokenizer(path, vocab_size=vocab_size)
+
+
+def _load_model(path: Path, vocab_size: int | None) -> Tokenizer:
     read_proto(path)
-    return load_cpm(path) if is_cpm(path) else SentencePieceTokenizer(path)
+    return load_cpm(path, vocab_size) if is_cpm(path) else SentencePieceTokenizer(path, vocab_size=vocab_size)
 
 
-def load_cpm(path: Path, kind: str | None = None) -> Tokenizer:
+def load_cpm(path: Path, vocab_size: int | None, kind: str | None = None) -> Tokenizer:
     """Load CPM's vocabulary as ``kind`` says, else ``tokenizer_config.json`` next to it."""
     folder = path if path.is_dir() else path.parent
     config = read_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     is_theirs = str(config.get("tokenizer_class")).startswith("CpmTokenizer")
     if kind == CPM_TRANSFORMERS or (kind is None and is_theirs):
-        theirs = CpmTransformersTokenizer(path)
+        theirs = CpmTransformersTokenizer(path, vocab_size=vocab_size)
         if kind is None:
             theirs.notes = (f"{path}: read as {_THEIRS}, as {CONFIG} says; --tokenizer-kind cpm reads it as {_OWN}",)
         return theirs
@@ -162,11 +171,11 @@ def load_cpm(path: Path, kind: str | None = None) -> Tokenizer:
     return tokenizer
 
 
-def _load_json(path: Path) -> Tokenizer:
+def _load_json(path: Path, vocab_size: int | None) -> Tokenizer:
     """Load a ``tokenizer.json`` as the original that it is of, else as the library does."""
-    for original in (BertTokenizer, ByteBPETokenizer):
+    for original in (_load_bert, _load_bpe):
         try:
-            return original(path)
+            return original(path, vocab_size)
         except TokenizerError:
             continue
-    return read_library_tokenizer(path)
+    return read_library_tokenizer(path, vocab_size)

@@ -84,10 +84,11 @@ class SentencePieceTokenizer:
     ``tokenizer_config.json`` or ``added_tokens.json`` adds follow those of the model.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, vocab_size: int | None = None) -> None:
+        """Read a model; added pieces beyond ``vocab_size``, the number of the GPT-2's rows, are left out."""
         path = Path(path)
         self._model = load_processor(path, read_proto(path))
-        declared = read_declared(path.parent)
+        declared = read_declared(path.parent).within(vocab_size)
         size: int = self._model.get_piece_size()
         pieces = {str(self._model.id_to_piece(index)): index for index in range(size)}
         added, beyond = pieces_to_add(declared, pieces)
@@ -107,7 +108,7 @@ class SentencePieceTokenizer:
         self._set_parts(vocabulary, declared)
         line = self._model.encode("\n")
         self.line_token_id: int | None = line[-1] if line and self._model.decode(line[-1:]) == "\n" else None
-        self.notes: tuple[str, ...] = ()
+        self.notes: tuple[str, ...] = declared.notes
         self.options: dict[str, Any] = {}
 
     def _set_parts(self, vocabulary: Mapping[str, int], declared: Declared) -> None:

@@ -72,7 +72,7 @@ def tokenizer_for(
     if path is None:
         return None, ()
     try:
-        tokenizer = load_tokenizer(path, kind)
+        tokenizer = load_tokenizer(path, kind, vocab_size=checkpoint.config.vocab_size)
         _check_size(path, tokenizer, checkpoint.config.vocab_size)
     except TokenizerError as error:
         if given is not None:
@@ -98,7 +98,7 @@ def _other_tokenizers(path: Path, taken: Tokenizer) -> Iterator[str]:
     first, *others = find_tokenizer_sources(path)
     for source in others:
         try:
-            other = source.load(source.file)
+            other = source.load(source.file, None)
         except TokenizerError:
             continue
         if [other.vocab_size, *map(other.encode, _PROBES)] != [taken.vocab_size, *map(taken.encode, _PROBES)]:

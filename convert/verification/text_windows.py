@@ -93,8 +93,9 @@ def read_text(path: Path, assets: Path, n_positions: int, max_tokens: int = MAX_
     left = max_tokens
     for document in read_documents(path, ConvertError, _CHARACTERS_PER_TOKEN * max_tokens):
         tokenizer = tokenizer or _load_tokenizer(assets)  # after the first text, so that a bad file is named first
+        ends = document.is_complete and tokenizer.eos_token_id is not None
         try:
-            encoded = tokenizer.encode(document.text, append_eod=document.is_complete) if left else []
+            encoded = tokenizer.encode(document.text, append_eod=ends) if left else []
         except TokenizerError as error:
             raise ConvertError(f"{document.place(path)}: {error}") from error
         ids = [*tokenizer.start_token_ids, *encoded]

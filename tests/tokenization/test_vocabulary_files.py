@@ -206,3 +206,39 @@ def test_of_several_the_one_of_transformers_is_taken(tmp_path: Path) -> None:
     assert [note.split(": ")[-1] for note in older.notes] == ["vocab.txt was taken instead"]
     shutil.copy(write_tokenizer("bpe", tmp_path / "bpe") / "merges.txt", tmp_path / "own" / "merges.txt")
     assert type(load_tokenizer(tmp_path / "own")) is ByteBPETokenizer
+
+
+ADDED_BEYOND: dict[str, Callable[[Path], Any]] = {"bert": bert, "gpt2": bpe}
+
+
+@pytest.mark.parametrize("form", ["tokenizer.json", "added_tokens.json", "tokenizer_config.json", "library"])
+@pytest.mark.parametrize("kind", ADDED_BEYOND)
+def test_added_pieces_without_rows_are_left_out(kind: str, form: str, tmp_path: Path) -> None:
+    """People add ``[PAD]`` to a tokenizer and do not make the model larger."""
+    theirs = ADDED_BEYOND[kind](tmp_path / "own")
+    size = len(theirs)
+    theirs.add_special_tokens({"additional_special_tokens": ["<row>", "<no row>"]})
+    if form in ("tokenizer.json", "library"):
+        if form == "library":  # another kind of tokenizer
+            from tokenizers import normalizers
+
+            own = [theirs.backend_tokenizer.normalizer] if theirs.backend_tokenizer.normalizer else []
+            theirs.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), *own])
+        theirs.backend_tokenizer.save(str(tmp_path / "own" / "tokenizer.json"))
+    elif form == "added_tokens.json":
+        (tmp_path / "own" / form).write_text(json.dumps({"<row>": size, "<no row>": size + 1}))
+    else:
+        decoder = {index: {"content": name} for index, name in ((size, "<row>"), (size + 1, "<no row>"))}
+        (tmp_path / "own" / form).write_text(json.dumps({"added_tokens_decoder": decoder}))
+    whole = load_tokenizer(tmp_path / "own")
+    assert (whole.vocab_size, whole.notes) == (size + 2, ())
+    assert type(whole) is (
+        LibraryTokenizer if form == "library" else BertTokenizer if kind == "bert" else ByteBPETokenizer
+    )
+    for rows, left in ((size, ["<row>", "<no row>"]), (size + 1, ["<no row>"]), (size + 2, []), (size + 9, [])):
+        ours = load_tokenizer(tmp_path / "own", vocab_size=rows)
+        assert ours.vocab_size == size + 2 - len(left)
+        ids = ours.encode_prompt("hello<row>hello<no row>hello")
+        assert max(ids) < rows
+        assert (size in ids, size + 1 in ids) == (rows > size, rows > size + 1)
+        assert [note.split(": ")[1] for note in ours.notes] == [f"left out {' '.join(left)}"] * bool(left)
