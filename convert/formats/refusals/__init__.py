@@ -20,11 +20,12 @@ from convert.formats.refusals.folders import (
     describe_lack,
     describe_other_programs,
     describe_saved_model,
+    describe_shards,
 )
 from convert.formats.refusals.heads import describe_file, describe_hdf5
 from convert.formats.refusals.look import Look, short_name
 from convert.formats.refusals.missing import describe_missing
-from convert.formats.refusals.tensors import describe_model_type, describe_object, describe_tensors
+from convert.formats.refusals.tensors import describe_model_type, describe_names, describe_object, describe_tensors
 from support.messages import list_names
 
 _Describe = Callable[[Look], str | None]
@@ -36,6 +37,7 @@ CERTAIN: tuple[_Describe, ...] = (
     describe_deepspeed,
     describe_distributed,
     describe_saved_model,
+    describe_shards,
     describe_file,
     describe_hdf5,
     describe_tensors,
@@ -50,6 +52,7 @@ LIKELY: tuple[_Describe, ...] = (
     describe_blobs,
     describe_archive,
     describe_lack,
+    describe_names,
 )
 """What is said where no format takes the path."""
 

@@ -1,4 +1,4 @@
-"""Folders with a checkpoint one or two levels below: a training's, the hub's cache, whatever holds several models."""
+"""Folders with a checkpoint one to three levels below: a training's, the hub's cache, whatever holds several models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from support.messages import list_names
 _MAX_FOLDERS = 300
 """How many folders are listed."""
 _MAX_OPENED = 12
-"""How many of them are looked into by every format."""
+"""How many checkpoints are counted."""
+_MAX_LOOKED_INTO = 50
+"""How many folders with a file of weights are looked into by every format."""
 _MODEL_FILE = re.compile(
     r".+\.(safetensors|bin|pt|pth|ckpt|h5|index|index\.json)|saved_model\.pb|mp_rank_.*|latest|"
     r"latest_checkpointed_iteration\.txt"
@@ -32,7 +34,7 @@ def describe_below(look: Look) -> str | None:
         return text
     found = list(_models(look.path))
     if not found:
-        return None
+        return _adapter_below(look)
     names = [path.relative_to(look.path).as_posix() for path in found]
     if len(found) == 1:
         return f"no checkpoint itself, but {short_name(names[0])} in it is one: give {_joined(look, names[0])}"
@@ -42,6 +44,15 @@ def describe_below(look: Look) -> str | None:
         what = "a training's folder" if newest.startswith("checkpoint-") else "no checkpoint itself"
         return f"{what} with {_count(found)} checkpoints, {newest} is the newest: give {_joined(look, newest)}"
     return f"no checkpoint itself, but it has {_count(found)}: {list_names(map(short_name, names))}: give one of them"
+
+
+def _adapter_below(look: Look) -> str | None:
+    """Name the newest adapter in a folder of a training."""
+    adapters = [path for path in _folders(look.path) if is_regular(path / "adapter_config.json")]
+    if not adapters:
+        return None
+    name = short_name(adapters[0].name)
+    return f"no checkpoint, but {name} in it is an adapter: give its base model, and it as --adapter"
 
 
 def _count(found: list[Path]) -> str:
@@ -93,11 +104,14 @@ def _main_of(root: Path) -> str | None:
 
 
 def _models(folder: Path) -> Iterator[Path]:
-    """Yield checkpoints one level below ``folder``; where there are none, those two levels below."""
-    level, count = _folders(folder), 0
-    for _ in range(2):
+    """Yield checkpoints one level below ``folder``; where there are none, those two or three levels below."""
+    level, count, looked_into = _folders(folder), 0, 0
+    for _ in range(3):
         for path in level:
-            if count < _MAX_OPENED and is_checkpoint(path):
+            if count >= _MAX_OPENED or looked_into >= _MAX_LOOKED_INTO or not _has_model_file(path):
+                continue
+            looked_into += 1
+            if is_checkpoint(path):
                 count += 1
                 yield path
         if count:
@@ -117,12 +131,18 @@ def _folders(folder: Path) -> list[Path]:
     return [folder / name for name in found]
 
 
-def is_checkpoint(folder: Path) -> bool:
-    """Whether a format recognises a folder; only those with a file of weights are looked into."""
+def _has_model_file(folder: Path) -> bool:
+    """Whether a folder has a file that may hold weights, by its name."""
     try:
-        if not any(_MODEL_FILE.fullmatch(name) for name in os.listdir(folder)):
-            return False
+        return any(_MODEL_FILE.fullmatch(name) for name in os.listdir(folder))
+    except OSError:
+        return False
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a format recognises a folder."""
+    try:
         candidate = Candidate(folder)
-        return any(row.load().recognise(candidate) for row in rows.ROWS)
+        return _has_model_file(folder) and any(row.load().recognise(candidate) for row in rows.ROWS)
     except (OSError, UserError):
         return False

@@ -14,6 +14,7 @@ from support.messages import list_names
 
 _GATHER = "run its zero_to_fp32.py ('python zero_to_fp32.py . out') and give what it writes"
 _GATHER_ABOVE = "run zero_to_fp32.py of the folder above it ('python zero_to_fp32.py . out') and give what it writes"
+_SHARD = re.compile(r"(.+)-\d+-of-(\d+)\.(safetensors|bin)")
 _CPM_LM_TF2 = re.compile(r"\blayer\d+/attention/")
 _ZERO3 = "a ZeRO-3 checkpoint of DeepSpeed, each rank with a part of every weight"
 _PART = r"(bf16_)?zero_pp_rank_\d+_mp_rank_\d+.*\.pt"
@@ -116,6 +117,21 @@ def describe_saved_model(look: Look) -> str | None:
         return None
     found = f" ({list_names(map(short_name, names), 2)})" if names else ""
     return f"a SavedModel that this program did not write{found}: give the checkpoint that it was made from"
+
+
+def describe_shards(look: Look) -> str | None:
+    """Say that the index of a model in several files is missing."""
+    if look.is_dir:
+        shards = [match for name in look.names if (match := _SHARD.fullmatch(name))]
+    else:
+        shards = [match] if (match := _SHARD.fullmatch(look.path.name)) else []
+    if not shards or int(shards[0][2]) < 2:
+        return None
+    index = f"{shards[0][1]}.{shards[0][3]}.index.json"
+    if is_regular(look.folder / index):
+        return None
+    count = f"{len(shards)} of {int(shards[0][2])} files" if look.is_dir else f"one of {int(shards[0][2])} files"
+    return f"{count} of a model, without the index: {short_name(index)} is missing next to them: get it, too"
 
 
 def describe_other_programs(look: Look) -> str | None:

@@ -24,6 +24,7 @@ OTHER_MODELS: Mapping[str, tuple[str, ...]] = {
     "T5": (r"\bblock[._/]\d+[./]layer[._]\d+[./]SelfAttention[./]q\b",),
     "BART, CPT or Pegasus": (r"\bdecoder\.layers\.\d+\.encoder_attn\.",),
     "OPT": (r"\bdecoder\.layers\.\d+\.self_attn\.k_proj\b", r"\bdecoder\.embed_positions\b"),
+    "a decoder of fairseq or metaseq": (r"\bdecoder\.layers\.\d+\.self_attn\.\w*_proj\b",),
     "Baichuan": (r"\.self_attn\.W_pack\b",),
     "Qwen2's kind": (r"\blayers\.\d+\.self_attn\.q_proj\.bias\b", r"\blayers\.\d+\.mlp\.gate_proj\b"),
     "LLaMA's kind (Mistral, Gemma ...)": (r"\blayers\.\d+\.self_attn\.\w*proj\b", r"\.mlp\.\w*proj\b"),
@@ -92,6 +93,16 @@ def find_model(names: str) -> str | None:
         if all(re.search(pattern, names, re.MULTILINE) for pattern in patterns):
             return model
     return None
+
+
+def describe_names(look: Look) -> str | None:
+    """Say that tensors have names that nobody knows."""
+    if not look.tensors:
+        return None
+    return (
+        f"its tensors ({list_names(map(short_name, look.tensors), 2)}) have no known GPT-2's names: if it is one, save "
+        "its state dict by those of transformers' GPT2LMHeadModel"
+    )
 
 
 def _is_zero3(tensors: Shapes) -> bool:

@@ -131,6 +131,15 @@ FOLDERS: dict[str, tuple[Make, str]] = {
     "an unfinished download": (touch("config.json", "model.safetensors.incomplete"), "an unfinished download"),
     "a TensorFlow checkpoint without index": (touch("model-7.data-00000-of-00001", "model-7.meta"), "model-7.index"),
     "a SavedModel of another program": (touch("saved_model.pb", "variables/variables.index"), "did not write: give"),
+    "shards without their index": (
+        touch("model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors"),
+        "2 of 3 files of a model, without the index: model.safetensors.index.json is missing",
+    ),
+    "old shards without their index": (touch("pytorch_model-00001-of-00002.bin"), "_model.bin.index.json is"),
+    "tensors by names of their own": (saved(tensors(("tok_emb.weight", "blocks.0.attn.key.weight"))), "GPT2LMHeadModel"),
+    "an adapter below": (lambda folder: ((folder / "checkpoint-9").mkdir(), adapter(**LORA)(folder / "checkpoint-9")),
+        "checkpoint-9 in it is an adapter: give its base model, and it as --adapter"),
+    "ZeRO-3 in safetensors": (lambda folder: save_file(EMPTY_STATE, folder / "model.safetensors"), "as ZeRO-3 saves"),
     "an archive": (touch("README.md", "gpt2.tar.gz"), "an archive, gpt2.tar.gz: unpack it, and give the folder"),
     "a Git LFS pointer": (
         touch("pytorch_model.bin", content=b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
@@ -349,6 +358,7 @@ BELOW: dict[str, tuple[tuple[str, ...], str]] = {
     "the newest of several": (("checkpoint-500", "checkpoint-1000", "checkpoint-90"), "checkpoint-1000"),
     "epochs of GPT2-Chinese": (("model_epoch1", "model_epoch2", "model_epoch10"), "model_epoch10"),
     "one two levels below": (("runs/monday",), "runs/monday"),
+    "one of Lightning": (("lightning_logs/version_0/checkpoints",), "lightning_logs/version_0/checkpoints"),
     "one in a hub's cache": (("snapshots/abc",), "snapshots/abc"),
     "the whole cache of a hub": (("models--uer--x/snapshots/0f",), "models--uer--x/snapshots/0f"),
     "a model with another name": (("模型",), "模型"),
@@ -404,6 +414,8 @@ NAMES = {
     "s3://bucket/model": "an address, not a path",
     "nothing-here": "no such file or folder",
     "a/b/c": "no such file or folder",
+    "~/model": "no such file or folder: ~ stands for the home folder only without quotes",
+    "file:///home/model": "no such file or folder",
 }
 
 
@@ -419,6 +431,16 @@ def test_a_name_in_a_folder_that_is_there_is_a_missing_file(tmp_path: Path, monk
     (tmp_path / "models").mkdir()
     monkeypatch.chdir(tmp_path)
     assert refusal(Path("models/song")) == ": no such file or folder"
+
+
+def test_what_is_near_to_a_missing_path_is_named(tmp_path: Path) -> None:
+    touch("gpt2-lyric/config.json", "model.ckpt-9.data-00000-of-00001", "model.ckpt-9.meta")(tmp_path)
+    (tmp_path / "link").symlink_to("gone")
+    assert refusal(tmp_path / "gpt2-lyrics") == ": no such file or folder; did you mean gpt2-lyric?"
+    assert refusal(tmp_path / "gpt2-lyric ") == ": no such file or folder; did you mean gpt2-lyric?"
+    assert "without model.ckpt-9.index: get all files of it" in refusal(tmp_path / "model.ckpt-9")
+    assert "a link to gone, where nothing is" in refusal(tmp_path / "link")
+    assert refusal(tmp_path / "other") == ": no such file or folder"
 
 
 def test_the_distributed_checkpoint_opens_after_the_step_that_the_message_names(model: Path, tmp_path: Path) -> None:
