@@ -11,8 +11,10 @@ import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Encoding
 from tokenizers import Tokenizer as Backend
+
+from tokenization.base import TokenizerError
 
 
 def split_special(text: str, pieces: Mapping[str, int]) -> Iterator[str | int]:
@@ -57,11 +59,17 @@ class SpecialReader:
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Return the ids of ``text``, in which ``special`` pieces are their ids or ordinary text."""
-        backend = self._reader if special else self._plain
-        return list(backend.encode(text, add_special_tokens=False).ids)
+        return list(_encode(self._reader if special else self._plain, text).ids)
 
     def places(self, text: str) -> list[tuple[int, str]]:
         """Return each id of an ordinary text, and the part of ``text`` that it stands for."""
-        encoding = self._plain.encode(text, add_special_tokens=False)
+        encoding = _encode(self._plain, text)
         spans = zip(encoding.ids, encoding.offsets, strict=True)
         return [(token, text[first:end]) for token, (first, end) in spans]
+
+
+def _encode(backend: Backend, text: str) -> Encoding:
+    try:
+        return backend.encode(text, add_special_tokens=False)
+    except Exception as error:  # the library raises nothing more precise, for a text without an unknown piece to use
+        raise TokenizerError(f"the vocabulary cannot encode the text: {error}") from error
