@@ -101,9 +101,16 @@ class LibraryTokenizer:
         self._joins_words = (model.get("decoder") or {}).get("type") in (None, "WordPiece")
         nothing = {self.pad_token_id, *self.start_token_ids} & {*self.special_pieces.values()}
         self._invisible = nothing - {self.eos_token_id, self.unknown_token_id}
-        line = backend.encode("\n", add_special_tokens=False).ids
-        self.line_token_id: int | None = line[-1] if line and backend.decode(line[-1:]) == "\n" else None
+        self.line_token_id: int | None = self._line_token()
         self.notes: tuple[str, ...] = declared.notes
+
+    def _line_token(self) -> int | None:
+        """Return the token that a line feed becomes, if one does, and it becomes a line feed again."""
+        try:
+            line = self._reader.encode("\n")
+        except TokenizerError:
+            return None
+        return line[-1] if line and self._backend.decode(line[-1:]) == "\n" else None
 
     def _set_parts(self, vocabulary: Mapping[str, int], declared: Declared, model: Mapping[str, Any]) -> None:
         """Find the pieces that have a part: what the files say, else what the post-processor adds, else usual names."""
