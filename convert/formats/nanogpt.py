@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,6 @@ _OF_TRAINING = re.compile(r".*(drop|pdrop|flash|checkpoint|compile|device|dtype|
 _ARGS_OF_MODEL = ("model_args", "model_config", "gpt_config")
 _ARGS = (*_ARGS_OF_MODEL, "config", "args", "hyper_parameters", "hparams")
 """What programs call the arguments of the model in their files, and those of a training."""
-_PADDED_GPT2, _GPT2 = 50304, 50257
-"""nanoGPT's vocabulary for GPT-2's tokens, and how many of them there are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +100,7 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
         CheckpointInfo(
             NAME,
             details={"iteration": iteration} if type(iteration) is int else {},
-            notes=(*notes, *_vocabulary_notes(weights, config, options)),
+            notes=tuple(notes),
             left_out=(*(name for name in weights.left_out if name not in _ARGS), *heads),
         ),
         tokenizer=weights.folder if has_tokenizer(weights.folder) else None,
@@ -165,14 +163,6 @@ def _activation(weights: Weights, *, is_tied: bool) -> tuple[str, str]:
     if not is_tied:
         return "gelu_new", "has an output matrix of its own, so taken for minGPT's, with the tanh gelu (gelu_new)"
     return "gelu", "taken for nanoGPT's since June 2023, with the erf gelu (gelu; before: gelu_new)"
-
-
-def _vocabulary_notes(weights: Weights, config: GPT2Config, options: OpenOptions) -> Iterator[str]:
-    if config.vocab_size == _PADDED_GPT2 and options.vocab_size is None:
-        yield (
-            f"{weights.where}: {_PADDED_GPT2} tokens: nanoGPT's padded vocabulary of GPT-2, where only {_GPT2} are "
-            f"tokens: --vocab-size {_GPT2} leaves the others out"
-        )
 
 
 def _add_zeros(where: Path, tensors: dict[str, LazyTensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
