@@ -113,10 +113,11 @@ def _find(name: str, tokenizer: Tokenizer | None) -> int | None:
     if name in tokenizer.special_pieces:
         return tokenizer.special_pieces[name]
     pieces: Any = getattr(tokenizer, "pieces", ())
-    if isinstance(pieces, Mapping):
-        found = pieces.get(name)
-        return found if found is None else int(found)
-    return list(pieces).index(name) if name in pieces else None
+    if name in pieces:
+        return int(pieces[name]) if isinstance(pieces, Mapping) else list(pieces).index(name)
+    ids = tokenizer.encode(name)  # not every tokenizer shows its pieces, but each knows a text that is one
+    is_piece = len(ids) == 1 and ids[0] != tokenizer.unknown_token_id and tokenizer.decode(ids).strip() == name
+    return ids[0] if is_piece else None
 
 
 def _missing(name: str, tokenizer: Tokenizer | None) -> str:

@@ -17,6 +17,7 @@ import transformers
 from exports.generation_config import OptionError, PieceOptions
 from inference.model_tokenizer import ModelTokenizer
 from inference.request import RequestReader
+from tests.helpers.library_tokenizers import LIBRARY_TOKENIZERS
 from tests.helpers.small_vocabularies import write_tokenizer
 from tests.helpers.text_models import scripted
 from tf_model.config import GPT2Config
@@ -112,7 +113,8 @@ def test_the_beginning_of_english_texts_is_an_option(bpe: Tokenizer) -> None:
 def test_a_line_piece_of_another_vocabulary(bpe: Tokenizer, cpm: Tokenizer) -> None:
     """The vocabulary's own line feed is nothing new; any other piece takes its place."""
     end = bpe.eos_token_id
-    assert encode(reader(bpe), "hello\n今", line_token_id=end) == [*bpe.encode("hello"), end, *bpe.encode("今")]
+    for lines in ("hello\n今", "hello\r\n今"):
+        assert encode(reader(bpe), lines, line_token_id=end) == [*bpe.encode("hello"), end, *bpe.encode("今")]
     assert encode(reader(cpm), "一曲\n酒", line_token_id=4) == [*cpm.encode("一曲"), 4, *cpm.encode("酒")]
     for tokenizer in (bpe, cpm):
         own = tokenizer.line_token_id
@@ -286,6 +288,24 @@ def test_a_prompt_that_nothing_stands_in_front_of_needs_tokens(bert: Tokenizer, 
         for prompt in ("", []):
             with pytest.raises(TokenizerError, match="the prompt has no tokens, and start_token_ids has none"):
                 encode(reader(tokenizer), prompt, start_token_ids=-1)
+
+
+@pytest.mark.parametrize("kind", LIBRARY_TOKENIZERS)
+def test_lines_and_beginnings_of_any_vocabulary_are_those_of_its_library(kind: str, tmp_path: Path) -> None:
+    """Each line by itself, as the library encodes and decodes it; with an end of a text, or without one."""
+    backend = LIBRARY_TOKENIZERS[kind]()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    first, second = (backend.encode(text, add_special_tokens=False).ids for text in ("春花", "hello 秋月"))
+    start, line = 5, max({*range(backend.get_vocab_size())} - {*first, *second})
+    requests = reader(tokenizer, line_token_id=line, start_token_ids=[start, start])
+    assert encode(requests, "春花\nhello 秋月\n") == [start, start, *first, line, *second, line]
+    tokens = [line, *first, line, line, *second]
+    expected = f"\n{tokenizer.decode(first)}\n\n{tokenizer.decode(second)}"
+    generator = scripted(tokenizer, tokens)
+    options: dict[str, Any] = {"line_token_id": line, "max_new_tokens": len(tokens), "eos_token_id": -1}
+    (result,) = generator.generate("春", **options)
+    assert result.text == "".join(generator.stream("春", **options)) == expected
 
 
 def test_a_vocabulary_without_an_end_can_be_generated_with(bert: Tokenizer, theirs: Any) -> None:

@@ -24,6 +24,7 @@ from inference.request import RequestReader
 from support.errors import ConvertError
 from tests.helpers.huggingface import model_of
 from tests.helpers.in_memory import InMemory
+from tests.helpers.library_tokenizers import word_level_of_words
 from tests.helpers.small_vocabularies import write_tokenizer
 from tf_model.config import GPT2Config
 from tokenization import Tokenizer, load_tokenizer
@@ -47,7 +48,9 @@ def bert(folder: Path) -> Tokenizer:
 @pytest.fixture(scope="module")
 def tokenizers(bert: Tokenizer, demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
     bpe = load_tokenizer(write_tokenizer("bpe", tmp_path_factory.mktemp("bpe") / "tokenizer"))
-    return {"bert": bert, "bpe": bpe, "cpm": load_tokenizer(demo / "tokenizer")}
+    words = tmp_path_factory.mktemp("words") / "tokenizer.json"
+    word_level_of_words().save(str(words))
+    return {"bert": bert, "bpe": bpe, "cpm": load_tokenizer(demo / "tokenizer"), "library": load_tokenizer(words)}
 
 
 FOUND: dict[str, tuple[dict[str, str], tuple[int | None, dict[str, Any]]]] = {
@@ -88,6 +91,8 @@ def test_a_piece_or_number_is_its_token(name: str, bert: Tokenizer) -> None:
         ("cpm", "<eod>", 7),
         ("cpm", "\u2583", 3),
         ("cpm", "<s>", 1),
+        ("library", "hello", 6),
+        ("library", "<line>", 8),
     ],
 )
 def test_pieces_of_every_kind_of_vocabulary(
