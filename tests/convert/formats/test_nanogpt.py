@@ -232,9 +232,10 @@ def test_a_broken_checkpoint_is_an_error_of_one_line(tmp_path: Path, case: str) 
     assert len(str(error.value).replace(str(tmp_path), "")) < 300
 
 
-def test_an_activation_that_the_files_record_is_not_overruled(tmp_path: Path) -> None:
-    save({"model": BIASED, "model_args": ARGS})(tmp_path)
-    to_checkpoint(open_checkpoint(tmp_path / "ckpt.pt"), tmp_path / "out", format="huggingface")
-    with pytest.raises(CheckpointError, match=r"the activation is gelu.*leave out --activation-function relu"):
-        open_checkpoint(tmp_path / "out", activation_function="relu")
-    assert open_checkpoint(tmp_path / "out", activation_function="gelu").config.activation_function == "gelu"
+def test_a_format_with_one_activation_takes_no_other(tmp_path: Path) -> None:
+    save({"model": BIASED, "model_args": OLD_ARGS})(tmp_path)
+    options = {"tensor_parallel": 1}
+    to_checkpoint(open_checkpoint(tmp_path / "ckpt.pt"), tmp_path / "out", format="megatron", options=options)
+    with pytest.raises(CheckpointError, match=r"the activation is gelu_new.*leave out --activation-function relu"):
+        open_checkpoint(tmp_path / "out", heads=5, activation_function="relu")
+    assert open_checkpoint(tmp_path / "out", heads=5, activation_function="gelu_fast").config.n_head == 5
