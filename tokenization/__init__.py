@@ -8,7 +8,7 @@ from tokenization.byte_bpe import ByteBPETokenizer
 from tokenization.cpm import CPMTokenizer
 from tokenization.cpm_transformers import CpmTransformersTokenizer
 from tokenization.library import LibraryTokenizer
-from tokenization.loading import KINDS, find_tokenizer_sources, load_tokenizer
+from tokenization.loading import KINDS, find_tokenizer_sources, has_tokenizer_files, load_tokenizer
 from tokenization.punctuation import ChinesePunctuation, chinese_punctuation
 from tokenization.sentencepiece_file import SentencePieceTokenizer
 
@@ -27,5 +27,6 @@ __all__ = [
     "chinese_punctuation",
     "decode_stream",
     "find_tokenizer_sources",
+    "has_tokenizer_files",
     "load_tokenizer",
 ]

@@ -46,6 +46,10 @@ VOCABULARY = "vocab.txt"
 _CONTINUED = "##"
 
 
+class NeverMadeError(TokenizerError):
+    """A vocabulary of which BERT's rules never make a large part."""
+
+
 def _vocabulary_file(path: Path) -> Path:
     if not path.is_dir():
         return path
@@ -85,7 +89,7 @@ def _check(path: Path, ids: Mapping[str, int], unknown: str | None, options: Opt
         raise TokenizerError(f"{path}: not a vocabulary of BERT: none of its {len(ids)} pieces is [UNK] or <unk>")
     words = sum(len(piece) > 1 and all("\u4e00" <= c <= "\u9fff" for c in piece) for piece in ids)
     if words > _MOST_WORDS * len(ids) and options["tokenize_chinese_chars"]:
-        raise TokenizerError(
+        raise NeverMadeError(
             f"{path}: {words} of {len(ids)} pieces are Chinese words, which BERT's rules never make: they set each "
             "character apart. A text has to be cut by the program that the vocabulary is of: give token ids"
         )

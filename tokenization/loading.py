@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tokenization.added_pieces import CONFIG, read_object
+from tokenization.added_pieces import ADDED, CONFIG, SPECIAL_MAP, read_object
 from tokenization.base import Tokenizer, TokenizerError
-from tokenization.bert import BertTokenizer
-from tokenization.byte_bpe import ByteBPETokenizer
+from tokenization.bert import BertTokenizer, NeverMadeError
+from tokenization.byte_bpe import VOCABULARIES, ByteBPETokenizer
 from tokenization.cpm import CPMTokenizer
 from tokenization.cpm_transformers import CpmTransformersTokenizer
 from tokenization.library import read_library_tokenizer
-from tokenization.sentencepiece_file import SentencePieceTokenizer, is_cpm, read_proto
+from tokenization.sentencepiece_file import SentencePieceTokenizer, is_cpm, read_proto, starts_as_model
 from tokenization.tokenizer_json import FILE, is_tokenizer_json
 
 _EXPECTED = (
@@ -90,9 +91,34 @@ def find_tokenizer_sources(folder: Path) -> list[Source]:
         return []
 
 
+def has_tokenizer_files(folder: Path) -> bool:
+    """Whether a file in ``folder`` has the name of a tokenizer's; texts that may be anything are none."""
+    try:
+        files = _list_files(folder)
+    except TokenizerError:
+        return False
+    usual = {FILE, "vocab.txt", *_MERGES}
+    return any(file.name in usual or _is_named(file) for file in files)
+
+
+def _is_named(file: Path) -> bool:
+    """Whether a file of another name than the usual ones is a tokenizer's by its name and its first bytes."""
+    named = any(word in file.name.lower() for word in ("token", "vocab", "merges", "spiece", "sentencepiece"))
+    if file.suffix == ".model":
+        return named or starts_as_model(file)
+    return named and (file.suffix == ".txt" or (file.suffix == ".json" and _is_other_json(file)))
+
+
+def _is_other_json(file: Path) -> bool:
+    return file.name not in (FILE, CONFIG, SPECIAL_MAP, ADDED, *VOCABULARIES[:1]) and is_tokenizer_json(file)
+
+
 def _list_files(path: Path) -> list[Path]:
     try:
-        return [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+        if path.is_file():
+            return [path]
+        with os.scandir(path) as entries:
+            return sorted(Path(entry.path) for entry in entries if entry.is_file())
     except OSError as error:
         raise TokenizerError(f"{path}: no tokenizer: cannot be read: {error.strerror}") from error
     except ValueError as error:  # a NUL, or half a surrogate pair
@@ -120,8 +146,7 @@ def _in_folder(folder: Path, files: list[Path]) -> Iterator[Source]:
 
 def _other_names(files: list[Path]) -> Iterator[Source]:
     for file in files:
-        named = "token" in file.name or "vocab" in file.name
-        if file.suffix == ".json" and named and file.name != FILE and is_tokenizer_json(file):
+        if file.suffix == ".json" and file.name != FILE and _is_named(file):
             yield Source(file, _load_json)
     for file in files:
         if file.suffix == ".txt" and "merges" in file.name and file.name not in _MERGES:
@@ -173,9 +198,14 @@ def load_cpm(path: Path, vocab_size: int | None, kind: str | None = None) -> Tok
 
 def _load_json(path: Path, vocab_size: int | None) -> Tokenizer:
     """Load a ``tokenizer.json`` as the original that it is of, else as the library does."""
+    notes: tuple[str, ...] = ()
     for original in (_load_bert, _load_bpe):
         try:
             return original(path, vocab_size)
+        except NeverMadeError as error:
+            notes = (str(error),)
         except TokenizerError:
             continue
-    return read_library_tokenizer(path, vocab_size)
+    tokenizer = read_library_tokenizer(path, vocab_size)
+    tokenizer.notes = (*tokenizer.notes, *notes)
+    return tokenizer

@@ -48,14 +48,22 @@ def read_proto(path: Path) -> Any:
     return proto
 
 
+def starts_as_model(path: Path) -> bool:
+    """Whether the first byte of ``path`` is that of a ``ModelProto``, whose first field is its pieces."""
+    try:
+        with path.open("rb") as file:
+            return file.read(1) == b"\n"
+    except OSError:
+        return False
+
+
 def is_cpm(path: Path) -> bool:
     """Whether ``path`` is a model of CPM's kind: it has ``<eod>``, and pieces for a space and a line feed."""
     try:
-        with path.open("rb") as file:
-            if file.read(1) != b"\n":  # the first field is the pieces
-                return False
+        if not starts_as_model(path):
+            return False
         pieces = {piece.piece for piece in read_proto(path).pieces}
-    except (OSError, TokenizerError):
+    except TokenizerError:
         return False
     return "<eod>" in pieces and ("\u2583" in pieces or "\u2582" in pieces)
 

@@ -27,6 +27,7 @@ from tokenization import (
     Tokenizer,
     TokenizerError,
     find_tokenizer_sources,
+    has_tokenizer_files,
     load_tokenizer,
 )
 from tokenization.byte_bpe import END
@@ -78,7 +79,9 @@ def tokenizer_for(
         if given is not None:
             raise
         return None, (f"{error}: converted without it, for token ids only; --tokenizer PATH gives another",)
-    notes = [*tokenizer.notes, *_other_tokenizers(path, tokenizer)]
+    notes = [*tokenizer.notes, *([] if tokenizer.notes else _other_tokenizers(path, tokenizer))]
+    if given is None and _is_default_end(checkpoint.tokens, tokenizer):
+        notes.append(f"{path}: config.json's end of a text, {_GPT2_END}, is no piece: the tokenizer's is taken")
     if tokenizer.eos_token_id is None and (given is not None or (checkpoint.tokens or NO_TOKENS).eos_token_id is None):
         notes.append(f"{path}: the vocabulary has no end of a text: texts end at their length only")
     return tokenizer, tuple(notes)
@@ -96,6 +99,8 @@ def _other_tokenizers(path: Path, taken: Tokenizer) -> Iterator[str]:
     if not path.is_dir():
         return
     first, *others = find_tokenizer_sources(path)
+    if isinstance(taken, (CPMTokenizer, CpmTransformersTokenizer)):  # whose tokenizer.json is a list of pieces
+        return
     for source in others:
         try:
             other = source.load(source.file, None)
@@ -110,11 +115,18 @@ def _other_tokenizers(path: Path, taken: Tokenizer) -> Iterator[str]:
 def tokens_for(given: Path | None, tokenizer: Tokenizer | None, checkpoint: Checkpoint) -> SpecialTokens:
     """Return the special tokens: of a ``given`` tokenizer, else the source's, else of its own tokenizer."""
     tokens = checkpoint.tokens or NO_TOKENS
-    if tokenizer is None or (given is None and tokens.eos_token_id is not None):
+    if tokenizer is None:
+        return tokens
+    if given is None and tokens.eos_token_id is not None and not _is_default_end(tokens, tokenizer):
         return tokens
     theirs = ("eos_token_id",) if given is None else ("eos_token_id", *PIECE_NAMES)  # ids of another vocabulary
     defaults = {name: value for name, value in tokens.defaults.items() if name not in theirs}
     return SpecialTokens(tokenizer.eos_token_id, tokenizer.pad_token_id, defaults=defaults)
+
+
+def _is_default_end(tokens: SpecialTokens | None, tokenizer: Tokenizer) -> bool:
+    """Whether the end of a text is the one of GPT-2's, which transformers writes for any model, and no piece here."""
+    return tokens is not None and tokens.eos_token_id == _GPT2_END and tokenizer.vocab_size <= _GPT2_END
 
 
 def read_special_tokens(
@@ -157,7 +169,7 @@ def read_special_tokens(
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether there are files of a tokenizer in ``folder``; ``load_tokenizer`` checks them."""
-    return bool(find_tokenizer_sources(folder))
+    return has_tokenizer_files(folder)
 
 
 def save_for_huggingface(tokenizer: Tokenizer, folder: Path) -> list[Path]:

@@ -6,6 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from tests.conftest import shared
 from tokenization import (
@@ -14,6 +18,7 @@ from tokenization import (
     CPMTokenizer,
     Tokenizer,
     TokenizerError,
+    has_tokenizer_files,
     load_tokenizer,
 )
 
@@ -89,3 +94,39 @@ def test_a_folder_without_a_tokenizer_is_one_line(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
     with pytest.raises(TokenizerError, match="absent: no tokenizer: cannot be read: No such file"):
         load_tokenizer(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("vocab.txt", b"", True),
+        ("tokenizer.json", b"", True),
+        ("spiece.model", b"", True),
+        ("mine.model", b"\n\x01", True),
+        ("weights.model", b"\x80\x02", False),
+        ("vocab_small.txt", b"", True),
+        ("bpe_merges.txt", b"", True),
+        ("my_tokenizer.json", b'{"model": {}, "added_tokens": []}', True),
+        ("vocab.json", b"{}", False),
+        ("tokenizer_config.json", b"{}", False),
+        ("added_tokens.json", b"{}", False),
+        ("requirements.txt", b"torch\n", False),
+        ("README.txt", b"[UNK]\n", False),
+        ("config.json", b"{}", False),
+    ],
+)
+def test_names_say_whether_a_folder_has_a_tokenizer(name: str, content: bytes, found: bool, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert has_tokenizer_files(tmp_path) is found
+    assert not has_tokenizer_files(tmp_path / "absent")
+
+
+def test_words_that_a_tokenizer_json_never_makes_are_a_note(tmp_path: Path) -> None:
+    """The library decides what the file means; a list of pieces alone would be refused."""
+    pieces = {"[PAD]": 0, "[UNK]": 1, "人生": 2, "自古": 3, "人": 4}
+    backend = Backend(WordPiece(pieces, unk_token="[UNK]"))
+    backend.normalizer, backend.pre_tokenizer = BertNormalizer(), BertPreTokenizer()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode("人生") == backend.encode("人生").ids == [4, 1]
+    assert "2 of 5 pieces are Chinese words" in tokenizer.notes[0]
