@@ -212,6 +212,8 @@ ROWS: tuple[FormatRow, ...] = (
         "convert.formats.tf2_port:FORMAT",
         on_disk="a SavedModel of CPM-LM-TF2, the first port of CPM to TensorFlow 2, or weights that its model saved",
         looks_for="a folder with saved_model.pb and no assets/config.json",
+        tensor_names=r"embedding\.embeddings|position_embedding\w*|LayerNorm_final_norm"
+        r"|layer\d+\.(?:attention|intermediate|output|LayerNorm_mlp_ln\d)",
     ),
 )
 

@@ -4,6 +4,7 @@
     cpm-lm-tf2_v2/variables/variables.index
     cpm-lm-tf2_v2/variables/variables.data-00000-of-00001
     weights.index, weights.data-00000-of-00001           of ``save_weights`` and ``tf.train.Checkpoint``
+    weights.h5                                           of ``save_weights("weights.h5")``
 
 Sources: ``tf2gpt/model.py`` and ``load_pytorch_v2.ipynb`` of qhduan/CPM-LM-TF2. Q, K and V are three layers, matrices
 are ``[in, out]``, the output matrix is the token embedding, the epsilon is 1e-5. There is no configuration.
@@ -38,6 +39,7 @@ from convert.formats.tensor_map import (
 )
 from convert.formats.tf_checkpoint import INDEX, open_bundle, prefix_of, prefixes
 from convert.formats.tf_variables import has_object_graph, variable_names
+from convert.formats.weights import open_weights
 from convert.tensors import Array
 from exports.saved_model_folder import CONFIG, SavedModelFolder
 from support.errors import CheckpointError
@@ -115,14 +117,14 @@ def _find(candidate: Candidate) -> Path | None:
     return prefix if prefix is not None and has_object_graph(prefix) else None
 
 
+def _recognise(candidate: Candidate) -> bool:
+    """Whether there is a SavedModel or a checkpoint that may be the port's, or weights of Keras with its names."""
+    names = candidate.known_tensors(NAME)
+    return _find(candidate) is not None or any(name.endswith(".attention.query_layer.kernel") for name in names)
+
+
 def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
-    prefix = _find(candidate)
-    if prefix is None:
-        raise CheckpointError(f"{candidate.path}: expected a SavedModel of CPM-LM-TF2 without assets/{CONFIG}")
-    if candidate.is_dir and prefix.parent == candidate.path and len(names := prefixes(candidate.entries())) > 1:
-        raise CheckpointError(f"{candidate.path}: several checkpoints: give one of {list_names(names, 5)}")
-    tensors, files = _tensors(candidate.path, prefix)
-    where = files[0] if len(files) == 1 else prefix.with_name(prefix.name + INDEX)
+    where, tensors = _tensors(candidate)
     config = _config(where, tensors, options)
     shapes = config.tensor_shapes()
     expected = {
@@ -138,23 +140,35 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
     notes: tuple[str, ...] = ()
     if options.activation_function is None:
         notes = (
-            f"{prefix.parent}: CPM-LM-TF2 computes its gelu with erf, but CPM was trained with the tanh form, which is "
+            f"{where}: CPM-LM-TF2 computes its gelu with erf, but CPM was trained with the tanh form, which is "
             "taken here: --activation-function gelu (activation_function= in Python) gives the port's own numbers",
         )
     return TensorMapCheckpoint(
         config,
         recipes,
-        CheckpointInfo(NAME, tuple(files), notes=notes),
+        CheckpointInfo(NAME, notes=notes),
         tokens=CPM_TOKENS if config.vocab_size > 7 else None,  # its ids are 5 and 7
     )
 
 
-def _tensors(path: Path, prefix: Path) -> tuple[dict[str, LazyTensor], list[Path]]:
-    """Return the port's tensors by the names of ``NAMES``, and the files with their values.
+def _tensors(candidate: Candidate) -> tuple[Path, dict[str, LazyTensor]]:
+    """Return the file with the port's tensors, for messages, and the tensors by the names of ``NAMES``.
 
     Raises:
-        CheckpointError: the variables are those of another model.
+        CheckpointError: there are none, or those of another model.
     """
+    prefix = _find(candidate)
+    if prefix is None:
+        weights, known = open_weights(candidate, NAME)
+        names = {name: port_name("", name.replace(".", "/")) for name in known.tensors}
+        return weights.where, {name: known.tensors[found] for found, name in names.items() if name is not None}
+    if candidate.is_dir and prefix.parent == candidate.path and len(several := prefixes(candidate.entries())) > 1:
+        raise CheckpointError(f"{candidate.path}: several checkpoints: give one of {list_names(several, 5)}")
+    return _bundle_tensors(candidate.path, prefix)
+
+
+def _bundle_tensors(path: Path, prefix: Path) -> tuple[Path, dict[str, LazyTensor]]:
+    """Return what ``_tensors`` does, of a checkpoint of TensorFlow 2."""
     stranger = f"{path}: a SavedModel that gpt2-savedmodel did not write: it has no assets/{CONFIG}"
     if not prefix.with_name(prefix.name + INDEX).is_file():
         raise CheckpointError(f"{stranger}, and no {prefix.parent.name}/{prefix.name}{INDEX}")
@@ -173,7 +187,7 @@ def _tensors(path: Path, prefix: Path) -> tuple[dict[str, LazyTensor], list[Path
         if name in tensors:
             raise CheckpointError(f"{path}: two variables {list_names([name])}: several models, save one of them alone")
         tensors[name] = dataclasses.replace(tensor, name=name)
-    return tensors, files
+    return files[0] if len(files) == 1 else prefix.with_name(prefix.name + INDEX), tensors
 
 
 def port_name(key: str, full_name: str) -> str | None:
@@ -217,7 +231,7 @@ def _assemble(canonical: str) -> Callable[[Sequence[Array], Array], None]:
 
 FORMAT = Format(
     NAME,
-    recognise=lambda candidate: _find(candidate) is not None,
+    recognise=_recognise,
     open=_open,
     without_iterations="a SavedModel",
 )

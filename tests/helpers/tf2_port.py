@@ -6,6 +6,7 @@ The names are those that its notebooks print, the formulas those of its model; n
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,32 @@ class Plain(tf.Module):
     def __init__(self, tensors: Tensors) -> None:
         super().__init__()
         self.tensors = [tf.Variable(value, name=name) for name, value in tensors.items()]
+
+
+OBJECTS = {
+    "gpt/embedding": "token_emb", "gpt/LayerNorm_final_norm": "final_norm", "attention": "attn", "query_layer": "query",
+    "key_layer": "key", "value_layer": "value", "context_projection_layer": "proj", "LayerNorm_mlp_ln0": "ln0",
+    "LayerNorm_mlp_ln1": "ln1", "intermediate": "intermediate_layer", "output": "output_layer",
+    "position_embeddings": "pos_emb/emb",
+}  # fmt: skip
+
+
+class Objects(tf.Module):
+    """Variables where the port's classes have them, whose names say nothing, as Keras 3 saves them."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        super().__init__()
+        self.transformers = [tf.Module() for _ in range(L)]
+        for name, value in tensors.items():
+            for theirs, attribute in OBJECTS.items():
+                name = name.replace(theirs, attribute)
+            *path, last = re.sub(r"gpt/layer0(\d)", r"transformers/\1", name).split("/")
+            owner: Any = self
+            for part in path:
+                if not part.isdecimal() and not hasattr(owner, part):
+                    setattr(owner, part, tf.Module())
+                owner = owner[int(part)] if part.isdecimal() else getattr(owner, part)
+            setattr(owner, last, tf.Variable(value, name=last))
 
 
 def save(model: Any, folder: Path) -> Path:

@@ -109,9 +109,13 @@ def describe_saved_model(look: Look) -> str | None:
     """Say that a SavedModel is of another model; those of CPM-LM-TF2, which are read, have an error of their own."""
     if not look.has("saved_model.pb") or (look.path / "assets" / "config.json").exists():
         return None
+    prefix = look.path / "variables" / "variables"
     try:
-        names = list(variable_names(look.path / "variables" / "variables").values())
+        names = list(variable_names(prefix).values())
     except (CheckpointError, OSError):
+        index = prefix.with_name("variables.index")
+        if index.is_file() and index.stat().st_size > 48:
+            return None  # damaged, and perhaps CPM-LM-TF2's
         names = []
     if any(_CPM_LM_TF2.search(name) for name in names):
         return None

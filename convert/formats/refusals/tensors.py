@@ -79,7 +79,8 @@ def describe_tensors(look: Look) -> str | None:
     model = find_model(text)
     if model is not None:
         return f"the weights of another model than GPT-2, {model}: only GPT-2 can be converted"
-    if keys := [name.partition("/.ATTRIBUTES")[0] for name in tensors if name.endswith("/VARIABLE_VALUE")]:
+    keys = [name.partition("/.ATTRIBUTES")[0] for name in tensors if name.endswith("/VARIABLE_VALUE")]
+    if keys and not any(re.search(r"\battn/query/", key) for key in keys):  # of CPM-LM-TF2, which is read
         return (
             f"variables of another TensorFlow 2 program ({list_names(map(short_name, keys), 1)}): save the weights "
             "there as a Hugging Face folder (transformers: save_pretrained)"

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -20,6 +21,7 @@ from tests.helpers.tf2_port import (
     HEADS,
     IDS,
     H,
+    Objects,
     Plain,
     Tensors,
     erf_gelu,
@@ -68,6 +70,16 @@ def keras_weights(tensors: Tensors, folder: Path) -> Path:
     return folder
 
 
+def keras_h5(tensors: Tensors, folder: Path) -> Path:
+    """As ``save_weights("x.h5")`` of Keras 2 writes them: a group for each layer, and the variables' names in it."""
+    with h5py.File(folder / "x.h5", "w") as opened:
+        for name, value in tensors.items():
+            layer = name.split("/")[1] if "/" in name else "position_embedding"
+            opened.create_dataset(f"{layer}/{name}:0", data=value)
+        opened.create_group("top_level_model_weights")
+    return folder / "x.h5"
+
+
 MADE: dict[str, Callable[[Tensors, Path], Path]] = {
     "named variables": lambda tensors, folder: save(Plain(tensors), folder / "x"),
     "positions in their layer": lambda tensors, folder: save(
@@ -83,6 +95,8 @@ MADE: dict[str, Callable[[Tensors, Path], Path]] = {
     "weights by the beginning of their names": weights_only,
     "weights by their index": lambda tensors, folder: weights_only(tensors, folder).with_name("weights.index"),
     "weights in a folder": keras_weights,
+    "paths of objects": lambda tensors, folder: save(Objects(tensors), folder / "x"),
+    "weights of Keras in HDF5": keras_h5,
 }
 
 
@@ -185,8 +199,8 @@ def two_models(folder: Path) -> Path:
 
 
 def two_checkpoints(folder: Path) -> Path:
-    weights_only(random_tensors(), folder)
-    tf.train.Checkpoint(model=Plain(random_tensors())).write(str(folder / "again"))
+    for name in ("weights", "again"):
+        tf.train.Checkpoint(Objects(random_tensors())).write(str(folder / name))
     return folder
 
 
@@ -197,8 +211,11 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
     "another shape": (another_shape, r"value_layer/bias: expected the shape \[32\], found \[33\]"),
     "a PanGu-alpha": (with_more("top_query"), "a PanGu-alpha, whose last block has a query of its own: not a GPT-2"),
     "a Grover": (with_more("gpt/LayerNorm_embed_norm/gamma"), r"a Grover \(imcaspar's gpt2-ml\).*: not a GPT-2"),
-    "another program's": (another_program, "not those of CPM-LM-TF2: found dense/kernel"),
-    "no variables": (no_variables, r"it has no assets/config.json, and no variables/variables.index"),
+    "another program's": (
+        another_program,
+        r"SavedModel that this program did not write \(dense/kernel\): give",
+    ),
+    "no variables": (no_variables, "a SavedModel that this program did not write: give the checkpoint"),
     "cut off": (cut, "the graph of objects ends too early: damaged or cut off, get it again"),
     "a damaged index": (damaged_index, "variables.index: the names of its variables cannot be read: .*: damaged"),
     "two models": (two_models, "two variables .*: several models, save one of them alone"),
