@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.checkpoint import Checkpoint, CheckpointAdapter
-from convert.formats import refusals, rows
+from convert.formats import rows
 from convert.formats.candidate import Candidate
 from convert.formats.format import Format, OpenOptions
 from convert.formats.lora import merge_adapter, other_adapters
@@ -149,6 +149,8 @@ def _open_as(format: Format, candidate: Candidate, options: OpenOptions) -> Chec
     try:
         return format.open(candidate, options)
     except CheckpointError as error:
+        from convert.formats import refusals  # only where it is needed: inspect takes a second in all
+
         if (reason := refusals.explain_error(candidate)) is None:
             raise
         raise CheckpointError(f"{candidate.path}: {reason}") from error
@@ -171,12 +173,24 @@ def recognise(candidate: Candidate) -> Format:
         raise CheckpointError(f"{path}: looks like {names}: say which with --from")
     if preferred:
         return preferred[0][1]
+    raise _unknown(candidate)
+
+
+def _unknown(candidate: Candidate) -> CheckpointError:
+    """Make the error about a path that no format recognises.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    from convert.formats import refusals
+
+    path = candidate.path
     if (reason := refusals.explain_error(candidate)) is not None:
-        raise CheckpointError(f"{path}: {reason}")
+        return CheckpointError(f"{path}: {reason}")
     if candidate.weights_error is not None:
-        raise candidate.weights_error
+        return candidate.weights_error
     if (reason := refusals.explain(candidate)) is not None:
-        raise CheckpointError(f"{path}: {reason}")
+        return CheckpointError(f"{path}: {reason}")
     if not path.exists():
-        raise CheckpointError(f"{path}: no such file or folder")
-    raise CheckpointError(f"{path}: {refusals.describe_unknown(candidate)}")
+        return CheckpointError(f"{path}: no such file or folder")
+    return CheckpointError(f"{path}: {refusals.describe_unknown(candidate)}")
