@@ -28,12 +28,12 @@ OTHER_NAMES = {
 """What transformers takes for the same (``GPT2Config.attribute_map``), and took in 2019."""
 _HEADS = 12
 """The heads that ``GPT2Config`` has where a file of transformers does not name any."""
-_USED = {
+USED = {
     *("model_type", "vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "activation_function"),
     *("layer_norm_epsilon", "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"),
     *("bos_token_id", "eos_token_id", "pad_token_id", *OTHER_NAMES),
 }
-_MUST_BE_OFF = {
+MUST_BE_OFF = {
     "add_cross_attention": "only false is supported",
     "pruned_heads": "expected whole layers: save the model without pruned heads",
     "per_layer_config": "expected layers that are all alike",
@@ -42,7 +42,7 @@ _MUST_BE_OFF = {
     "n_special": "expected 0: the rows after the vocabulary belong to it in newer files",
 }
 """What makes another model where it is neither missing nor null, false, 0 or empty; and what a message says then."""
-_REASONS: Mapping[str, tuple[str, ...]] = {
+REASONS: Mapping[str, tuple[str, ...]] = {
     "of a training": (
         *("resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout", "initializer_range"),
         *("gradient_checkpointing", "finetuning_task", "problem_type", "xla_device", "unsloth_version"),
@@ -69,10 +69,17 @@ _REASONS: Mapping[str, tuple[str, ...]] = {
         *("architectures", "_name_or_path", "name_or_path", "_commit_hash", "transformers_version"),
         *("custom_pipelines", "license"),
     ),
-    "of the texts": ("tokenizer_class", "prefix", "task_specific_params", "sep_token_id", "unk_token_id"),
+    "of the texts": (
+        "tokenizer_class",
+        "prefix",
+        "task_specific_params",
+        "sep_token_id",
+        "unk_token_id",
+        "eos_token_ids",
+    ),
 }
 """Keys that the logits do not depend on, by the reason."""
-_GENERATION = {
+GENERATION = {
     "max_length": 20, "min_length": 0, "do_sample": False, "early_stopping": False, "num_beams": 1, "temperature": 1.0,
     "num_beam_groups": 1, "diversity_penalty": 0.0, "top_k": 50, "top_p": 1.0, "typical_p": 1.0,
     "repetition_penalty": 1.0, "length_penalty": 1.0, "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0,
@@ -114,7 +121,7 @@ def read_fields(path: Path, values: Mapping[str, Any], sizes: Mapping[str, int],
     values = {key: value for key, value in values.items() if value is not None}
     if values.get("model_type", "gpt2") != "gpt2":
         raise CheckpointError(f"{path}: model_type is {short_repr(values['model_type'])}: expected gpt2")
-    for key, words in _MUST_BE_OFF.items():
+    for key, words in MUST_BE_OFF.items():
         if values.get(key):
             raise CheckpointError(f"{path}: {key} is {_shown(values[key])}: {words}")
     check_sizes(path, values, sizes)
@@ -131,7 +138,7 @@ def read_fields(path: Path, values: Mapping[str, Any], sizes: Mapping[str, int],
 
 
 def _shown(value: object) -> str:
-    """Show a value of ``_MUST_BE_OFF``: of a quantization its method."""
+    """Show a value of ``MUST_BE_OFF``: of a quantization its method."""
     if isinstance(value, dict) and isinstance(value.get("quant_method"), str):
         return short_repr(value["quant_method"])
     return short_repr(value)
@@ -161,8 +168,8 @@ def _notes(path: Path, values: Mapping[str, Any]) -> Iterator[str]:
     """Yield what is said and not used, but for keys that have no effect."""
     if "auto_map" in values:
         yield f"{path}: auto_map names a program of the model's own, which is not run: read as GPT-2 of transformers"
-    if changed := [key for key, default in _GENERATION.items() if values.get(key, default) != default]:
+    if changed := [key for key, default in GENERATION.items() if values.get(key, default) != default]:
         yield f"{path}: not used: {list_names(changed, 9)}: transformers 5 reads them of generation_config.json only"
-    irrelevant = {"auto_map", *_USED, *_GENERATION, *_MUST_BE_OFF}.union(*_REASONS.values())
+    irrelevant = {"auto_map", *USED, *GENERATION, *MUST_BE_OFF}.union(*REASONS.values())
     if unknown := [key for key, value in values.items() if key not in irrelevant and value is not False]:
         yield f"{path}: not used: {list_names(unknown, 9)}: no keys of a GPT-2, transformers does not use them either"

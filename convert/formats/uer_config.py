@@ -30,7 +30,7 @@ _OWN_KEYS = {
 }
 """One of these tells the programs' ``config.json`` from others'."""
 _LAYER_NORMS = {"normal": UER, "normal_torch": STANDARD}
-_MUST_BE: Mapping[str, Any] = {
+MUST_BE: Mapping[str, Any] = {
     "encoder": "transformer",
     "decoder": None,
     "mask": "causal",
@@ -49,7 +49,7 @@ _MUST_BE: Mapping[str, Any] = {
     "use_lora": False,
 }
 """Options that make another model, and the value that they have in a GPT-2; one that is not given is as the tensors."""
-_IRRELEVANT = {
+IRRELEVANT = {
     **dict.fromkeys(("dropout", "attention", "pooling", "bidirectional", "relative_attention_buckets_num"), "not used"),
     **dict.fromkeys(("tgt_embedding", "share_embedding"), "of a decoder"),
     **dict.fromkeys(("has_lmtarget_bias",), "the tensors say it"),
@@ -64,8 +64,8 @@ _IRRELEVANT = {
     **dict.fromkeys(("freeze_parameters", "freeze_exclude_by_name", "deep_init", "labels_num"), "of a training"),
 }
 """Options that the logits do not depend on, and why."""
-_USED = {"embedding", "target", "tie_weights", "layernorm", "max_seq_length", "attention_head_size"}
-_USED |= {"local_kv_heads_num", "tensor_model_parallel_size", "remove_attention_scale", *_OWN_KEYS}
+USED = {"embedding", "target", "tie_weights", "layernorm", "max_seq_length", "attention_head_size"}
+USED |= {"local_kv_heads_num", "tensor_model_parallel_size", "remove_attention_scale", *_OWN_KEYS}
 _WORDS = ({"word", "pos"}, {"word_pos"})
 """The embeddings of a GPT-2, in TencentPretrain's words and in older ones."""
 
@@ -109,7 +109,7 @@ def read_options(path: Path, sizes: Mapping[str, int], layer_norm: str) -> Optio
     fields["scale_attn_weights"] = not _flag(path, values, "remove_attention_scale", False)
     if "hidden_act" in values:
         fields["activation_function"] = _activation(path, values["hidden_act"])
-    unknown = [key for key in values if key not in {*_MUST_BE, *_IRRELEVANT, *_USED}]
+    unknown = [key for key in values if key not in {*MUST_BE, *IRRELEVANT, *USED}]
     note = f"{path}: not used: {list_names(unknown, 9)}: no options of UER-py or TencentPretrain that are known"
     is_tied = _flag(path, values, "tie_weights", False) if "tie_weights" in values else None
     return Options(fields, stored_heads(path, values, "heads_num"), is_tied, (note,) if unknown else ())
@@ -124,7 +124,7 @@ def _check_values(path: Path, values: Mapping[str, Any], sizes: Mapping[str, int
     if type(heads) is int and heads > 0:
         is_said = "heads_num and the tensors"
         check_sizes(path, values, {"attention_head_size": n_embd // heads, "local_kv_heads_num": heads}, is_said)
-    for key, needed in _MUST_BE.items():
+    for key, needed in MUST_BE.items():
         found = _flag(path, values, key, needed) if isinstance(needed, bool) else values.get(key, needed)
         if found != needed:
             raise _refused(path, key, short_repr(found), json.dumps(needed))

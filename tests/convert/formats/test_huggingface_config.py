@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from convert.formats.huggingface_config import _REASONS, read_fields
+from convert.formats.huggingface_config import REASONS, read_fields
 from convert.formats.registry import open_checkpoint
 from convert.verification.reference_forward import CheckpointReference
 from support.errors import CheckpointError
@@ -152,5 +152,5 @@ def test_no_key_of_transformers_is_unknown(tmp_path: Path) -> None:
     config = transformers.GPT2Config(**SIZES)
     folder = save(tmp_path / "theirs", {**config.to_dict(), "dtype": "float32"})
     assert not open_checkpoint(folder).info.notes
-    keys = [key for keys in _REASONS.values() for key in keys]
+    keys = [key for keys in REASONS.values() for key in keys]
     assert len(keys) == len(set(keys))
