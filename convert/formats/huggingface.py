@@ -59,7 +59,8 @@ _OWN_NAME = re.compile(r"h\.\d+\.(attn\.c_attn|mlp\.c_fc)\.")
 _PREFIX = "transformer."
 _EMBEDDING, _HEAD = "wte.weight", "lm_head.weight"
 _BIASES = {"lm_head.bias", "lm_head.decoder.bias"}
-_OLD_NAMES = {"lm_head.decoder.weight": _HEAD, "wte": _EMBEDDING, "wpe": "wpe.weight"}
+_DECODER = "lm_head.decoder.weight"
+_OLD_NAMES = {_DECODER: _HEAD, "wte": _EMBEDDING, "wpe": "wpe.weight"}
 _OLD_ENDINGS = {"gamma": "weight", "beta": "bias", "g": "weight", "b": "bias", "w": "weight"}
 """What versions of 2019 (pytorch-pretrained-bert) wrote or read -> transformers' names of today."""
 _MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
@@ -87,6 +88,8 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
         else:
             config = dataclasses.replace(config, tie_word_embeddings=False)
             notes = (*notes, _untied_note(tensors[_EMBEDDING], tensors[_HEAD]))
+    if _DECODER in tensors and is_tied_copy(tensors.get(_HEAD, tensors[_EMBEDDING]), tensors[_DECODER]):
+        del tensors[_DECODER]  # next to the name of today
     for name in _BIASES & tensors.keys():
         check_no_bias(tensors.pop(name))
     shapes = config.tensor_shapes()

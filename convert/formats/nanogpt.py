@@ -3,6 +3,7 @@
     model                             the state dict, by transformers' names
     model_args                        n_layer, n_head, n_embd, block_size, vocab_size, bias
     config, iter_num, optimizer ...   the training
+    config.json                       in the same folder, where somebody has put the arguments there
 
 The state dict may also stand alone, or in a file of any name (``weights.py``): then the matrices tell. They are
 ``nn.Linear``'s, ``[out, in]``, where transformers' are ``Conv1D``'s, ``[in, out]``.
@@ -46,10 +47,12 @@ from convert.formats.weights import Weights, open_weights
 from convert.tensors import Array, DType
 from convert.torch_format.pickle_values import Placeholder
 from support.errors import CheckpointError
+from support.files import read_json_object
 from support.messages import list_names, short_repr
 from tf_model.config import GPT2Config
 
 NAME = "nanogpt"
+CONFIG = "config.json"
 _HEAD = "lm_head.weight"
 _MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias|mask|tril)")
 """Causal masks, which versions before flash attention stored."""
@@ -128,7 +131,16 @@ def _model_args(weights: Weights) -> Mapping[str, Any]:
                     "it may make another model"
                 )
         return args
-    return {}
+    return _config_json(weights)
+
+
+def _config_json(weights: Weights) -> Mapping[str, Any]:
+    """Return the sizes in a ``config.json`` next to the weights, as ``PyTorchModelHubMixin`` writes the arguments."""
+    where = weights.folder / CONFIG
+    values = read_json_object(where, CheckpointError) if where.is_file() else {}
+    inner = values.get("config", values)
+    found = inner if isinstance(inner, dict) else {}
+    return {key: found[key] for key in (_SIZES | {"activation_function"}) & found.keys() if found[key] is not None}
 
 
 def _config(
@@ -145,8 +157,8 @@ def _config(
     heads = options.heads(where, n_embd, stored=stored_heads(where, args, "n_head"))
     activation, reason = _activation(weights, is_tied=is_tied)
     notes = [f"{where}: {reason}: if it has the other gelu, give --activation-function"]
-    if options.activation_function is not None:
-        activation, notes = options.activation_function, []
+    if recorded := options.activation_function or args.get("activation_function"):
+        activation, notes = recorded, []
     config = GPT2Config(
         vocab_size, n_positions, n_embd, n_layer, heads, n_inner, activation, tie_word_embeddings=is_tied
     )

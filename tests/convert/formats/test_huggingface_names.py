@@ -74,6 +74,9 @@ READ_BY_TRANSFORMERS: dict[str, tuple[Edit, dict[str, Any]]] = {
     "the head stands for the embedding": (renamed((WTE, HEAD)), {}),
     "both, as two copies": (lambda state: {**state, HEAD: state[WTE]}, {}),
     "the decoder of 2019 next to the embedding": (lambda state: {**state, "lm_head.decoder.weight": state[WTE]}, {}),
+    "the decoder next to the head": (
+        lambda state: {**state, HEAD: state[WTE], "lm_head.decoder.weight": state[WTE]}, {},
+    ),
     "a zero output bias": (added(lm_head__bias=torch.zeros(96)), {}),
     "a head that scores texts": (added(score__weight=torch.ones(2, 48)), {}),
     "a head that chooses": (

@@ -146,6 +146,15 @@ def test_an_adapter_is_read_by_every_spelling_of_its_names(tmp_path: Path, bases
     assert np.abs(found - wanted).max() < 1e-5
 
 
+def test_the_order_of_the_bases_matrices_is_the_bases_business(tmp_path: Path, bases: dict[str, Path]) -> None:
+    """Whatever ``fan_in_fan_out`` says, A and B have one order; peft corrects the option, too."""
+    adapter = write_adapter(bases["tied"], tmp_path / FOLDER, target_modules=["c_attn", "c_proj"])
+    wanted = peft_logits(bases["tied"], adapter)
+    for value in (False, True):
+        edit_config(fan_in_fan_out=value)(adapter)
+        assert np.abs(logits(model_of(open_checkpoint(bases["tied"], adapter=adapter))) - wanted).max() < 1e-5
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_weights_are_rounded_once_as_peft_merges_them(tmp_path: Path, dtype: torch.dtype) -> None:
     random_model().to(dtype).save_pretrained(tmp_path / "base")

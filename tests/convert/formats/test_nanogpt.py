@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import types
 from collections.abc import Callable
@@ -107,6 +108,17 @@ def save_safetensors(state: State) -> Callable[[Path], Path]:
     return write
 
 
+def save_for_hub(state: State, values: dict[str, Any]) -> Callable[[Path], Path]:
+    """Write a folder as ``PyTorchModelHubMixin`` does."""
+
+    def write(folder: Path) -> Path:
+        save_file({name: value.clone() for name, value in state.items()}, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(values))
+        return folder
+
+    return write
+
+
 def with_masks(state: State) -> State:
     mask = torch.tril(torch.ones(20, 20)).view(1, 1, 20, 20)
     return {**state, **{f"transformer.h.{layer}.attn.bias": mask for layer in range(ARGS["n_layer"])}}
@@ -141,6 +153,10 @@ FILES: dict[str, tuple[Callable[[Path], Path], State, str, dict[str, Any]]] = {
     ),
     "the state dict alone": (save(BIASED, name="model.pth"), BIASED, "none", {"heads": 5}),
     "the state dict alone without biases": (save_safetensors(BARE), BARE, "none", {"heads": 5}),
+    "a folder for the hub": (save_for_hub(BARE, {"config": {**ARGS, "bias": False}}), BARE, "none", {}),
+    "a folder for the hub with an activation": (
+        save_for_hub(BIASED, {"n_head": 5, "activation_function": "gelu_new"}), BIASED, "tanh", {},
+    ),
     "build-nanogpt's": (save({"model": BIASED, "config": gpt_config(), "step": 19072}), BIASED, "tanh", {}),
     "minGPT's": (save(with_masks(OWN_HEAD), name="model.pt"), OWN_HEAD, "tanh", {"heads": 5}),
     "half the precision": (
