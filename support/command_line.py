@@ -332,7 +332,10 @@ def _as_typed(prog: str) -> str:
     """Give a program as it can be typed here: ``.venv/bin/python -m convert`` in a clone whose .venv is running."""
     name, *others = prog.split(" ")
     running = sys.executable if others else sys.argv[0]
-    path = os.path.relpath(running) if running else ""
+    try:
+        path = os.path.relpath(running) if running else ""
+    except OSError:  # the folder that the command runs in has been deleted
+        path = ""
     typed = path if os.path.basename(path) == name and not path.startswith("..") and not shutil.which(name) else name
     return " ".join([typed, *others])
 

@@ -102,13 +102,13 @@ class AdapterOptions:
             if key not in _NEEDED and key not in _USED and key not in _OF_TRAINING and value:
                 raise self._error(key, "unknown, it may change the result: merge it with peft (merge_and_unload)")
         start = values.get("init_lora_weights", True)
-        if type(start) is not bool and start not in _PLAIN_STARTS:
+        if not isinstance(start, (bool, type(None))) and start not in _PLAIN_STARTS:
             raise self._error(
                 "init_lora_weights", "it changes the base model: merge it with peft, or save it there as a plain LoRA"
             )
         self._patterns = {key: self._read_patterns(key) for key in ("rank_pattern", "alpha_pattern")}
         for key in ("use_dora", "use_rslora", "lora_bias"):
-            if type(values.get(key, False)) is not bool:
+            if not isinstance(values.get(key), (bool, type(None))):
                 raise self._error(key, "expected true or false")
 
     def _error(self, key: str, problem: str) -> CheckpointError:

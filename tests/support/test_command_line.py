@@ -229,3 +229,12 @@ def test_a_package_that_is_missing_is_named_in_one_line(words: list[str]) -> Non
     assert done.stderr.count("\n") == 1
     assert "is not installed for" in done.stderr
     assert "make" in done.stderr
+
+
+def test_a_command_in_a_folder_that_was_deleted_ends_in_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    command = f"cd {folder} && rmdir {folder} && exec {sys.executable} -m convert inspect model"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: model: no such file or folder\n")

@@ -150,8 +150,8 @@ def test_the_order_of_the_bases_matrices_is_the_bases_business(tmp_path: Path, b
     """Whatever ``fan_in_fan_out`` says, A and B have one order; peft corrects the option, too."""
     adapter = write_adapter(bases["tied"], tmp_path / FOLDER, target_modules=["c_attn", "c_proj"])
     wanted = peft_logits(bases["tied"], adapter)
-    for value in (False, True):
-        edit_config(fan_in_fan_out=value)(adapter)
+    for value in (False, True, None):
+        edit_config(fan_in_fan_out=value, use_rslora=None, init_lora_weights=None, bias="none")(adapter)
         assert np.abs(logits(model_of(open_checkpoint(bases["tied"], adapter=adapter))) - wanted).max() < 1e-5
 
 
