@@ -14,7 +14,7 @@ from convert.checkpoint import Checkpoint
 from convert.conversion import counted_reader, hash_files, opened, source_notes
 from convert.dtype_choice import resolve_dtype
 from convert.formats.format import resolve_options
-from convert.formats.padding import padding_note, tokens_within, trim_to_tokenizer
+from convert.formats.padding import padding_note, tokens_within, trim_to_tokenizer, unused_rows_note
 from convert.formats.text_pieces import PIECE_OPTIONS, with_pieces
 from convert.formats.tokenizer_files import tokenizer_for, tokens_for
 from convert.output.atomic_folder import check_destination, new_folder
@@ -126,7 +126,9 @@ def to_savedmodel(
     tokens = with_pieces(found, pieces, text_tokenizer, checkpoint.config.vocab_size)
     if text_tokenizer is not None:
         checkpoint = trim_to_tokenizer(checkpoint, text_tokenizer.vocab_size, tokens)
-    padded = padding_note(checkpoint) if text_tokenizer is None else None
+        padded = unused_rows_note(checkpoint, max([text_tokenizer.vocab_size, (tokens.eos_token_id or 0) + 1]))
+    else:
+        padded = padding_note(checkpoint)
     tokens = tokens_within(tokens, checkpoint.config.vocab_size)
     if text_tokenizer is not None:
         tokens = dataclasses.replace(tokens, blank_ids=tuple(sorted(text_tokenizer.blank_ids)))

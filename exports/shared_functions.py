@@ -80,10 +80,14 @@ class SharedFunctions:
     def step(
         self, tokens: tf.Tensor, start: tf.Tensor, count: tf.Tensor, cache: tf.Tensor, capacity: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Call the forward pass as ``GPT2.step`` does; ids without a piece have the logit -inf. Consumes ``cache``."""
+        """Call the forward pass as ``GPT2.step`` does. Consumes ``cache``."""
         rows, cache = self._forward(tokens, start, count, cache, capacity)
-        logits = self.model.logits(last_rows(rows, tokens, count))
-        return logits if self._blank is None else tf.where(self._blank, float("-inf"), logits), cache
+        return self.logits(last_rows(rows, tokens, count)), cache
+
+    def logits(self, hidden: tf.Tensor) -> tf.Tensor:
+        """Return the logits float32 ``[N, V]`` of what can be drawn: ids without a piece have -inf."""
+        logits = self.model.logits(hidden)
+        return logits if self._blank is None else tf.where(self._blank, float("-inf"), logits)
 
     def generate_from(
         self, request: Request, context: Context, capacity: tf.Tensor

@@ -194,7 +194,7 @@ def _score(shared: SharedFunctions, inputs: Tensors) -> Tensors:
 
     def score_chunk(start: tf.Tensor, found: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         part = slice(start, start + SCORE_CHUNK)
-        logits = shared.model.logits(hidden[part])
+        logits = shared.logits(hidden[part])
         logprobs = -tf.nn.sparse_softmax_cross_entropy_with_logits(targets[part], logits)
         return start + SCORE_CHUNK, tf.concat([found, logprobs], 0)
 

@@ -168,10 +168,16 @@ def padding_note(checkpoint: Checkpoint) -> str | None:
 
 
 def unused_rows_note(checkpoint: Checkpoint, pieces: int) -> str | None:
-    """Say that a copy keeps rows that its tokenizer has no pieces for; None where it has none or the user chose."""
+    """Say that rows are kept that the tokenizer has no pieces for; None where it has pieces for all.
+
+    A copy keeps them, and a SavedModel whose size the user has chosen.
+    """
     rows, source = checkpoint.config.vocab_size, checkpoint.info.source
-    if pieces >= rows or (source is not None and source.vocab_size is not None):
+    if pieces >= rows:
         return None
+    if source is not None and source.vocab_size is not None:
+        kept = f"{_last_rows(rows, pieces)}, which no text becomes, are kept as --vocab-size {rows} says"
+        return f"{_where(checkpoint.info)}: {kept}: signatures that are called with ids may draw them"
     kept = f"{_last_rows(rows, pieces)}, which no text becomes, are kept"
     return f"{_where(checkpoint.info)}: {kept}: --vocab-size {pieces} leaves them out"
 

@@ -53,12 +53,14 @@ class RankFile:
         path: the file.
         rank: the tensor-parallel rank.
         stage: the pipeline stage; 0 when the name has none.
+        expert: the rank of an expert; 0 when the name has none.
         name_pattern: format of another file's name, with ``rank`` and ``stage``; empty when this name has no rank.
     """
 
     path: Path
     rank: int = 0
     stage: int = 0
+    expert: int = 0
     name_pattern: str = ""
 
     @property
@@ -77,11 +79,12 @@ def _rank_files(path: Path) -> list[RankFile]:
     Two of them are one too many; there is none where ``path`` is something else.
     """
     if (match := _DEEPSPEED_FILE.fullmatch(path.name)) and path.is_file():
-        return [RankFile(path, int(match[1]), 0, DEEPSPEED_NAME)]
+        return [RankFile(path, int(match[1]), name_pattern=DEEPSPEED_NAME)]
     if match := _MEGATRON_FOLDER.fullmatch(path.name):
         folder = "mp_rank_{rank:02d}" + ("_{stage:03d}" if match[2] else "") + (f"_{match[3]}" if match[3] else "")
         names = [name for name in MEGATRON_FILES if (path / name).is_file()]
-        return [RankFile(path / name, int(match[1]), int(match[2] or 0), f"{folder}/{name}") for name in names]
+        rank, stage, expert = (int(number or 0) for number in match.groups())
+        return [RankFile(path / name, rank, stage, expert, f"{folder}/{name}") for name in names]
     return []
 
 
@@ -141,6 +144,10 @@ def find_rank_files(candidate: Candidate, folder: Path) -> list[RankFile] | None
     by_place: dict[tuple[int, int], RankFile] = {}
     for file in itertools.chain.from_iterable(map(_rank_files, candidate.entries(folder))):
         other = by_place.setdefault((file.stage, file.rank), file)
+        if other.expert != file.expert:
+            raise CheckpointError(
+                f"{folder}: files of several experts ({file.path.parent.name}): no GPT-2, which has none"
+            )
         if other is not file:
             names = " and ".join(sorted(str(f.path.relative_to(folder)) for f in (file, other)))
             raise CheckpointError(f"{folder}: two files of rank {file.label}: {names}: remove one")

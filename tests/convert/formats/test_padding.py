@@ -165,7 +165,9 @@ def test_a_size_that_the_user_gave_counts_more_than_the_tokenizers() -> None:
     source = CheckpointSpec(Path("a"), vocab_size=ROWS)
     model = CheckpointAdapter(MODEL, info=CheckpointInfo("training", source=source))
     assert trim_to_tokenizer(model, 97, NO_TOKENS) is model
-    assert unused_rows_note(model, 97) is None
+    note = unused_rows_note(model, 97)
+    assert note is not None
+    assert "the last 15 rows of 112 of the vocabulary, which no text becomes, are kept as --vocab-size 112 says" in note
     assert padding_note(with_rows(50304, source=source)) is None
 
 

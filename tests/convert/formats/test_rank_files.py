@@ -134,6 +134,17 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         ),
         ["{root}/80000: two files of rank 4: mp_rank_04/model_optim_rng.pt and mp_rank_04/model_rng.pt"],
     ),
+    "experts": (
+        lambda root: (
+            [
+                (root / f"80000/mp_rank_00_000_{expert:03d}").mkdir()
+                or shutil.copy(root / RANK.format(1), root / f"80000/mp_rank_00_000_{expert:03d}/model_optim_rng.pt")
+                for expert in (0, 1)
+            ]
+            and [file.unlink() for file in (root / "80000").glob("*.pt")]
+        ),
+        ["{root}/80000: files of several experts (mp_rank_00_000_001): no GPT-2, which has none"],
+    ),
     "not a checkpoint": (
         lambda root: (root / RANK.format(2)).write_bytes(b"<html>"),
         ["{root}/80000/mp_rank_02_model_states.pt: "],
