@@ -142,7 +142,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no assets": (lambda folder: shutil.rmtree(folder / "assets"), "config.json: cannot be read"),
     "config cut": (cut("assets/config.json"), "config.json: expected JSON"),
     "config deep": (write("assets/config.json", b"[" * 100_000), "config.json: expected JSON"),
-    "config no UTF-8": (write("assets/config.json", b"\xff"), "config.json: expected JSON"),
+    "config no UTF-8": (write("assets/config.json", b"\xff"), "config.json: not UTF-8: byte 0 is 0xff"),
     "config list": (write("assets/config.json", b"[1]"), "expected a JSON object, found a list"),
     "config null": (config(n_head=None), "it does not have n_head"),
     "config heads": (config(n_head=7), "7 heads do not divide"),
