@@ -11,7 +11,6 @@ from convert.checkpoint import Checkpoint, CheckpointAdapter
 from convert.formats import rows
 from convert.formats.candidate import Candidate
 from convert.formats.format import Format, OpenOptions
-from convert.formats.lora import merge_adapter, other_adapters
 from convert.formats.padding import trim_vocabulary
 from convert.formats.uer_layer_norm import with_layer_norm
 from support.errors import CheckpointError, ConvertError
@@ -86,6 +85,8 @@ class CheckpointSpec:
             if self.uer_layer_norm == STANDARD:
                 checkpoint = with_layer_norm(checkpoint, STANDARD, copy=True)
             if self.adapter is not None:
+                from convert.formats.lora import merge_adapter  # only where it is needed: inspect takes half a second
+
                 checkpoint = merge_adapter(checkpoint, self.adapter)
         except ConfigError as error:
             raise CheckpointError(f"{self.path}: {error}") from error
@@ -93,7 +94,7 @@ class CheckpointSpec:
             raise CheckpointError(describe_read_error(error, self.path)) from error
         if self.vocab_size is not None:
             checkpoint = trim_vocabulary(checkpoint, self.vocab_size)
-        notes = other_adapters(self.path) if self.adapter is None else ()
+        notes = _adapter_notes(self.path) if self.adapter is None else ()
         info = dataclasses.replace(checkpoint.info, notes=(*checkpoint.info.notes, *notes), source=self)
         return CheckpointAdapter(checkpoint, info=info)
 
@@ -144,12 +145,22 @@ def open_checkpoint(
     return spec.open(allow_unknown_heads=allow_unknown_heads)
 
 
+def _adapter_notes(path: Path) -> tuple[str, ...]:
+    """Return a note about an adapter next to a checkpoint that nobody asked for."""
+    folder = path if path.is_dir() else path.parent
+    if not any(folder.glob("adapter_*")):
+        return ()
+    from convert.formats.lora import other_adapters
+
+    return other_adapters(path)
+
+
 def _open_as(format: Format, candidate: Candidate, options: OpenOptions) -> Checkpoint:
     """Open a candidate; where that fails, and it is something known that nobody can read as it is, say what it is."""
     try:
         return format.open(candidate, options)
     except CheckpointError as error:
-        from convert.formats import refusals  # only where it is needed: inspect takes a second in all
+        from convert.formats import refusals  # only where it is needed, too
 
         if (reason := refusals.explain_error(candidate)) is None:
             raise
