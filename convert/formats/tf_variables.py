@@ -11,7 +11,7 @@ to start; nothing here allocates more than the files have.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from support.errors import CheckpointError
@@ -45,15 +45,18 @@ def has_object_graph(prefix: Path) -> bool:
 def variable_names(prefix: Path) -> dict[str, str]:
     """Return the key of each variable and its name, such as ``gpt/layer00/attention/key_layer/bias``.
 
+    Keys are names where there is no graph of objects, as in checkpoints of TensorFlow 1.
+
     Raises:
-        CheckpointError: the checkpoint has no graph of objects, or a damaged one.
+        CheckpointError: the index or the graph is damaged.
         OSError: a file cannot be read.
     """
     where = prefix.with_name(prefix.name + _INDEX)
     try:
-        return dict(_names(_read_graph(prefix)))
-    except KeyError as error:
-        raise CheckpointError(f"{where}: no checkpoint of TensorFlow 2's: it has no {error.args[0]}") from error
+        entries = _read_index(prefix)
+        if OBJECT_GRAPH in entries:
+            return dict(_names(_read_graph(prefix, entries)))
+        return {key.decode(): key.decode() for key in entries if key}
     except ValueError as error:
         raise CheckpointError(
             f"{where}: the names of its variables cannot be read: {error}: damaged or cut off, get it again"
@@ -110,11 +113,8 @@ def _block(data: bytes, handle: bytes) -> Iterator[tuple[bytes, bytes]]:
         place += own + length
 
 
-def _read_graph(prefix: Path) -> bytes:
-    """Return the graph of objects, out of the file that the index names."""
-    entries = _read_index(prefix)
-    if OBJECT_GRAPH not in entries:
-        raise KeyError(OBJECT_GRAPH.decode())
+def _read_graph(prefix: Path, entries: Mapping[bytes, bytes]) -> bytes:
+    """Return the graph of objects, out of the file that the entry of the index names."""
     count = _numbers(entries.get(b"", b"")).get(_COUNT, 1)
     entry = _numbers(entries[OBJECT_GRAPH])
     offset, size, shard = entry.get(_OFFSET, 0), entry.get(_SIZE, 0), entry.get(_SHARD, 0)

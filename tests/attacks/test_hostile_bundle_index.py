@@ -77,11 +77,6 @@ def many_shards(folder: Path) -> Path:
     return write(folder, text(graph()), entry(dtype=7, shard=HUGE, size=40), field(1, HUGE))
 
 
-def no_graph(folder: Path) -> Path:
-    (folder / "x.index").write_bytes(table([(b"", field(1, 1)), (b"model/wte", entry(dtype=1))]))
-    return folder / "x"
-
-
 def damaged(change: Callable[[bytearray], None]) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         prefix = good(folder)
@@ -128,7 +123,6 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "an entry of 2**60 bytes": (longer_size, f"a graph of {HUGE} bytes"),
     "an entry behind the end": (behind_the_end, "the graph of objects ends too early"),
     "2**60 files": (many_shards, f"file {HUGE} of {HUGE}"),
-    "no graph": (no_graph, "no checkpoint of TensorFlow 2's: it has no _CHECKPOINTABLE_OBJECT_GRAPH"),
     "another file": (damaged(set_bytes(-8, bytes(8))), "expected an index, found another file"),
     "cut": (damaged(lambda data: data.__delitem__(slice(10, 30))), "blocks that are not compressed|ends behind"),
     "compressed": (compressed, "expected blocks that are not compressed"),
@@ -165,6 +159,12 @@ def test_the_table_tests_what_it_says(tmp_path: Path) -> None:
     assert variable_names(good(tmp_path)) == NAMES
     data = text(graph())
     assert variable_names(write(tmp_path, data, entry(dtype=7, offset=0, size=len(data)), more=20_000)) == NAMES
+
+
+def test_keys_are_names_where_there_is_no_graph(tmp_path: Path) -> None:
+    (tmp_path / "x.index").write_bytes(table([(b"", field(1, 1)), (b"model/wte", entry(dtype=1))]))
+    assert variable_names(tmp_path / "x") == {"model/wte": "model/wte"}
+    assert not has_object_graph(tmp_path / "x")
 
 
 def test_damaged_bytes_are_names_or_an_error(tmp_path: Path) -> None:

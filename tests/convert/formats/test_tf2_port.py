@@ -64,6 +64,19 @@ def weights_only(tensors: Tensors, folder: Path) -> Path:
     return folder / "weights"
 
 
+def of_tensorflow_1(tensors: Tensors, folder: Path) -> Path:
+    """A SavedModel whose variables have names for keys, as TensorFlow 1 exports it."""
+    made = folder / "x"
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        for name, value in tensors.items():
+            tf.compat.v1.get_variable(name, initializer=value)
+        session.run(tf.compat.v1.global_variables_initializer())
+        builder = tf.compat.v1.saved_model.builder.SavedModelBuilder(str(made))
+        builder.add_meta_graph_and_variables(session, ["serve"])
+        builder.save()
+    return made
+
+
 def keras_weights(tensors: Tensors, folder: Path) -> Path:
     """As ``save_weights`` of Keras 2 writes them: next to a file ``checkpoint``."""
     tf.train.Checkpoint(Plain(tensors)).save(str(folder / "cp"))
@@ -95,6 +108,7 @@ MADE: dict[str, Callable[[Tensors, Path], Path]] = {
     "weights by the beginning of their names": weights_only,
     "weights by their index": lambda tensors, folder: weights_only(tensors, folder).with_name("weights.index"),
     "weights in a folder": keras_weights,
+    "TensorFlow 1": of_tensorflow_1,
     "paths of objects": lambda tensors, folder: save(Objects(tensors), folder / "x"),
     "weights of Keras in HDF5": keras_h5,
 }
