@@ -145,9 +145,7 @@ def find_rank_files(candidate: Candidate, folder: Path) -> list[RankFile] | None
     for file in itertools.chain.from_iterable(map(_rank_files, candidate.entries(folder))):
         other = by_place.setdefault((file.stage, file.rank), file)
         if other.expert != file.expert:
-            raise CheckpointError(
-                f"{folder}: files of several experts ({file.path.parent.name}): no GPT-2, which has none"
-            )
+            raise CheckpointError(f"{folder}: files of several experts ({file.path.parent.name}): no GPT-2 has any")
         if other is not file:
             names = " and ".join(sorted(str(f.path.relative_to(folder)) for f in (file, other)))
             raise CheckpointError(f"{folder}: two files of rank {file.label}: {names}: remove one")

@@ -94,6 +94,17 @@ def test_no_signature_draws_padding(name: str, padded: Padded) -> None:
     assert drawn == padded.greedy(PROMPT, NEW)
 
 
+def test_probabilities_are_those_among_the_tokens_that_have_pieces(padded: Padded) -> None:
+    model = tf.saved_model.load(str(padded.saved_model))
+    ids = [*PROMPT, *padded.greedy(PROMPT, NEW)]
+    found = model.score(tf.constant([ids], tf.int64), tf.constant([len(ids)], tf.int64))["logprobs"][0, 1:].numpy()
+    with torch.inference_mode():
+        logits = padded.oracle(torch.tensor([ids])).logits[0, :-1, : len(PIECES)].double()
+        logits[:, BLANK] = -np.inf
+    expected = torch.log_softmax(logits, -1).numpy()[np.arange(len(ids) - 1), ids[1:]]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def test_texts_have_no_padding_in_them(padded: Padded) -> None:
     generator = inference.load(padded.saved_model)
     text = generator.generate("日依", max_new_tokens=NEW, temperature=0, eos_token_id=[])[0].text

@@ -143,7 +143,7 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
             ]
             and [file.unlink() for file in (root / "80000").glob("*.pt")]
         ),
-        ["{root}/80000: files of several experts (mp_rank_00_000_001): no GPT-2, which has none"],
+        ["{root}/80000: files of several experts (mp_rank_00_000_001): no GPT-2 has any"],
     ),
     "not a checkpoint": (
         lambda root: (root / RANK.format(2)).write_bytes(b"<html>"),
