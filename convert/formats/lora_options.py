@@ -29,7 +29,6 @@ _NEEDED: Mapping[str, Any] = {
     "kasa_config": None,
     "megatron_config": None,
     "enable_lora": None,
-    "ensure_weight_tying": False,
 }
 """What makes the adapter another one, and the value where it is switched off."""
 _PLAIN_STARTS = ("gaussian", "eva", "orthogonal")
@@ -37,7 +36,7 @@ _PLAIN_STARTS = ("gaussian", "eva", "orthogonal")
 _USED = {
     *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules", "lora_bias"),
     *("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "use_dora", "init_lora_weights"),
-    *("trainable_token_indices", "bias"),
+    *("trainable_token_indices", "bias", "ensure_weight_tying"),
 }
 _OF_TRAINING = {
     *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
@@ -222,6 +221,9 @@ class AdapterOptions:
         Raises:
             CheckpointError: it is not, or ``bias`` is an unknown word.
         """
+        touched = {"wte", "lm_head"} & {module.name for module in modules}
+        if self._values.get("ensure_weight_tying") and touched:
+            raise self._error("ensure_weight_tying", f"of {touched.pop()} cannot be merged here: merge it with peft")
         bias = self._values.get("bias", "none")
         if bias not in ("none", "all", "lora_only"):
             raise self._error("bias", "expected none, all or lora_only")

@@ -150,6 +150,20 @@ def test_the_tied_file_of_safetensors_own_save_model_is_read(tmp_path: Path) -> 
     assert np.abs(logits(model_of(open_checkpoint(tmp_path))) - logits(model)).max() < 1e-5
 
 
+def test_the_head_stands_for_the_embedding_in_shards_too(tmp_path: Path) -> None:
+    model = random_model()
+    model.config.save_pretrained(tmp_path)
+    state = {name: value.clone() for name, value in model.state_dict().items() if name != WTE}
+    halves = sorted(state)[::2], sorted(state)[1::2]
+    files = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    for file, names in zip(files, halves, strict=True):
+        save_file({name: state[name] for name in names}, tmp_path / file, metadata={"format": "pt"})
+    weight_map = {name: file for file, names in zip(files, halves, strict=True) for name in names}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    theirs = logits(transformers.GPT2LMHeadModel.from_pretrained(tmp_path))
+    assert np.abs(logits(model_of(open_checkpoint(tmp_path))) - theirs).max() < 1e-5
+
+
 @pytest.mark.parametrize("said", [True, None])
 def test_an_output_matrix_that_differs_is_its_own_as_transformers_reads_it(tmp_path: Path, said: bool | None) -> None:
     edit: Edit = lambda state: {**state, HEAD: state[WTE] * 0.5 + 0.1}  # noqa: E731

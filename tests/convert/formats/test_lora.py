@@ -90,7 +90,7 @@ ADAPTERS: dict[str, Config] = {
     "head": {"target_modules": ["c_attn", "lm_head"]},
     "embedding and head": {"target_modules": ["wte", "lm_head"], "use_rslora": True},
     "some tokens": {"target_modules": ["c_attn"], "trainable_token_indices": [95, 3, 7]},
-    "gaussian start": {"target_modules": ["c_attn"], "init_lora_weights": "gaussian"},
+    "gaussian start": {"target_modules": ["c_attn"], "init_lora_weights": "gaussian", "ensure_weight_tying": True},
     "orthogonal start": {"target_modules": ["c_attn"], "init_lora_weights": "orthogonal", "r": 4},
 }
 UNTIED = ("all linear layers", "embedding saved", "head saved", "embedding", "head", "some tokens")
@@ -230,6 +230,7 @@ def edit_tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callabl
 
 
 A, B = (f"base_model.model.transformer.h.1.attn.c_attn.lora_{part}.weight" for part in "AB")
+WTE = {"base_model.model.transformer.wte.weight": torch.zeros(96, 48)}
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no configuration": (lambda folder: (folder / "adapter_config.json").unlink(), "no LoRA adapter: has no adapter_c"),
     "a folder of adapters": (
@@ -253,7 +254,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "only after some tokens": (edit_config(alora_invocation_tokens=[3, 4]), "alora_invocation_tokens"),
     "parts of a matrix": (edit_config(enable_lora=[True, False, True]), "enable_lora is a list"),
     "qalora": (edit_config(use_qalora=True), "use_qalora is True"),
-    "ties": (edit_config(ensure_weight_tying=True), "ensure_weight_tying is True"),
+    "ties": (
+        lambda folder: edit_tensors(lambda t: t.update(WTE))(folder) or edit_config(ensure_weight_tying=True)(folder),
+        "ensure_weight_tying is True: of wte cannot be merged here",
+    ),
     "an option of the future": (edit_config(use_warp=True), "use_warp is True: unknown, it may change the result"),
     "dora without lengths": (
         edit_config(use_dora=True),
