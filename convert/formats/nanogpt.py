@@ -16,13 +16,10 @@ tanh form.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from convert.checkpoint import Checkpoint, CheckpointInfo
 from convert.formats.candidate import Candidate
@@ -32,6 +29,7 @@ from convert.formats.tensor_map import (
     LazyTensor,
     TensorMapCheckpoint,
     TensorRecipe,
+    Zeros,
     check_sizes,
     check_tensors,
     copy_whole,
@@ -44,7 +42,6 @@ from convert.formats.tensor_map import (
 )
 from convert.formats.tokenizer_files import has_tokenizer
 from convert.formats.weights import Weights, open_weights
-from convert.tensors import Array, DType
 from convert.torch_format.pickle_values import Placeholder
 from support.errors import CheckpointError
 from support.files import read_json_object
@@ -62,20 +59,6 @@ _OF_TRAINING = re.compile(r".*(drop|pdrop|flash|checkpoint|compile|device|dtype|
 _ARGS_OF_MODEL = ("model_args", "model_config", "gpt_config")
 _ARGS = (*_ARGS_OF_MODEL, "config", "args", "hyper_parameters", "hparams")
 """What programs call the arguments of the model in their files, and those of a training."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Zeros:
-    """A bias that a file does not have: a ``LazyTensor`` of zeros, which takes no memory."""
-
-    file: Path
-    name: str
-    shape: tuple[int, ...]
-    dtype: DType
-    lacks_checksum: bool = False
-
-    def numpy(self) -> Array:
-        return np.broadcast_to(np.zeros((), self.dtype), self.shape)
 
 
 def _recognise(candidate: Candidate) -> bool:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 from convert.checkpoint import CheckpointInfo
 from convert.tensors import FLOATS, Array, DType, assign, check_finite, empty, same_values, transpose, widest
 from convert.torch_format.torch_file import TorchTensor
@@ -47,6 +49,20 @@ class LazyTensor(Protocol):
 
     def numpy(self) -> Array:
         """Return the values, mapped where the file allows it; ``CheckpointError`` where they are damaged."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Zeros:
+    """A bias that a file does not have: a ``LazyTensor`` of zeros, which takes no memory."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: DType
+    lacks_checksum: bool = False
+
+    def numpy(self) -> Array:
+        return np.broadcast_to(np.zeros((), self.dtype), self.shape)
 
 
 class TensorRecipe(NamedTuple):

@@ -25,18 +25,18 @@ from convert.formats.tensor_map import (
     LazyTensor,
     TensorMapCheckpoint,
     TensorRecipe,
+    Zeros,
     check_no_bias,
     check_tensors,
     concat_rows,
     count_layers,
+    is_tied_copy,
     layer_template,
     matrix_shape,
 )
 from convert.formats.tokenizer_files import has_tokenizer, save_for_uer
-from convert.formats.uer_config import ACTIVATIONS, EPSILON, read_options
+from convert.formats.uer_config import ACTIVATIONS, EPSILON, Options, read_options
 from convert.formats.weights import open_weights
-from convert.tensors import same_values
-from convert.torch_format.torch_file import TorchTensor
 from convert.torch_format.writer import Pending, writing
 from support.errors import CheckpointError
 from support.files import write_json
@@ -116,7 +116,8 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
     weights, known = open_weights(candidate, NAME)
     file, folder, tensors = weights.where, weights.folder, _newest_names(known.tensors)
     (head,) = source_names("lm_head.weight")
-    config, notes = _config(file, folder / CONFIG, tensors, options)
+    config, said = _config(file, folder / CONFIG, tensors, options)
+    notes = (*said.notes, *_add_biases(file, tensors, config.n_layer, said))
     shapes = config.tensor_shapes()
     expected: dict[str, tuple[int, ...]] = {}
     recipes = {}
@@ -144,8 +145,8 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
 
 def _config(
     file: Path, where: Path, tensors: Mapping[str, LazyTensor], options: OpenOptions
-) -> tuple[GPT2Config, tuple[str, ...]]:
-    """Return the sizes by the tensors and everything else by ``config.json``, and what a user should know of that."""
+) -> tuple[GPT2Config, Options]:
+    """Return the sizes by the tensors and everything else by ``config.json``, and what it says."""
     (embedding,), (head,) = source_names("wte.weight"), source_names("lm_head.weight")
     vocab_size, n_embd = matrix_shape(file, tensors, embedding)
     sizes = {
@@ -155,7 +156,7 @@ def _config(
         "n_layer": count_layers(file, tensors, "encoder.transformer."),
     }
     said = read_options(where, sizes, STANDARD if _usual_names("ln_f.bias")[0] in tensors else UER)
-    is_tied = head not in tensors or _is_same(tensors[embedding], tensors[head])
+    is_tied = head not in tensors or is_tied_copy(tensors[embedding], tensors[head])
     if said.is_tied is True and not is_tied:
         raise CheckpointError(f"{where}: tie_weights is true, but {head} differs from {embedding}")
     if said.is_tied is False and head not in tensors:
@@ -166,16 +167,35 @@ def _config(
         tie_word_embeddings=is_tied,
         **{"activation_function": options.activation_function or "gelu_new", **sizes, **said.fields},
     )
-    return config, said.notes
+    return config, said
 
 
-def _is_same(embedding: LazyTensor, head: LazyTensor) -> bool:
-    """Whether the output matrix is the embedding: in one storage, or a copy of it."""
-    if isinstance(embedding, TorchTensor) and isinstance(head, TorchTensor):
-        ours, theirs = embedding.ref, head.ref
-        if (ours.storage, ours.offset, ours.shape) == (theirs.storage, theirs.offset, theirs.shape):
-            return True
-    return embedding.shape == head.shape and same_values(embedding.numpy(), head.numpy())
+def _add_biases(file: Path, tensors: dict[str, LazyTensor], layers: int, said: Options) -> tuple[str, ...]:
+    """Add zeros for the biases of linear layers where ``remove_transformer_bias`` has left out all of them.
+
+    Returns:
+        A note where nobody says that it has.
+
+    Raises:
+        CheckpointError: there are some, although ``config.json`` says that there are none.
+    """
+    names = [
+        name
+        for layer in range(layers)
+        for kind in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+        for name in source_names(f"h.{layer}.{kind}.bias")
+    ]
+    there = [name for name in names if name in tensors]
+    if there and said.has_biases is False:
+        raise CheckpointError(f"{file}: remove_transformer_bias is true, but there are biases: {list_names(there)}")
+    if there or said.has_biases is True:
+        return ()
+    for name in names:
+        weight = tensors.get(f"{name.removesuffix('bias')}weight")
+        if weight is not None:
+            tensors[name] = Zeros(file, name, weight.shape[:1], weight.dtype)
+    note = f"{file}: linear layers without biases, as remove_transformer_bias leaves them: zeros are taken"
+    return (note,) if said.has_biases is None else ()
 
 
 def _size(request: WriteRequest) -> int:

@@ -37,7 +37,6 @@ MUST_BE: Mapping[str, Any] = {
     "layernorm_positioning": "pre",
     "feed_forward": "dense",
     "remove_embedding_layernorm": True,
-    "remove_transformer_bias": False,
     "relative_position_embedding": False,
     "rotary_position_embedding": False,
     "alibi_position_embedding": False,
@@ -65,7 +64,13 @@ IRRELEVANT = {
 }
 """Options that the logits do not depend on, and why."""
 USED = {"embedding", "target", "tie_weights", "layernorm", "max_seq_length", "attention_head_size"}
-USED |= {"local_kv_heads_num", "tensor_model_parallel_size", "remove_attention_scale", *_OWN_KEYS}
+USED |= {
+    "remove_transformer_bias",
+    "local_kv_heads_num",
+    "tensor_model_parallel_size",
+    "remove_attention_scale",
+    *_OWN_KEYS,
+}
 _WORDS = ({"word", "pos"}, {"word_pos"})
 """The embeddings of a GPT-2, in TencentPretrain's words and in older ones."""
 
@@ -78,12 +83,14 @@ class Options:
         fields: those of ``GPT2Config`` that it says, but for the sizes.
         heads: the number of attention heads; None where it is not said.
         is_tied: whether the output matrix is the embedding; None where it is not said.
+        has_biases: whether linear layers have biases; None where it is not said.
         notes: what a user should know.
     """
 
     fields: Mapping[str, Any]
     heads: int | None = None
     is_tied: bool | None = None
+    has_biases: bool | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -111,8 +118,11 @@ def read_options(path: Path, sizes: Mapping[str, int], layer_norm: str) -> Optio
         fields["activation_function"] = _activation(path, values["hidden_act"])
     unknown = [key for key in values if key not in {*MUST_BE, *IRRELEVANT, *USED}]
     note = f"{path}: not used: {list_names(unknown, 9)}: no options of UER-py or TencentPretrain that are known"
-    is_tied = _flag(path, values, "tie_weights", False) if "tie_weights" in values else None
-    return Options(fields, stored_heads(path, values, "heads_num"), is_tied, (note,) if unknown else ())
+    tied, removed = (
+        _flag(path, values, key, False) if key in values else None for key in ("tie_weights", "remove_transformer_bias")
+    )
+    heads, has_biases = stored_heads(path, values, "heads_num"), None if removed is None else not removed
+    return Options(fields, heads, tied, has_biases, (note,) if unknown else ())
 
 
 def _check_values(path: Path, values: Mapping[str, Any], sizes: Mapping[str, int], layer_norm: str) -> None:

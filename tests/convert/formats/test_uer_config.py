@@ -44,6 +44,8 @@ USED: dict[str, dict[str, Any]] = {
         "layernorm": "normal", "embedding": ["word", "pos"], "target": ["lm"], "mask": "causal", "tie_weights": True,
         "rotary_position_embedding": False, "use_mp": False, "image_height": 256, "prefix_lm_loss": False,
     },
+    "no biases": {"remove_transformer_bias": True, "layernorm_eps": 0.1},
+    "no biases, PyTorch's layer norm": {"remove_transformer_bias": 1, "layernorm": "normal_torch"},
     "older words": {"embedding": "word_pos", "target": "lm", "encoder": "transformer", "has_lmtarget_bias": True},
 }  # fmt: skip
 """What config.json may say of a GPT-2."""
@@ -65,7 +67,7 @@ def reference_logits(state: State, options: dict[str, Any]) -> Array:
         )
 
     def linear(x: Array, name: str) -> Array:
-        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+        return x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0)
 
     x = weights["embedding.word.embedding.weight"][ids] + weights["embedding.pos.embedding.weight"][:size]
     for block in (f"encoder.transformer.{layer}" for layer in layers):
@@ -99,7 +101,13 @@ def _state(options: dict[str, Any]) -> State:
     state = random_state(seed=5)
     if options.get("layernorm") == "normal_torch":
         state = {name.replace(".gamma", ".weight").replace(".beta", ".bias"): value for name, value in state.items()}
+    if options.get("remove_transformer_bias"):
+        state = {name: value for name, value in state.items() if not _is_linear_bias(name)}
     return state
+
+
+def _is_linear_bias(name: str) -> bool:
+    return name.endswith(".bias") and "layer_norm" not in name
 
 
 def our_logits(folder: Path) -> Array:
@@ -136,7 +144,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "rotation": ({"rotary_position_embedding": True}, "rotary_position_embedding is True: no GPT-2"),
     "alibi": ({"alibi_position_embedding": True, "layer_number_scale": True}, "alibi_position_embedding is True"),
     "relative positions": ({"relative_position_embedding": 1}, "relative_position_embedding is True"),
-    "no biases": ({"remove_transformer_bias": True}, "remove_transformer_bias is True"),
+    "no biases": ({"remove_transformer_bias": True}, "remove_transformer_bias is true, but there are biases: enc"),
     "residual attention": ({"has_residual_attention": True}, "has_residual_attention is True"),
     "one layer for all": ({"parameter_sharing": True}, "parameter_sharing is True"),
     "a layer norm on the embedding": ({"remove_embedding_layernorm": False}, "remove_embedding_layernorm is False"),
@@ -184,6 +192,17 @@ def test_an_output_matrix_must_be_as_tie_weights_says(tmp_path: Path) -> None:
         with pytest.raises(ConvertError, match=words):
             open_checkpoint(save(tmp_path / name, {"tie_weights": is_tied}, changed))
     assert open_checkpoint(save(tmp_path / "copy", {"tie_weights": False})).config.tie_word_embeddings
+
+
+def test_biases_that_are_not_there_are_zeros_unless_the_options_say_that_there_are(tmp_path: Path) -> None:
+    state = _state({"remove_transformer_bias": True})
+    (note,) = open_checkpoint(save(tmp_path / "unsaid", {}, state)).info.notes
+    assert "linear layers without biases, as remove_transformer_bias leaves them: zeros are taken" in note
+    with pytest.raises(ConvertError, match="16? ?missing tensors"):
+        open_checkpoint(save(tmp_path / "said", {"remove_transformer_bias": False}, state))
+    some = {name: value for name, value in random_state().items() if not (_is_linear_bias(name) and ".1." in name)}
+    with pytest.raises(ConvertError, match="missing tensors"):
+        open_checkpoint(save(tmp_path / "some", {}, some))
 
 
 def test_what_is_not_used_is_a_note(tmp_path: Path) -> None:
