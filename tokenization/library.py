@@ -29,11 +29,14 @@ from tokenization.base import (
     with_end,
     with_start,
 )
+from tokenization.library_errors import LibraryPanicError, library_errors, silent_panics
 from tokenization.special_pieces import SpecialReader
 from tokenization.streaming import GrowingText
 from tokenization.usual_names import find_part, usual_pieces
 
 FILE = "tokenizer.json"
+_MOST_PIECES = 1 << 24
+"""An id that no vocabulary has: the ids below the highest one are listed."""
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 _PROBES = ("a", "的", "1", "ab cd")
 """Texts to find out with what a post-processor puts around one."""
@@ -48,7 +51,7 @@ def read_library_tokenizer(path: Path, vocab_size: int | None = None) -> Library
         TokenizerError: the library cannot load the file, or a file next to it is damaged.
     """
     text, notes = read_text(path), tuple[str, ...]()
-    try:
+    with library_errors(f"{path}: not a file of the tokenizers library"), silent_panics():
         backend = Backend.from_str(text)
         if vocab_size is not None and max(backend.get_vocab().values(), default=0) >= vocab_size:
             values = json.loads(text)
@@ -56,10 +59,23 @@ def read_library_tokenizer(path: Path, vocab_size: int | None = None) -> Library
             values["added_tokens"] = [token for token in values["added_tokens"] if token["id"] < vocab_size]
             backend = Backend.from_str(json.dumps(values))
             notes = (left_out_note(left_out, vocab_size),) if left_out else ()
-    except Exception as error:  # the library raises plain Exception
-        raise TokenizerError(f"{path}: not a file of the tokenizers library: {str(error)[:120]}") from error
-    declared = read_declared(path.parent).within(vocab_size)
-    return LibraryTokenizer(backend, dataclasses.replace(declared, notes=notes or declared.notes), {path: FILE})
+        declared = read_declared(path.parent).within(vocab_size)
+        declared = dataclasses.replace(declared, notes=notes or declared.notes)
+        tokenizer = LibraryTokenizer(backend, declared, {path: FILE})
+        _check_use(tokenizer)
+    return tokenizer
+
+
+def _check_use(tokenizer: LibraryTokenizer) -> None:
+    """Check that the library does not panic; that a text cannot be encoded is no damage."""
+    for probe in _PROBES:
+        try:
+            tokenizer.decode(tokenizer.encode(probe))
+            tokenizer.encode_prompt(probe)
+        except LibraryPanicError:
+            raise
+        except TokenizerError:
+            continue
 
 
 class LibraryTokenizer:
@@ -82,8 +98,11 @@ class LibraryTokenizer:
         if getattr(backend.model, "dropout", None):  # merges left out by chance, which is for training
             backend.model.dropout = None
         vocabulary: dict[str, int] = backend.get_vocab(with_added_tokens=True)
+        file = next(iter(files), "tokenizer")
         if not vocabulary:
-            raise TokenizerError(f"{next(iter(files), 'tokenizer')}: a vocabulary without pieces")
+            raise TokenizerError(f"{file}: a vocabulary without pieces")
+        if max(vocabulary.values()) > _MOST_PIECES:
+            raise TokenizerError(f"{file}: an id of {max(vocabulary.values())}: damaged, or no vocabulary")
         added, _ = pieces_to_add(declared, vocabulary, usual_pieces(vocabulary))
         model = json.loads(backend.to_str())
         self._front, self._behind = _surroundings(backend, model)
@@ -146,7 +165,8 @@ class LibraryTokenizer:
         Where the library does not know which pieces make a word, it puts a space between any two. Chinese has none.
         """
         shown = [i for i in checked_ids(ids, self.vocab_size) if i not in self._invisible]
-        text: str = self._backend.decode(shown, skip_special_tokens=False)
+        with library_errors("ids cannot be decoded"):
+            text: str = self._backend.decode(shown, skip_special_tokens=False)
         return _without_spaces(text) if self._joins_words else text
 
     def unknown_parts(self, text: str) -> list[str]:
@@ -171,8 +191,12 @@ def _surroundings(backend: Backend, values: Mapping[str, Any]) -> tuple[list[int
     if values.get("post_processor") is None:
         return [], []
     for probe in _PROBES:
-        plain = backend.encode(probe, add_special_tokens=False).ids
-        full = backend.encode(probe).ids
+        try:
+            with library_errors(probe):
+                plain = backend.encode(probe, add_special_tokens=False).ids
+                full = backend.encode(probe).ids
+        except TokenizerError:
+            continue
         for start in range(len(full) - len(plain) + 1):
             if plain and full[start : start + len(plain)] == plain:
                 return full[:start], full[start + len(plain) :]

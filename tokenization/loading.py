@@ -10,7 +10,7 @@ from pathlib import Path
 from tokenization.added_pieces import ADDED, CONFIG, SPECIAL_MAP, read_object
 from tokenization.base import Tokenizer, TokenizerError
 from tokenization.bert import BertTokenizer, NeverMadeError
-from tokenization.byte_bpe import VOCABULARIES, ByteBPETokenizer
+from tokenization.byte_bpe import ByteBPETokenizer
 from tokenization.cpm import CPMTokenizer
 from tokenization.cpm_transformers import CpmTransformersTokenizer
 from tokenization.library import read_library_tokenizer
@@ -110,7 +110,7 @@ def _is_named(file: Path) -> bool:
 
 
 def _is_other_json(file: Path) -> bool:
-    return file.name not in (FILE, CONFIG, SPECIAL_MAP, ADDED, *VOCABULARIES[:1]) and is_tokenizer_json(file)
+    return file.name not in (FILE, CONFIG, SPECIAL_MAP, ADDED) and is_tokenizer_json(file)
 
 
 def _list_files(path: Path) -> list[Path]:

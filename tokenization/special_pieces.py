@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from tokenizers import AddedToken, Encoding
 from tokenizers import Tokenizer as Backend
 
-from tokenization.base import TokenizerError
+from tokenization.library_errors import library_errors
 
 
 def split_special(text: str, pieces: Mapping[str, int]) -> Iterator[str | int]:
@@ -53,7 +53,8 @@ class SpecialReader:
     @functools.cached_property
     def _reader(self) -> Backend:
         """Another one, not a switch of the same: several threads may encode at the same time."""
-        reader = copy.deepcopy(self._plain)
+        with library_errors("the tokenizer cannot be copied"):
+            reader = copy.deepcopy(self._plain)
         reader.encode_special_tokens = False
         return reader
 
@@ -69,7 +70,5 @@ class SpecialReader:
 
 
 def _encode(backend: Backend, text: str) -> Encoding:
-    try:
+    with library_errors("the vocabulary cannot encode the text"):  # as of a character without an unknown piece to use
         return backend.encode(text, add_special_tokens=False)
-    except Exception as error:  # the library raises nothing more precise, for a text without an unknown piece to use
-        raise TokenizerError(f"the vocabulary cannot encode the text: {error}") from error

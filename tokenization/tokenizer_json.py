@@ -17,6 +17,8 @@ from tokenization.added_pieces import Declared, added_token, read_declared
 from tokenization.base import TokenizerError, read_text
 
 FILE = "tokenizer.json"
+_BEGINNING = 1 << 20
+"""Bytes within which such a file names its added pieces: they stand in front of the vocabulary."""
 _STEPS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "BPE": {
         "pre_tokenizer": {"type": "ByteLevel", "use_regex": True},
@@ -82,8 +84,11 @@ def is_tokenizer_json(path: Path) -> bool:
     if path.name == FILE:
         return True
     try:
+        with path.open("rb") as file:
+            if b'"added_tokens"' not in file.read(_BEGINNING):
+                return False
         values = json.loads(read_text(path))
-    except (ValueError, RecursionError):  # TokenizerError is a ValueError
+    except (OSError, ValueError, RecursionError):  # TokenizerError is a ValueError
         return False
     return isinstance(values, dict) and isinstance(values.get("model"), dict) and "added_tokens" in values
 

@@ -180,3 +180,43 @@ def test_what_the_library_does_not_load_is_one_line(
         load_tokenizer(tmp_path)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 300 + len(str(tmp_path))
+
+
+def damaged_merges(values: dict[str, Any]) -> None:
+    values["model"]["continuing_subword_prefix"] = "no piece begins with it"
+
+
+def template_of_nothing(values: dict[str, Any]) -> None:
+    values["post_processor"]["special_tokens"] = {}
+
+
+def huge_id(values: dict[str, Any]) -> None:
+    values["model"]["vocab"]["huge"] = 2**31
+
+
+CONTRADICTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], None], str]] = {
+    "merges that cannot be": ("BPE with byte fallback", damaged_merges, "not a file of the tokenizers library"),
+    "a template of pieces that are not named": ("BPE with byte fallback", template_of_nothing, ""),
+    "an id of two thousand million": ("WordLevel of characters", huge_id, "an id of 2147483648"),
+    "an unknown piece that is none": ("WordLevel of words", lambda v: v["model"].update(unk_token="<x>"), ""),
+    "an unknown id that is none": ("Unigram", lambda v: v["model"].update(unk_id=4000), "UnkIdNotIn"),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_a_file_that_contradicts_itself_is_one_line_or_works(
+    case: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Rust panics for some of them, and would print its own traceback."""
+    kind, change, message = CONTRADICTIONS[case]
+    values = json.loads(LIBRARY_TOKENIZERS[kind]().to_str())
+    change(values)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values), "utf-8")
+    if message:
+        with pytest.raises(TokenizerError, match=message) as error:
+            load_tokenizer(tmp_path)
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 300 + len(str(tmp_path))
+    else:
+        assert load_tokenizer(tmp_path).encode("春花") is not None
+    assert capfd.readouterr() == ("", "")
