@@ -63,13 +63,9 @@ IRRELEVANT = {
     **dict.fromkeys(("freeze_parameters", "freeze_exclude_by_name", "deep_init", "labels_num"), "of a training"),
 }
 """Options that the logits do not depend on, and why."""
-USED = {"embedding", "target", "tie_weights", "layernorm", "max_seq_length", "attention_head_size"}
-USED |= {
-    "remove_transformer_bias",
-    "local_kv_heads_num",
-    "tensor_model_parallel_size",
-    "remove_attention_scale",
-    *_OWN_KEYS,
+USED = {
+    *("embedding", "target", "tie_weights", "layernorm", "max_seq_length", "attention_head_size", *_OWN_KEYS),
+    *("remove_transformer_bias", "remove_attention_scale", "local_kv_heads_num", "tensor_model_parallel_size"),
 }
 _WORDS = ({"word", "pos"}, {"word_pos"})
 """The embeddings of a GPT-2, in TencentPretrain's words and in older ones."""
