@@ -72,7 +72,7 @@ class GPT2Config:
         for field in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
             value = getattr(self, field)
             if type(value) is not int or not 1 <= value <= MAX_SIZE:
-                raise ConfigError(f"{field} is {value!r}: expected a whole number from 1 to {MAX_SIZE:,}")
+                raise ConfigError(f"{field} is {short_repr(value)}: expected a whole number from 1 to {MAX_SIZE:,}")
         if self.n_layer > MAX_LAYERS:
             raise ConfigError(f"n_layer is {self.n_layer}: expected {MAX_LAYERS:,} at most")
         if type(self.layer_norm_epsilon) is not float or not 0 <= self.layer_norm_epsilon < 1:

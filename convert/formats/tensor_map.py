@@ -21,7 +21,7 @@ from convert.tensors import FLOATS, Array, DType, assign, check_finite, empty, s
 from convert.torch_format.torch_file import TorchTensor
 from support.errors import CheckpointError
 from support.messages import list_names, pluralize, short_repr
-from tf_model.config import GPT2Config
+from tf_model.config import MAX_SIZE, GPT2Config
 from tokenization.special_tokens import SpecialTokens
 
 _LAYER = re.compile(r"h\.(\d+)\.")
@@ -309,6 +309,6 @@ def stored_heads(where: Path, values: Mapping[str, Any], key: str) -> int | None
         CheckpointError: it is no number.
     """
     heads = values.get(key)
-    if heads is not None and type(heads) is not int:
+    if heads is not None and (type(heads) is not int or abs(heads) > MAX_SIZE):
         raise CheckpointError(f"{where}: {key} is {short_repr(heads)}: expected a number")
     return heads
