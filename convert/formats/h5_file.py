@@ -98,11 +98,11 @@ def read_h5(file: Path) -> dict[str, LazyTensor]:
     """
     tensors: dict[str, LazyTensor] = {}
     found = read_datasets(file)
-    # A weight that Keras lists twice is taken from its layer.
+    # A variable that Keras saves twice, with the model and its layer or with two layers, is taken once.
     for path in sorted(found, key=lambda path: path.startswith(_TOP_LEVEL)):
         name = state_dict_name(path)
         if name in tensors:
-            if path.startswith(_TOP_LEVEL):
+            if path.startswith(_TOP_LEVEL) or _variable(path) == _variable(tensors[name].name):
                 continue
             raise CheckpointError(
                 f"{file}: two tensors for {list_names([name])}: {list_names([tensors[name].name, path])}: several "
@@ -112,6 +112,11 @@ def read_h5(file: Path) -> dict[str, LazyTensor]:
         is_row = name.endswith(".bias") and len(shape) == 2 and shape[0] == 1
         tensors[name] = dataclasses.replace(found[path], shape=shape[1:]) if is_row else found[path]
     return tensors
+
+
+def _variable(path: str) -> str:
+    """Return the name of a variable, given the path of its dataset: what follows the group of the layer."""
+    return path.removeprefix("model_weights/").partition("/")[2]
 
 
 def read_h5_index(index: Path) -> dict[str, LazyTensor]:

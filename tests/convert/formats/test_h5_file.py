@@ -89,6 +89,10 @@ EXTRA: dict[str, tuple[dict[str, np.ndarray], set[str]]] = {
         {"top_level_model_weights/tfgpt2lm_head_model/transformer/wte/weight:0": np.ones((50, 24))},
         set(),
     ),
+    "a variable of two layers": (
+        {"decoder/tfgpt2lm_head_model/transformer/wte/weight:0": np.ones((50, 24))},
+        set(),
+    ),
     "a weight of the model": ({"top_level_model_weights/my_model/temperature:0": np.ones(1)}, {"my_model.temperature"}),
     "a text": ({"notes": np.bytes_(b"of an experiment")}, {"notes"}),
     "nothing": ({"empty": np.zeros((0, 3), np.float32)}, {"empty"}),
@@ -110,7 +114,8 @@ def test_names_of_layers_between_are_kept() -> None:
 
 
 def second_model(file: Path) -> None:
-    other = {f"teacher/{KerasH5().variable(name)}": value for name, value in state().items()}
+    layout = KerasH5(model="tfgpt2lm_head_model_1/")
+    other = {f"teacher/{layout.variable(name)}": value for name, value in state().items()}
     KerasH5().write(file, state(), other)
 
 

@@ -188,8 +188,8 @@ def _foreign(folder: Path) -> None:
 INDEX, DATA = "variables/variables.index", "variables/variables.data-00000-of-00001"
 FC = "h.1.mlp.c_fc.weight"
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "somebody else's": (_foreign, "a SavedModel that gpt2-savedmodel did not write: it has no assets/config.json"),
-    "no config": (lambda f: (f / "assets/config.json").unlink(), "a SavedModel that gpt2-savedmodel did not write"),
+    "somebody else's": (_foreign, "a SavedModel that this program did not write"),
+    "no config": (lambda f: (f / "assets/config.json").unlink(), "a SavedModel that this program did not write"),
     "no variables": (lambda f: shutil.rmtree(f / "variables"), "variables.index: is missing: get all files"),
     "no index": (lambda f: (f / INDEX).unlink(), "variables.index: is missing: get all files"),
     "no data": (lambda f: (f / DATA).unlink(), "variables.data-00000-of-00001: missing in the same folder"),
