@@ -13,6 +13,7 @@ from convert.formats.candidate import Candidate
 from convert.formats.format import Format, OpenOptions
 from convert.formats.padding import trim_vocabulary
 from convert.formats.uer_layer_norm import with_layer_norm
+from convert.formats.weights import pattern_of
 from support.errors import CheckpointError, ConvertError
 from support.files import describe_read_error
 from support.messages import short_repr
@@ -177,7 +178,8 @@ def recognise(candidate: Candidate) -> Format:
     path = candidate.path
     if "\0" in str(path):
         raise CheckpointError(f"{path}: cannot be read: a NUL in its name")
-    fitting = [(row, format) for row in rows.ROWS if (format := row.load()).recognise(candidate)]
+    possible = [(row, row.load()) for row in rows.ROWS if _may_be(candidate, row)]
+    fitting = [(row, format) for row, format in possible if format.recognise(candidate)]
     preferred = [(row, format) for row, format in fitting if not row.is_fallback] or fitting
     if len(preferred) > 1:
         names = " and ".join(row.name for row, _ in preferred)
@@ -185,6 +187,14 @@ def recognise(candidate: Candidate) -> Format:
     if preferred:
         return preferred[0][1]
     raise _unknown(candidate)
+
+
+def _may_be(candidate: Candidate, row: rows.FormatRow) -> bool:
+    """Whether a path may be of a format, by the names of its tensors; the code of other formats is not imported."""
+    weights = candidate.weights
+    if weights is None or not weights.tensors or not row.tensor_names:
+        return True
+    return any(map(pattern_of(row.name).match, weights.tensors))
 
 
 def _unknown(candidate: Candidate) -> CheckpointError:
