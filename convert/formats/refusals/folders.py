@@ -135,7 +135,7 @@ def describe_shards(look: Look) -> str | None:
     if is_regular(look.folder / index):
         return None
     count = f"{len(shards)} of {int(shards[0][2])} files" if look.is_dir else f"one of {int(shards[0][2])} files"
-    return f"{count} of a model, without the index: {short_name(index)} is missing next to them: get it, too"
+    return f"{short_name(index)}: is missing next to {count} of a model: get all of its files"
 
 
 def describe_other_programs(look: Look) -> str | None:

@@ -100,9 +100,11 @@ def describe_names(look: Look) -> str | None:
     """Say that tensors have names that nobody knows."""
     if not look.tensors:
         return None
+    where = f"{short_name(look.weights_files[0].name)}: " if look.is_dir and look.weights_files else ""
+    names = list_names(map(short_name, look.tensors), 2)
     return (
-        f"its tensors ({list_names(map(short_name, look.tensors), 2)}) have no known GPT-2's names: if it is one, save "
-        "its state dict by those of transformers' GPT2LMHeadModel"
+        f"{where}its tensors ({names}) have no known GPT-2's names: if it is one, save its state dict by those of "
+        "transformers' GPT2LMHeadModel"
     )
 
 

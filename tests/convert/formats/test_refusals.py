@@ -133,10 +133,10 @@ FOLDERS: dict[str, tuple[Make, str]] = {
     "a SavedModel of another program": (touch("saved_model.pb", "variables/variables.index"), "did not write: give"),
     "shards without their index": (
         touch("model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors"),
-        "2 of 3 files of a model, without the index: model.safetensors.index.json is missing",
+        "model.safetensors.index.json: is missing next to 2 of 3 files of a model: get all of its files",
     ),
-    "old shards without their index": (touch("pytorch_model-00001-of-00002.bin"), "_model.bin.index.json is"),
-    "tensors by names of their own": (saved(tensors(("tok_emb.weight", "blocks.0.attn.key.weight"))), "GPT2LMHeadModel"),
+    "old shards without their index": (touch("pytorch_model-00001-of-00002.bin"), "model.bin.index.json: is miss"),
+    "tensors by names of their own": (saved(tensors(("tok_emb.weight", "blocks.0.attn.key.weight"))), "GPT2LMHead"),
     "an adapter below": (lambda folder: ((folder / "checkpoint-9").mkdir(), adapter(**LORA)(folder / "checkpoint-9")),
         "checkpoint-9 in it is an adapter: give its base model, and it as --adapter"),
     "ZeRO-3 in safetensors": (lambda folder: save_file(EMPTY_STATE, folder / "model.safetensors"), "as ZeRO-3 saves"),
