@@ -37,7 +37,7 @@ MUST_BE_OFF = {
     "add_cross_attention": "only false is supported",
     "pruned_heads": "expected whole layers: save the model without pruned heads",
     "per_layer_config": "expected layers that are all alike",
-    "quantization_config": "expected weights as they were trained: save the model after dequantize()",
+    "quantization_config": "expected floats: save the model after dequantize(), or remove the key if they are some",
     "compression_config": "expected weights as they were trained: decompress the model before",
     "n_special": "expected 0: the rows after the vocabulary belong to it in newer files",
 }

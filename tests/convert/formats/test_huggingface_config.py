@@ -81,7 +81,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "layers of several kinds": ({"per_layer_config": {"0": {"n_inner": 96}}}, "per_layer_config is a dict"),
     "GPTQ": (
         {"quantization_config": {"quant_method": "gptq", "bits": 4}},
-        "quantization_config is 'gptq': exp",
+        "quantization_config is 'gptq': expected",
     ),
     "bitsandbytes": ({"quantization_config": {"load_in_8bit": True}}, "quantization_config is a dict"),
     "compressed": ({"compression_config": {"format": "pack"}}, "compression_config is a dict"),
