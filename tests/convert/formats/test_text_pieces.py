@@ -183,7 +183,7 @@ def test_a_savedmodel_keeps_them_beside_the_defaults(
     values = json.loads((tmp_path / "assets" / "generation_config.json").read_text())
     ids = {"bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 0}
     assert values == {**ids, **(defaults or GENERATION_DEFAULTS), **pieces}
-    assert _tokens(tmp_path / "assets", {}, CONFIG.vocab_size) == tokens
+    assert _tokens(tmp_path / "assets", {}, CONFIG.vocab_size) == (tokens, ())
 
 
 def test_a_savedmodel_of_gpt2_chinese_begins_and_ends_as_it_was_trained(folder: Path, tmp_path: Path) -> None:
