@@ -21,6 +21,8 @@ from tokenization.special_pieces import split_special
 from tokenization.streaming import GrowingText
 from tokenization.usual_names import find_part
 
+_SHIFTED = ("XLMRoberta", "XLMR", "Camembert", "MBart", "Barthez", "XGLM", "Nllb", "Pegasus", "BigBirdPegasus")
+"""Classes of transformers whose ids are not those of the SentencePiece model: they put pieces in front of it."""
 _LARGEST = 200 << 20
 """Bytes of the largest file that is read as a model: a vocabulary of 250,000 pieces has 5 MB."""
 
@@ -99,6 +101,12 @@ class SentencePieceTokenizer:
         declared = read_declared(path.parent).within(vocab_size)
         size: int = self._model.get_piece_size()
         pieces = {str(self._model.id_to_piece(index)): index for index in range(size)}
+        name = str(declared.config.get("tokenizer_class"))
+        if name.startswith(_SHIFTED):
+            raise TokenizerError(
+                f"{path}: its ids are shifted by {name[:40]}: save the tokenizer by transformers 5, which writes "
+                "tokenizer.json, and give that"
+            )
         added, beyond = pieces_to_add(declared, pieces)
         self._size = size
         self._files = [path, *declared.files]

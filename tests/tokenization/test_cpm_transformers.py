@@ -48,14 +48,19 @@ def folder(request: pytest.FixtureRequest, demo: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def theirs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The class itself; rjieba, which it imports and does not call, need not be there."""
+def class_of_transformers(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``CpmTokenizer``; rjieba, which it imports and does not call, need not be there."""
     stub = types.ModuleType("rjieba")
     stub.__spec__ = ModuleSpec("rjieba", None)
     monkeypatch.setitem(sys.modules, "rjieba", stub)
     from transformers import CpmTokenizer
 
-    return CpmTokenizer(str(folder / "spiece.model"))
+    return CpmTokenizer
+
+
+@pytest.fixture
+def theirs(folder: Path, class_of_transformers: Any) -> Any:
+    return class_of_transformers(str(folder / "spiece.model"))
 
 
 def test_ids_are_those_of_the_class(folder: Path, theirs: Any) -> None:
@@ -138,3 +143,27 @@ def test_pieces_that_the_class_adds_are_there_where_the_model_has_rows_for_them(
         for piece in ("<cls>", "<eop>"):
             index = theirs.convert_tokens_to_ids(piece)
             assert ours.special_pieces.get(piece) == (index if index < rows else None)
+
+
+def test_a_comma_after_a_digit_is_a_piece_of_its_own(tmp_path: Path, class_of_transformers: Any) -> None:
+    """CPM's list has no piece with both; somebody's own may have."""
+    import sentencepiece
+
+    (tmp_path / "corpus").write_text("\n".join("12,345, 天气不错 12 , ab" + "今天"[n % 2] for n in range(200)), "utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "corpus"), model_prefix=str(tmp_path / "spiece"), vocab_size=60, minloglevel=2,
+        hard_vocab_limit=False, user_defined_symbols=["\u2582", "\u2583", "<eod>", "12,", "\u25815,"],
+        control_symbols=["<sep>", "<pad>", "<mask>"],
+    )  # fmt: skip
+    ours = load_tokenizer(tmp_path / "spiece.model", "cpm-transformers")
+    theirs = class_of_transformers(str(tmp_path / "spiece.model"))
+    for text in ("12,", "天12,气", "a 12, 5, 12,12", "5,", "12,345,"):
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False), text
+    assert ours.encode("天12,")[-1] != ours.pieces.index("12,")
+
+
+def test_an_end_that_is_typed_in_a_text_stays_its_letters(cpm_vocabulary: Path) -> None:
+    ours = CpmTransformersTokenizer(cpm_vocabulary / "chinese_vocab.model")
+    ids = ours.encode("今天<eod>")
+    assert ours.unknown_token_id not in ids
+    assert ours.decode(ids) == "今天<eod>"

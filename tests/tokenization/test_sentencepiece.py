@@ -136,6 +136,16 @@ def test_added_pieces_and_what_is_declared_count(tmp_path: Path, model: Path) ->
     assert load_tokenizer(tmp_path / "copy").encode_prompt("<诗>落霞") == ours.encode_prompt("<诗>落霞")
 
 
+@pytest.mark.parametrize("name", ["XLMRobertaTokenizer", "CamembertTokenizerFast", "MBartTokenizer"])
+def test_classes_that_shift_the_ids_are_refused_by_name(name: str, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(model.read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
+    with pytest.raises(TokenizerError, match=f"ids are shifted by {name}: save the tokenizer by transformers 5"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer"}))
+    assert type(load_tokenizer(tmp_path)) is SentencePieceTokenizer
+
+
 def test_cpms_model_is_known_by_its_pieces(demo: Path, tmp_path: Path) -> None:
     source = next((demo / "tokenizer").glob("*.model"))
     for name in ("spiece.model", "encoder.model"):
