@@ -199,6 +199,17 @@ def resolve_rank_files(candidate: Candidate, iteration: str | None) -> list[Rank
     return _files_of_iteration(candidate, read_tracker(candidate))
 
 
+def named_folders(candidate: Candidate) -> list[Path]:
+    """Return the folders in a candidate that are an iteration's by their names, whatever they hold."""
+    named = [path for path in candidate.entries() if _ITERATION_FOLDER.fullmatch(path.name) and path.is_dir()]
+    return [*_tagged_folder(candidate), *named]
+
+
+def has_latest(candidate: Candidate) -> bool:
+    """Whether there is a tracker file of DeepSpeed's that names a folder."""
+    return any(folder.is_dir() for folder in _tagged_folder(candidate))
+
+
 def _tagged_folder(candidate: Candidate) -> list[Path]:
     """Return the folder that DeepSpeed's tracker file names, in a list; nothing where it names none."""
     tracker = candidate.path / LATEST

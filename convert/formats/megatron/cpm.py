@@ -28,6 +28,7 @@ from convert.formats.megatron.layout import CPM, CPM_NAMES, cpm_name, shard_spec
 from convert.formats.megatron.megatron_lm_args import SavedArgs
 from convert.formats.megatron.rank_state import (
     RankContent,
+    check_not_partitioned,
     find_files,
     first_value,
     read_rank,
@@ -35,7 +36,7 @@ from convert.formats.megatron.rank_state import (
     without_prefix,
 )
 from convert.formats.megatron.sharding import ShardingError, check_shard_shapes, shard_recipe
-from convert.formats.rank_files import RankFile, check_saved_ranks, find_first_rank_file, has_tracker
+from convert.formats.rank_files import RankFile, check_saved_ranks, find_first_rank_file, has_latest, has_tracker
 from convert.formats.tensor_map import LazyTensor, TensorMapCheckpoint, matrix_shape, name_problems
 from support.errors import CheckpointError
 from support.messages import list_names, pluralize, short_repr
@@ -62,6 +63,7 @@ class _Shard:
         tensors: the rank's tensors under Megatron's names.
         iteration, world_size: what the file says about the training, if it does.
         args: those of the training, if the file has them.
+        is_pickle: whether the file is of ``torch.save``.
         left_out: names of what else the file holds.
     """
 
@@ -71,11 +73,12 @@ class _Shard:
     iteration: int | None
     world_size: int | None
     args: SavedArgs
+    is_pickle: bool
     left_out: list[str]
 
 
 def _recognise(candidate: Candidate) -> bool:
-    if has_tracker(candidate) or find_first_rank_file(candidate) is not None:
+    if has_tracker(candidate) or has_latest(candidate) or find_first_rank_file(candidate) is not None:
         return True
     return candidate.weights is not None and state_in(first_value(candidate), _is_state) is not None
 
@@ -119,11 +122,11 @@ def _checkpoint(config: GPT2Config, shards: Sequence[_Shard], iteration: int | N
     if iteration is not None:
         details["iteration"] = iteration
     left_out = dict.fromkeys(itertools.chain.from_iterable(shard.left_out for shard in shards))
-    is_safetensors = shards[0].file.suffix == ".safetensors"  # which the forward pass for files alone cannot read
+    is_pickle = shards[0].is_pickle  # the forward pass for files alone cannot read others
     return TensorMapCheckpoint(
         config,
         recipes,
-        CheckpointInfo(CPM, details=details, left_out=tuple(left_out), is_changed=is_safetensors),
+        CheckpointInfo(CPM, details=details, left_out=tuple(left_out), is_changed=not is_pickle),
         tokens=CPM_TOKENS if config.vocab_size > 7 else None,  # its ids are 5 and 7
     )
 
@@ -162,6 +165,7 @@ def _load_shard(file: RankContent) -> _Shard:
     others = {} if state is content else _by_text(content)
     left_out = [name for name, value in others.items() if value is not None and name not in known]
     tensors = file.tensors(without_prefix(state, _KNOWN))
+    check_not_partitioned(file.path, tensors)
     return _Shard(
         file.path,
         file.saved_name,
@@ -169,6 +173,7 @@ def _load_shard(file: RankContent) -> _Shard:
         numbers.get("iteration"),
         numbers.get("mp_world_size"),
         SavedArgs.of(file.path, None if state is content else content.get("args")),
+        file.is_pickle,
         left_out,
     )
 

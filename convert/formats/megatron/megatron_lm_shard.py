@@ -15,7 +15,7 @@ from typing import Any
 
 from convert.formats.megatron.layout import VERSIONS, megatron_lm_name
 from convert.formats.megatron.megatron_lm_args import SavedArgs
-from convert.formats.megatron.rank_state import RankContent, state_in, without_prefix
+from convert.formats.megatron.rank_state import RankContent, check_not_partitioned, state_in, without_prefix
 from convert.formats.tensor_map import LazyTensor
 from support.errors import CheckpointError
 from support.messages import list_names, short_repr
@@ -46,8 +46,8 @@ _CORE_PARTS: Mapping[str, str] = {
     "mlp.linear_fc2.": "mlp.dense_4h_to_h.",
 }
 """Parts of the names of Megatron-Core, and how older versions spell them; the first that fits counts."""
-_MAX_DEPTH = 20
-"""Of nested dicts of tensors."""
+_MAX_DEPTH, _MAX_TENSORS = 6, 1_000_000
+"""Of nested dicts of tensors: a pickle may have one dict in many others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,12 +98,14 @@ def load_shard(file: RankContent) -> Shard:
     state = _known_names(flat, file.path)
     if is_core and args.values.get("untie_embeddings_and_output_weights") is False and HEAD in state:
         state[TIED_COPY] = state.pop(HEAD)
+    tensors = file.tensors(state)
+    check_not_partitioned(file.path, tensors)
     beside = {} if values is content else content
     iteration = beside.get("iteration")
     known = {key, "args", "checkpoint_version", "iteration"}
     return Shard(
         file.path,
-        file.tensors(state),
+        tensors,
         args,
         _version(file.path, beside.get("checkpoint_version", 3.0 if is_core else 0)),
         iteration if type(iteration) is int else None,
@@ -126,7 +128,7 @@ def _what_is_there(content: Any) -> str:
 def _flatten(values: Mapping[Any, Any], prefix: str, state: dict[str, Any], file: Path, depth: int = 0) -> None:
     """Put the tensors of nested dicts into ``state``, by their names joined with dots."""
     for key, value in values.items():
-        if not isinstance(key, str) or depth > _MAX_DEPTH:
+        if not isinstance(key, str) or depth > _MAX_DEPTH or len(state) > _MAX_TENSORS:
             raise CheckpointError(f"{file}: {short_repr(key)}: expected the name of a tensor: damaged")
         if isinstance(value, dict):
             _flatten(value, f"{prefix}{key}.", state, file, depth + 1)

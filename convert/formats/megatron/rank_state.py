@@ -14,8 +14,15 @@ from typing import Any, cast
 
 from convert.formats import safetensors_file
 from convert.formats.candidate import Candidate
-from convert.formats.rank_files import RankFile, find_first_rank_file, has_tracker, resolve_rank_files
+from convert.formats.rank_files import (
+    RankFile,
+    find_first_rank_file,
+    has_tracker,
+    named_folders,
+    resolve_rank_files,
+)
 from convert.formats.tensor_map import LazyTensor
+from support.errors import CheckpointError
 from support.messages import short_repr
 
 _WRAPPERS = ("module", "model", "state_dict", "model_state_dict", "state")
@@ -33,12 +40,14 @@ class RankContent:
         value: the object in the file: a dict, if it is a rank's.
         tensors: makes tensors of a state dict in ``value``; ``CheckpointError`` where a value is none.
         saved_name: the name, without its ending, that the file was saved under; None where nobody knows it.
+        is_pickle: whether it is of ``torch.save``; else it is a safetensors file.
     """
 
     path: Path
     value: Any
     tensors: Callable[[Mapping[Any, object]], Mapping[str, LazyTensor]]
     saved_name: str | None = None
+    is_pickle: bool = True
 
 
 def read_rank(candidate: Candidate, path: Path) -> RankContent:
@@ -47,16 +56,30 @@ def read_rank(candidate: Candidate, path: Path) -> RankContent:
     Raises:
         CheckpointError: the file is damaged.
     """
-    if path.suffix == ".safetensors":
-        return RankContent(path, safetensors_file.read_header(path), lambda state: cast(dict[str, LazyTensor], state))
+    if candidate.head(path)[8:9] == b"{":
+        header = safetensors_file.read_header(path)
+        return RankContent(path, header, lambda state: cast(dict[str, LazyTensor], state), is_pickle=False)
     file = candidate.torch_file(path)
     return RankContent(path, file.value, file.tensors, file.saved_name)
+
+
+def check_not_partitioned(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
+    """Check that the weights are in a rank's file.
+
+    Raises:
+        CheckpointError: all of them are empty: ZeRO-3 has a part of each in every optimizer's file.
+    """
+    if tensors and all(tensor.shape == (0,) for tensor in tensors.values()):
+        raise CheckpointError(
+            f"{path}: its tensors have the shape [0], as ZeRO-3 saves them: run DeepSpeed's zero_to_fp32.py, which is "
+            "in the folder above, and give what it writes"
+        )
 
 
 def first_value(candidate: Candidate) -> Any:
     """Return the object in the file that shows what a candidate holds, for recognisers; None where there is none."""
     file = find_first_rank_file(candidate)
-    if file is None or (candidate.is_file and file.suffix == ".safetensors"):
+    if file is None or candidate.head(file)[8:9] == b"{":
         weights = candidate.weights
         return None if weights is None else weights.beside or dict(weights.tensors)
     return candidate.torch_dict(file)
@@ -71,7 +94,15 @@ def find_files(candidate: Candidate, iteration: str | None) -> list[RankFile]:
     is_laid_out = has_tracker(candidate) or find_first_rank_file(candidate) is not None or iteration is not None
     if not is_laid_out and candidate.weights is not None:
         return [RankFile(candidate.weights.where)]
-    return resolve_rank_files(candidate, iteration)
+    try:
+        return resolve_rank_files(candidate, iteration)
+    except CheckpointError:
+        from convert.formats import refusals  # which knows formats, and is needed here only
+
+        for folder in named_folders(candidate) if candidate.is_dir else []:
+            if (reason := refusals.explain_error(Candidate(folder))) is not None:
+                raise CheckpointError(f"{folder}: {reason}") from None
+        raise
 
 
 def state_in(value: Any, is_state: Callable[[Mapping[Any, Any]], bool]) -> tuple[str, Mapping[Any, Any]] | None:
@@ -84,15 +115,16 @@ def state_in(value: Any, is_state: Callable[[Mapping[Any, Any]], bool]) -> tuple
     Returns:
         the key of the object that the state dict is under, empty where it is the object; None where there is none.
     """
-    return next((pair for pair in _dicts(value, "") if is_state(pair[1])), None)
+    return next((pair for pair in _dicts(value, "", set()) if is_state(pair[1])), None)
 
 
-def _dicts(value: Any, key: str, depth: int = 0) -> Iterator[tuple[str, Mapping[Any, Any]]]:
-    """Yield a dict and those that wrappers have put into it, each with the key at the top that leads to it."""
-    if isinstance(value, dict) and depth <= _MAX_DEPTH:
+def _dicts(value: Any, key: str, seen: set[int], depth: int = 0) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """Yield a dict and those that wrappers have put into it, each once, with the key at the top that leads to it."""
+    if isinstance(value, dict) and depth <= _MAX_DEPTH and id(value) not in seen:
+        seen.add(id(value))
         yield key, value
         for wrapper in _WRAPPERS:
-            yield from _dicts(value.get(wrapper), key or wrapper, depth + 1)
+            yield from _dicts(value.get(wrapper), key or wrapper, seen, depth + 1)
 
 
 def without_prefix(state: Mapping[Any, Any], known: re.Pattern[str]) -> dict[str, Any]:

@@ -222,3 +222,49 @@ def test_what_is_no_gpt2_of_megatron_lms_is_refused_in_one_line(case: str, tmp_p
         open_checkpoint(tmp_path / "a.pt", heads=HEADS, format="megatron-lm")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+LOOKED_FOR_BELOW: dict[str, tuple[str, str, Callable[[], Any], str]] = {
+    "ZeRO-3, CPM": (
+        "latest",
+        "global_step7/mp_rank_00_model_states.pt",
+        lambda: {"module": {name: torch.empty(0) for name in STATE}},
+        "its tensors have the shape [0], as ZeRO-3 saves them: run DeepSpeed's zero_to_fp32.py",
+    ),
+    "ZeRO-3, Megatron-LM": (
+        "latest",
+        "global_step7/mp_rank_00_model_states.pt",
+        lambda: {"module": {name: torch.empty(0) for name in legacy("encoder")}},
+        "its tensors have the shape [0], as ZeRO-3 saves them",
+    ),
+    "ZeRO-3, parts": (
+        "latest",
+        "global_step7/zero_pp_rank_0_mp_rank_00_model_states.pt",
+        lambda: {"module": {}},
+        "a ZeRO-3 checkpoint of DeepSpeed",
+    ),
+    "a file for each layer": (
+        "latest_checkpointed_iteration.txt",
+        "global_step7/layer_01-model_00-model_states.pt",
+        dict,
+        "a checkpoint of Megatron-DeepSpeed with a file for each layer",
+    ),
+    "distributed": (
+        "latest_checkpointed_iteration.txt",
+        "iter_0000007/__0_0.distcp",
+        dict,
+        "a distributed checkpoint of PyTorch",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LOOKED_FOR_BELOW)
+def test_what_lies_in_the_folder_of_an_iteration_is_named(case: str, tmp_path: Path) -> None:
+    tracker, name, content, words = LOOKED_FOR_BELOW[case]
+    (tmp_path / tracker).write_text("global_step7" if tracker == "latest" else "7")
+    (tmp_path / name).parent.mkdir()
+    torch.save(content(), tmp_path / name)
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(tmp_path, heads=HEADS)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
