@@ -273,7 +273,7 @@ def test_a_missing_command_or_model_is_one_line(arguments: list[str], capsys: py
 def test_a_bad_prompt_stops_the_run_before_it_begins(run: Run, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('"a"\n"\\u3000"\n')
     code, _, err = run("generate", "--prompts", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out"), *FEW)
-    assert (code, (tmp_path / "out").read_bytes()) == (2, b"")
+    assert (code, (tmp_path / "out").exists()) == (2, False)
     assert "\\u3000" in err
 
 
