@@ -67,16 +67,20 @@ def tokenizer_for(
         kind: how the files are read, of ``tokenization.KINDS``; None: as they say themselves.
 
     Raises:
-        TokenizerError: ``given`` cannot be used, or has more pieces than the model.
+        TokenizerError: ``given`` cannot be used, or has more pieces than the model; or ``kind`` is not one of its.
     """
     path = given or checkpoint.tokenizer
+    if path is None and kind is not None:
+        raise TokenizerError(
+            f"--tokenizer-kind {kind}: there is no tokenizer next to the weights: give --tokenizer too"
+        )
     if path is None:
         return None, ()
     try:
         tokenizer = load_tokenizer(path, kind, vocab_size=checkpoint.config.vocab_size)
         _check_size(path, tokenizer, checkpoint.config.vocab_size)
     except TokenizerError as error:
-        if given is not None:
+        if given is not None or kind is not None:
             raise
         return None, (f"{error}: converted without it, for token ids only; --tokenizer PATH gives another",)
     notes = [*tokenizer.notes, *([] if tokenizer.notes else _other_tokenizers(path, tokenizer))]

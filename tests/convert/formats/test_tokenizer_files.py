@@ -177,3 +177,28 @@ def test_a_file_may_be_given(folder: Path, tmp_path: Path) -> None:
     (files / "config.json").write_text(json.dumps({}))
     with pytest.raises(TokenizerError):
         tokenizer_for(files / "config.json", open_checkpoint(folder))
+
+
+@pytest.mark.parametrize("kind", ["cpm", "cpm-transformers"])
+def test_the_kind_of_cpms_tokenizer_is_kept_in_what_is_written(kind: str, demo: Path, tmp_path: Path) -> None:
+    source = next((demo / "tokenizer").glob("*.model"))
+    size = load_tokenizer(source).vocab_size
+    folder = tmp_path / "hub"
+    random_model(vocab_size=size, n_positions=8, n_embd=8, n_layer=1, n_head=2).save_pretrained(folder)
+    shutil.copy(source, folder / "spiece.model")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "CpmTokenizer"}')
+    text = "一曲 新词\n酒一杯"
+    expected = load_tokenizer(folder, kind).encode(text)
+    result = to_checkpoint(folder, tmp_path / "out", format="huggingface", tokenizer_kind=kind)
+    assert load_tokenizer(tmp_path / "out").encode(text) == expected
+    assert not [note for note in result.notes if "--tokenizer-kind" in note]
+    by_default = to_checkpoint(folder, tmp_path / "default", format="huggingface")
+    assert sum("--tokenizer-kind cpm reads it" in note for note in by_default.notes) == 1
+
+
+def test_a_kind_that_is_asked_for_has_to_be_there(folder: Path) -> None:
+    with pytest.raises(TokenizerError, match="there is no tokenizer next to the weights"):
+        tokenizer_for(None, open_checkpoint(folder), "cpm")
+    write_bert(folder)
+    with pytest.raises(TokenizerError, match="expected one SentencePiece model of CPM"):
+        tokenizer_for(None, open_checkpoint(folder), "cpm")
