@@ -88,8 +88,8 @@ def describe_file(look: Look) -> str | None:
 def describe_hdf5(look: Look) -> str | None:
     """Say that an HDF5 file has no GPT-2 in it that anybody here knows."""
     weights = look.candidate.weights
-    if weights is not None and weights.tensors:
-        return None
+    if (weights is None and look.candidate.weights_error) or (weights is not None and weights.tensors):
+        return None  # damaged, or a GPT-2
     if not any(head_of(file).startswith(b"\x89HDF") for file in (look.path, *look.weights_files[:1])):
         return None
     return "an HDF5 file without transformers' GPT-2 in it: load it with its own program, and save_pretrained() there"
