@@ -61,6 +61,7 @@ class OpenOptions:
 OWN_OPTIONS = (
     *("checkpoint", "output", "dtype", "layout", "formats", "tokenizer", "force", "quiet", "help", "tokenizer_kind"),
     *("from", "from_format", "heads", "iteration", "uer_layer_norm", "vocab_size", "activation_function", "adapter"),
+    "tokenizer_kind",
 )
 """What the options of a command that writes are called where they are not the format's own."""
 

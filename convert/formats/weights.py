@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from convert.formats import rows
 from convert.formats import safetensors_file as safetensors
-from convert.formats.h5_file import SIGNATURE, is_h5, read_h5, read_h5_index
 from convert.formats.rank_files import single_rank_file
 from convert.formats.tensor_map import LazyTensor
 from convert.torch_format.reader import TorchFile
@@ -42,6 +41,7 @@ _OTHERS = re.compile(
 """Files of a training that hold no model, copies for another program, and parts that other code finds."""
 WRAPPERS = ("module", "model", "state_dict", "model_state_dict", "state", "net", "network", "student", "ema")
 """What programs put a state dict under; where a file has several models, the first of these is meant."""
+_HDF5 = b"\x89HDF\r\n\x1a\n"
 _LEGACY = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 """The number that files of ``torch.save`` before PyTorch 1.6 begin with, after the opcodes of a pickle."""
 _HEAD = re.compile(r"(score|classifier|summary|head|\w+_head|qa_outputs|pooler|loss|cls|reward|critic|regression)\b")
@@ -157,6 +157,8 @@ def find_weights(candidate: Candidate) -> Weights | None:
     while folder != candidate.path and candidate.path in folder.parents and not (folder / "config.json").is_file():
         folder = folder.parent
     if file.name.endswith(f".h5{INDEX}"):
+        from convert.formats.h5_file import read_h5_index
+
         return _of_header(file, folder, read_h5_index(file))
     if file.name.endswith(INDEX):
         return _of_header(file, folder, safetensors.read_index(file, lambda shard: _header(candidate, shard)))
@@ -240,12 +242,19 @@ def _holds_model(candidate: Candidate, file: Path) -> bool:
 def _kind(candidate: Candidate, file: Path) -> str | None:
     """Return ``torch``, ``safetensors`` or ``hdf5`` by the first bytes of a file; None for anything else."""
     head = candidate.head(file)
-    if head.startswith(SIGNATURE) or (file.suffix in (".h5", ".hdf5") and file.is_file() and is_h5(file)):
+    if head.startswith(_HDF5) or (file.suffix in (".h5", ".hdf5") and file.is_file() and _is_h5(file)):
         return "hdf5"
     if (head.startswith(b"PK\3\4") and b"data.pkl" in head[:300]) or _LEGACY in head[:20]:
         return "torch"
     is_header = head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= file.stat().st_size - 8
     return "safetensors" if is_header else None
+
+
+def _is_h5(file: Path) -> bool:
+    """Whether the file is HDF5 with something in front; the reader is imported for such files only."""
+    from convert.formats.h5_file import is_h5
+
+    return is_h5(file)
 
 
 def _read(candidate: Candidate, file: Path, folder: Path) -> Weights:
@@ -254,6 +263,8 @@ def _read(candidate: Candidate, file: Path, folder: Path) -> Weights:
     if kind == "safetensors":
         return _of_header(file, folder, safetensors.read_header(file))
     if kind == "hdf5":
+        from convert.formats.h5_file import read_h5
+
         return _of_header(file, folder, read_h5(file))
     return _of_torch(candidate.torch_file(file), folder)
 
