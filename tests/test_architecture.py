@@ -53,6 +53,7 @@ SHARED_BY_FORMATS = {
     "registry",
     "rows",
     "safetensors_file",
+    "state_dict",
     "tensor_map",
     "tf_checkpoint",
     "text_pieces",

@@ -23,7 +23,6 @@ from convert.checkpoint import Checkpoint, CheckpointInfo
 from convert.formats import safetensors_file as safetensors
 from convert.formats.candidate import Candidate
 from convert.formats.format import Format, OpenOptions, Read, Writer, WriteRequest
-from convert.formats.h5_file import H5Tensor
 from convert.formats.huggingface_config import read_fields
 from convert.formats.limits import ANY
 from convert.formats.tensor_map import (
@@ -179,7 +178,7 @@ def _gelu_notes(
         return (f"{where}: activation_function is {said}, but {given} is taken, as given",) if is_other else ()
     version = re.match(r"(\d{1,3})\.(\d{1,3})", str(values.get("transformers_version", "")), re.ASCII)
     is_newer = version is not None and (int(version[1]), int(version[2])) >= (4, 12)
-    if not isinstance(embedding, H5Tensor) or said not in TANH_GELU or is_newer:
+    if embedding.file.suffix != ".h5" or said not in TANH_GELU or is_newer:
         return ()
     return (
         f"{embedding.file}: transformers' TensorFlow GPT-2 of versions 3.2 to 4.11 computed its gelu with erf: weights "

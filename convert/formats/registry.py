@@ -12,8 +12,8 @@ from convert.formats import rows
 from convert.formats.candidate import Candidate
 from convert.formats.format import Format, OpenOptions
 from convert.formats.padding import trim_vocabulary
+from convert.formats.state_dict import pattern_of
 from convert.formats.uer_layer_norm import with_layer_norm
-from convert.formats.weights import pattern_of
 from support.errors import CheckpointError, ConvertError
 from support.files import describe_read_error
 from support.messages import short_repr

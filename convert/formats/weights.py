@@ -1,27 +1,24 @@
 """The weights that a path stands for, before anybody knows their format: which file, which tensors, what is around.
 
 A file says by its first bytes what it is, and its tensors say by their names which model's they are; names of files say
-neither. What programs put around a state dict is taken off: dicts (``{"model": {...}, "optimizer": {...}}``) and the
-prefixes of wrappers (``module.``, ``_orig_mod.``).
+neither. What programs put around a state dict is taken off (``state_dict.py``).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convert.formats import rows
 from convert.formats import safetensors_file as safetensors
 from convert.formats.rank_files import single_rank_file
+from convert.formats.state_dict import any_format, find_state_dict, pattern_of
 from convert.formats.tensor_map import LazyTensor
 from convert.torch_format.reader import TorchFile
-from convert.torch_format.tensor_refs import TensorRef
 from support.errors import CheckpointError
-from support.messages import list_names, pluralize, short_repr
+from support.messages import list_names, pluralize
 
 if TYPE_CHECKING:
     from convert.formats.candidate import Candidate
@@ -39,20 +36,13 @@ _OTHERS = re.compile(
     r"|zero_pp_rank_.*|.*optim_states\.pt|distrib_optim\.pt|layer_\d+-model_.*|mp_rank_\d+.*"
 )
 """Files of a training that hold no model, copies for another program, and parts that other code finds."""
-WRAPPERS = ("module", "model", "state_dict", "model_state_dict", "state", "net", "network", "student", "ema")
-"""What programs put a state dict under; where a file has several models, the first of these is meant."""
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _LEGACY = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 """The number that files of ``torch.save`` before PyTorch 1.6 begin with, after the opcodes of a pickle."""
 _HEAD = re.compile(r"(score|classifier|summary|head|\w+_head|qa_outputs|pooler|loss|cls|reward|critic|regression)\b")
 """What programs call the heads of other tasks."""
-_MAX_DEPTH = 20
-"""Of nested dicts."""
-_MAX_ENTRIES, _MAX_NAME = 1_000_000, 1000
 _SNIFFED = 100
 """Files of one folder, with names that tell nothing, of which the first bytes are looked at."""
-_SMALL = (str, int, float, type(None), TensorRef)
-"""What is no loss to leave out without a word."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,18 +96,6 @@ class KnownTensors:
         if inside:
             raise CheckpointError(f"{where}: {pluralize(len(inside), 'unexpected tensor')}: {list_names(inside)}")
         return self.others
-
-
-@functools.cache
-def pattern_of(format: str) -> re.Pattern[str]:
-    """Return what finds a format's names: group 1 is what stands in front of the first known part."""
-    return re.compile(rf"((?:[^.]+\.)*?)(?=(?:{rows.find_row(format).tensor_names})(?![^.]))")
-
-
-@functools.cache
-def _any_format() -> re.Pattern[str]:
-    names = "|".join(row.tensor_names for row in rows.ROWS if row.tensor_names)
-    return re.compile(rf"((?:[^.]+\.)*?)(?=(?:{names})(?![^.]))")
 
 
 def known_tensors(weights: Weights, format: str) -> KnownTensors:
@@ -277,77 +255,11 @@ def _header(candidate: Candidate, shard: Path) -> dict[str, LazyTensor]:
 
 
 def _of_header(file: Path, folder: Path, tensors: Mapping[str, LazyTensor]) -> Weights:
-    known = {name: tensor for name, tensor in tensors.items() if _any_format().match(name)}
+    known = {name: tensor for name, tensor in tensors.items() if any_format().match(name)}
     return Weights(file, folder, known, tuple(name for name in tensors if name not in known))
 
 
 def _of_torch(file: TorchFile, folder: Path) -> Weights:
-    """Take the state dict of a model out of what a program has put around it."""
-    content: Any = file.value if isinstance(file.value, dict) else {}
-    state = _model_in(content, file.path, _MAX_DEPTH)
-    known = {name: ref for name, ref in state.items() if _any_format().match(name)}
-    tops = {name.partition(".")[0] for name in known}
-    others = [name for name in state if name not in known and name.partition(".")[0] in tops | _plain(content)]
-    containers = [_text(key) for key, value in content.items() if not isinstance(value, _SMALL) and key not in tops]
-    tensors: dict[str, LazyTensor] = dict(file.tensors(known))
-    return Weights(file.path, folder, tensors, tuple(others), tuple(containers), content)
-
-
-def _plain(content: Mapping[Any, Any]) -> set[str]:
-    """Return the beginnings of the names of those tensors that are in no dict of their own."""
-    return {_text(key).partition(".")[0] for key, value in content.items() if isinstance(value, TensorRef)}
-
-
-def _text(key: Any) -> str:
-    """Return a key of a dict as a part of a name."""
-    return key if isinstance(key, str) else short_repr(key)
-
-
-def _model_in(content: Mapping[Any, Any], file: Path, depth: int) -> dict[str, TensorRef]:
-    """Return the tensors in nested dicts by their names joined with dots: those of one model, where there are several.
-
-    Raises:
-        CheckpointError: more names than any model has.
-    """
-    state = _flatten(content, file)
-    if not depth or not _holds_twice(state):
-        return state
-    for wrapper in WRAPPERS:
-        inner = content.get(wrapper)
-        if isinstance(inner, dict) and any(map(_any_format().match, found := _model_in(inner, file, depth - 1))):
-            return {f"{wrapper}.{name}": ref for name, ref in found.items()}
-    return state
-
-
-def _holds_twice(state: Mapping[str, TensorRef]) -> bool:
-    """Whether two names are the same without what stands in front."""
-    matches = [(name, match) for name in state if (match := _any_format().match(name))]
-    return len({name[match.end() :] for name, match in matches}) < len(matches)
-
-
-def _flatten(content: Mapping[Any, Any], file: Path) -> dict[str, TensorRef]:
-    """Return the tensors in nested dicts; a dict inside itself, or nested too deeply, is passed over.
-
-    So are names longer than any model has: joined, they could take much more memory than the file.
-
-    Raises:
-        CheckpointError: there are more entries than any model has: a dict may contain another one many times.
-    """
-    state: dict[str, TensorRef] = {}
-    left: list[tuple[str, Mapping[Any, Any], int]] = [("", content, 0)]
-    entries = 0
-    while left:
-        prefix, values, depth = left.pop()
-        entries += len(values)
-        if entries > _MAX_ENTRIES:
-            raise CheckpointError(f"{file}: more than {_MAX_ENTRIES:,} entries in nested dicts: not a GPT-2")
-        inner = []
-        for key, value in values.items():
-            if not isinstance(value, (TensorRef, dict)) or len(prefix) + len(text := _text(key)) > _MAX_NAME:
-                continue
-            if isinstance(value, TensorRef):
-                state[f"{prefix}{text}"] = value
-            elif depth < _MAX_DEPTH:
-                inner.append((f"{prefix}{text}.", value, depth + 1))
-        left += reversed(inner)
-    return state
+    found = find_state_dict(file.value if isinstance(file.value, dict) else {}, file.path)
+    tensors: dict[str, LazyTensor] = dict(file.tensors(found.state))
+    return Weights(file.path, folder, tensors, found.others, found.left_out, found.content)
