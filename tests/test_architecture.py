@@ -50,6 +50,7 @@ SHARED_BY_FORMATS = {
     "lora_options",
     "padding",
     "rank_files",
+    "refusals",
     "registry",
     "rows",
     "safetensors_file",

@@ -151,13 +151,21 @@ def head_of(file: Path) -> bytes:
         return b""
 
 
-def largest_state(value: object, depth: int = _DEPTH) -> Shapes:
-    """Return names and shapes of the dict within ``value`` that has the most tensors."""
-    if not isinstance(value, dict):
-        return {}
-    own: Shapes = {name: t.shape for name, t in value.items() if isinstance(name, str) and isinstance(t, TensorRef)}
-    inner = [largest_state(item, depth - 1) for item in value.values()] if depth else []
-    return max((own, *inner), key=len)
+def largest_state(value: object) -> Shapes:
+    """Return names and shapes of the dict within ``value`` that has the most tensors; each dict is looked at once."""
+    largest: Shapes = {}
+    seen: set[int] = set()
+    left = [(value, 0)]
+    while left:
+        values, depth = left.pop()
+        if not isinstance(values, dict) or id(values) in seen:
+            continue
+        seen.add(id(values))
+        own = {name: t.shape for name, t in values.items() if isinstance(name, str) and isinstance(t, TensorRef)}
+        largest = max(largest, own, key=len)
+        if depth < _DEPTH:
+            left += [(item, depth + 1) for item in values.values() if isinstance(item, dict)]
+    return largest
 
 
 def module_class(value: object) -> str | None:
