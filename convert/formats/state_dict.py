@@ -67,16 +67,16 @@ def find_state_dict(content: Mapping[Any, Any], file: Path) -> FoundState:
     known = {name: ref for name, ref in state.items() if any_format().match(name)}
     tops = {name.partition(".")[0] for name in known}
     others = [name for name in state if name not in known and name.partition(".")[0] in tops | _plain(content)]
-    containers = [_text(key) for key, value in content.items() if not isinstance(value, _SMALL) and key not in tops]
+    containers = [key_text(key) for key, value in content.items() if not isinstance(value, _SMALL) and key not in tops]
     return FoundState(known, tuple(others), tuple(containers), content)
 
 
 def _plain(content: Mapping[Any, Any]) -> set[str]:
     """Return the beginnings of the names of those tensors that are in no dict of their own."""
-    return {_text(key).partition(".")[0] for key, value in content.items() if isinstance(value, TensorRef)}
+    return {key_text(key).partition(".")[0] for key, value in content.items() if isinstance(value, TensorRef)}
 
 
-def _text(key: Any) -> str:
+def key_text(key: Any) -> str:
     """Return a key of a dict as a part of a name."""
     return key if isinstance(key, str) else short_repr(key)
 
@@ -121,7 +121,7 @@ def _flatten(content: Mapping[Any, Any], file: Path) -> dict[str, TensorRef]:
             raise CheckpointError(f"{file}: more than {_MAX_ENTRIES:,} entries in nested dicts: not a GPT-2")
         inner = []
         for key, value in values.items():
-            if not isinstance(value, (TensorRef, dict)) or len(prefix) + len(text := _text(key)) > _MAX_NAME:
+            if not isinstance(value, (TensorRef, dict)) or len(prefix) + len(text := key_text(key)) > _MAX_NAME:
                 continue
             if isinstance(value, TensorRef):
                 state[f"{prefix}{text}"] = value

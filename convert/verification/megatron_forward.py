@@ -8,7 +8,7 @@ and mathematics, so that a mistake there is not made here too. Of the project it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from support.errors import CheckpointError
 _TOKENS, _POSITIONS, _FINAL = "word_embeddings.weight", "position_embeddings.weight", "transformer.final_layernorm"
 _EPSILON = 1.0e-5  # of layer norms: transformer.py passes it, whatever the option of the training script says
 _HIDDEN = -10000.0  # what stands in the place of the score of a position that must not be seen
+_MOST_DICTS = 500
+"""Of one file that are looked at."""
 _WRAPPERS = ("module", "model", "state_dict", "model_state_dict", "state")
 _BLOCK = 1 << 22
 """Elements of the token embedding that are float32 at a time as the output matrix: 16 MB."""
@@ -186,10 +188,19 @@ def _float32(values: np.ndarray[Any, Any]) -> torch.Tensor:
 
 def _shard(file: Path) -> Mapping[str, Any]:
     """Return a rank's tensors under Megatron's names, without what wrappers put before them, such as ``module.``."""
-    state: Any = load(file)
-    while type(state) is dict and not any(str(name).endswith(_POSITIONS) for name in state):
-        state = next((state[key] for key in _WRAPPERS if isinstance(state.get(key), dict)), None)
-    if not isinstance(state, dict):
+    state = next(_dicts_of_positions(load(file), set()), None)
+    if state is None:
         raise CheckpointError(f"{file}: expected a dict with the weights under 'module' or 'model'")
     prefix = next(str(name) for name in state if str(name).endswith(_POSITIONS)).removesuffix(_POSITIONS)
     return {str(name).removeprefix(prefix): value for name, value in state.items()}
+
+
+def _dicts_of_positions(value: Any, seen: set[int]) -> Iterator[dict[Any, Any]]:
+    """Yield the dicts that have a position embedding, those under the usual keys first; each dict is looked at once."""
+    if type(value) is not dict or id(value) in seen or len(seen) > _MOST_DICTS:
+        return
+    seen.add(id(value))
+    if any(str(name).endswith(_POSITIONS) for name in value):
+        yield value
+    for key in (*(key for key in _WRAPPERS if key in value), *(key for key in value if key not in _WRAPPERS)):
+        yield from _dicts_of_positions(value[key], seen)

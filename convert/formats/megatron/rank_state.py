@@ -21,12 +21,10 @@ from convert.formats.rank_files import (
     named_folders,
     resolve_rank_files,
 )
+from convert.formats.state_dict import WRAPPERS, key_text
 from convert.formats.tensor_map import LazyTensor
 from support.errors import CheckpointError
-from support.messages import short_repr
 
-_WRAPPERS = ("module", "model", "state_dict", "model_state_dict", "state")
-"""What programs put a state dict under, in this order."""
 _MAX_DEPTH = 5
 """Of dicts that have nothing but a state dict."""
 
@@ -123,8 +121,8 @@ def _dicts(value: Any, key: str, seen: set[int], depth: int = 0) -> Iterator[tup
     if isinstance(value, dict) and depth <= _MAX_DEPTH and id(value) not in seen:
         seen.add(id(value))
         yield key, value
-        for wrapper in _WRAPPERS:
-            yield from _dicts(value.get(wrapper), key or wrapper, seen, depth + 1)
+        for wrapper in (*WRAPPERS, *(name for name in value if name not in WRAPPERS)):
+            yield from _dicts(value.get(wrapper), key or key_text(wrapper), seen, depth + 1)
 
 
 def without_prefix(state: Mapping[Any, Any], known: re.Pattern[str]) -> dict[str, Any]:
@@ -134,7 +132,7 @@ def without_prefix(state: Mapping[Any, Any], known: re.Pattern[str]) -> dict[str
         state: the state dict.
         known: finds a known name anywhere in a name; what it matches begins after what is taken off.
     """
-    names = {key if isinstance(key, str) else short_repr(key): value for key, value in state.items()}
+    names = {key_text(key): value for key, value in state.items()}
     found = [match.start() for name in names if (match := known.search(name))]
     first = next((name for name in names if known.search(name)), "")
     prefix = first[: min(found, default=0)]
