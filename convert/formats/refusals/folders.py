@@ -107,6 +107,8 @@ def describe_distributed(look: Look) -> str | None:
 
 def describe_saved_model(look: Look) -> str | None:
     """Say that a SavedModel is of another model; those of CPM-LM-TF2, which are read, have an error of their own."""
+    if not look.has("saved_model.pb") and look.has("variables") and look.has("assets"):
+        return "a SavedModel without its saved_model.pb: get the whole folder again"
     if not look.has("saved_model.pb") or (look.path / "assets" / "config.json").exists():
         return None
     prefix = look.path / "variables" / "variables"

@@ -172,7 +172,7 @@ def another_graph(folder: Path) -> None:
 
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "absent": (shutil.rmtree, "no such file or folder"),
-    "no graph": (lambda folder: (folder / "saved_model.pb").unlink(), "no checkpoint of a known format"),
+    "no graph": (lambda folder: (folder / "saved_model.pb").unlink(), "a SavedModel without its saved_model.pb"),
     "graph damaged": (lambda folder: cut(folder, "saved_model.pb"), "convert again"),
     "another graph": (another_graph, "no signature 'logits'"),
     "no weights": (lambda folder: (folder / "variables/variables.index").unlink(), "has no variables/variables.index"),
