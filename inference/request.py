@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exports.generation_config import GenerationConfig, PieceOptions, read_defaults, resolve, resolve_pieces
-from exports.saved_model_folder import ModelError, SavedModelFolder
+from exports.saved_model_folder import SavedModelFolder
 from inference.model_tokenizer import ModelTokenizer
 from inference.presets import PLAIN, TextStyle, combine_options, find_style
+from inference.token_ids import TokenIds
 from tokenization import Tokenizer, TokenizerError, load_tokenizer
 
 if TYPE_CHECKING:
@@ -77,21 +78,24 @@ class RequestReader:
     def read(cls, files: SavedModelFolder) -> RequestReader:
         """Read the sizes, the tokenizer and the defaults of a SavedModel; imports no TensorFlow.
 
+        One that was converted without a tokenizer has ``TokenIds`` in its place.
+
         Raises:
-            ModelError: there is no SavedModel of this project, or none with a tokenizer.
+            ModelError: there is no SavedModel of this project.
             TokenizerError: its tokenizer cannot be used.
             OptionError: its ``generation_config.json`` cannot be used.
         """
         files.check_exists()
         config = files.config
-        if not files.tokenizer_files:
-            raise ModelError(f"{files.path}: has no tokenizer: convert the checkpoint again, with --tokenizer")
-        return cls(
-            config,
-            load_tokenizer(files.assets, vocab_size=config.vocab_size),
-            read_defaults(files.generation_config_file),
-            files,
-        )
+        tokenizer: Tokenizer = TokenIds(files.path, config.vocab_size, files.values)
+        if files.tokenizer_files:
+            tokenizer = load_tokenizer(files.assets, vocab_size=config.vocab_size)
+        return cls(config, tokenizer, read_defaults(files.generation_config_file), files)
+
+    def check_reads_text(self) -> None:
+        """Raise ``TokenizerError`` where the model has no tokenizer, so that prompts are token ids only."""
+        if isinstance(self.tokenizer, TokenIds):
+            self.tokenizer.refuse_text()
 
     def resolve(self, *, preset: str | None = None, window: str | None = None, **options: Any) -> TextConfig:
         """Check options, and take the model's defaults for those left out.

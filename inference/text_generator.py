@@ -67,7 +67,7 @@ class TextGenerator:
             requests: what was read from the folder already; None reads it.
 
         Raises:
-            ModelError: the folder is not one, or has no tokenizer.
+            ModelError: the folder is not one.
             TokenizerError: its tokenizer cannot be used.
             OptionError: its ``generation_config.json`` cannot be used.
         """

@@ -238,13 +238,19 @@ class _TopParser(Parser):
 
     def parse_top(self, words: Sequence[str]) -> NoReturn:
         """Do what words without a command ask for, or name what is wrong with them, and exit."""
+        if words and not words[0].startswith("-"):  # the options after it are those of the command that was meant
+            self._no_command(words[0])
         self.check_spelling(words)
         _, others = self.parse_known_args(words)  # exits after --help and --version
         if not others:
             self.error("expected a COMMAND")
+        self._no_command(others[0])
+
+    def _no_command(self, word: str) -> NoReturn:
         names = [command.name for group in self.groups for command in group.commands]
-        hint = "".join(f"; did you mean {name}?" for name in difflib.get_close_matches(others[0], names, 1))
-        self.error(f"{others[0]!r} is no command{hint}")
+        close = difflib.get_close_matches(word.lower().replace("_", "-"), names, 1)
+        hint = "".join(f"; did you mean {name}?" for name in close)
+        self.error(f"{word!r} is no command{hint}")
 
     def format_help(self) -> str:
         formatter = self._get_formatter()
@@ -340,9 +346,36 @@ def _as_typed(prog: str) -> str:
     return " ".join([typed, *others])
 
 
+_OTHER_NAMES = {
+    "do-sample": ("temperature 0",),
+    "greedy": ("temperature 0",),
+    "input": ("checkpoint", "prompts", "text"),
+    "length": ("max-new-tokens",),
+    "lora": ("adapter",),
+    "max-tokens": ("max-new-tokens",),
+    "model": ("checkpoint",),
+    "n-head": ("heads",),
+    "nsamples": ("number",),
+    "num-attention-heads": ("heads",),
+    "num-heads": ("heads",),
+    "num-return-sequences": ("number",),
+    "num-samples": ("number",),
+    "peft": ("adapter",),
+}
+"""What other programs call an option: the first of these that a command has is meant."""
+_SIMILAR = 0.7
+"""How similar to an option a misspelt one is, of 1: greedy and seed are 0.6."""
+
+
 def _suggestion(name: str, known: Iterable[str]) -> str:
-    """Give the options that ``name`` may have been meant for: those that it begins, else the most similar one."""
-    names = [option for option in known if option.startswith("--")]
-    meant = [option for option in names if option.startswith(name) and len(name) > len("--")]
-    meant = meant[:3] or difflib.get_close_matches(name, names, 1)
+    """Give the options that ``name`` may have been meant for.
+
+    They are what other programs call so, else those that ``name`` begins, else one that is similar: letters that change
+    places, or that are missing. A word that shares some letters only would mislead.
+    """
+    names = [option.removeprefix("--") for option in known if option.startswith("--")]
+    word = name.removeprefix("--").lower().replace("_", "-")
+    meant = [option for option in _OTHER_NAMES.get(word, ()) if option.split()[0] in names][:1]
+    meant = meant or [option for option in names if word and option.startswith(word)][:3]
+    meant = [f"--{option}" for option in meant or difflib.get_close_matches(word, names, 1, _SIMILAR)]
     return f"; did you mean {' or '.join(meant)}?" if meant else ""

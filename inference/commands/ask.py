@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> None:
 
     examples = _read(args.examples) if args.examples else FEW_SHOTS
     requests = read_requests(args)
+    requests.check_reads_text()
     options = {**given_options(args), "num_return_sequences": 1}
     if not {"max_new_tokens", "max_length"} & options.keys():
         options["max_new_tokens"] = 50

@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> None:
     if sys.stdin is None:
         raise UserError("stdin is closed: there is nowhere to type")
     requests = read_requests(args)
+    requests.check_reads_text()
     config = requests.resolve(**{**given_options(args), "num_beams": 1, "num_return_sequences": 1})
     print_general_notes(requests, config)
     generator = load_generator(args, requests, 1)

@@ -117,6 +117,8 @@ def _encode(
 
     if args.stream:
         check_stream(config)
+    if any(isinstance(job.prompt, str) for job in jobs):
+        requests.check_reads_text()
     prompts = {}
     for text in dict.fromkeys(job.prompt for job in jobs):
         try:

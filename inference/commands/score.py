@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> None:
     if args.batch_size < 1:
         raise OptionError(f"--batch-size is {args.batch_size}: expected 1 or more")
     requests = read_requests(args)
+    requests.check_reads_text()
     documents = read_documents(args.text, UserError)
     first = next(documents)  # a file that cannot be used is reported before the model is loaded
     generator = load_generator(args, requests, args.batch_size, quiet=args.quiet)

@@ -106,3 +106,32 @@ def test_other_shells_read_their_completion(shell: str, capsys: pytest.CaptureFi
     assert "reshard" in script
     if shutil.which(shell):
         subprocess.run([shell, "-n"], input=script, text=True, check=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("genrate o3 萧炎 --temperature 0", "'genrate' is no command; did you mean generate?"),
+        ("totf --checkpoint x", "'totf' is no command; did you mean to-tf?"),
+        ("pytorch_to_tf --checkpoint x", "'pytorch_to_tf' is no command; did you mean pytorch-to-tf?"),
+        ("Inspect x --json", "'Inspect' is no command; did you mean inspect?"),
+        ("translate x --seed 1", "'translate' is no command; --help"),
+        ("to-tf --lora x", "unrecognized arguments: --lora; did you mean --adapter?"),
+        ("to-tf --input x", "unrecognized arguments: --input; did you mean --checkpoint?"),
+        ("to-tf --num-heads 4", "unrecognized arguments: --num-heads; did you mean --heads?"),
+        ("generate o3 --greedy", "unrecognized arguments: --greedy; did you mean --temperature 0?"),
+        ("generate o3 --input x", "unrecognized arguments: --input; did you mean --prompts?"),
+        ("generate o3 --max_tokens 5", "unrecognized arguments: --max_tokens; did you mean --max-new-tokens?"),
+        ("score o3 --greedy", "unrecognized arguments: --greedy; --help"),
+        ("inspect o3 --speed", "unrecognized arguments: --speed; --help"),
+    ],
+)
+def test_what_was_meant_is_named_and_nothing_else(
+    words: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as error:
+        PROGRAM.run(words.split())
+    assert error.value.code == 2
+    message = capsys.readouterr().err
+    assert expected in message
+    assert message.count("\n") == 1

@@ -147,7 +147,6 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "config null": (config(n_head=None), "it does not have n_head"),
     "config heads": (config(n_head=7), "7 heads do not divide"),
     "config text": (config(n_embd="24"), "n_embd is '24'"),
-    "no tokenizer": (lambda folder: (folder / "assets/vocab.txt").unlink(), "has no tokenizer: convert"),
     "tokenizer cut": (write("assets/vocab.txt", b"[PAD]\n"), "not a vocabulary of BERT"),
     "no defaults": (lambda folder: (folder / "assets/generation_config.json").unlink(), "cannot be read"),
     "wrong defaults": (write("assets/generation_config.json", b'{"top_p": 2}'), "top_p is 2"),
