@@ -21,7 +21,7 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from tokenization.added_pieces import CONFIG, pieces_to_add, read_declared
+from tokenization.added_pieces import CONFIG, Declared, pieces_to_add, read_declared
 from tokenization.base import (
     StreamDecoder,
     TokenizerError,
@@ -95,6 +95,19 @@ def _check(path: Path, ids: Mapping[str, int], unknown: str | None, options: Opt
         )
 
 
+def _find_parts(declared: Declared, ids: Mapping[str, int]) -> dict[str, str | None]:
+    """Return which piece has which part: a declared one, which may be an added one, else the usual one.
+
+    Only a piece of the vocabulary itself is what unknown words become: the library looks for it there.
+    """
+    added = {token.content for token in declared.added.values()}
+    parts = {part: find_part(part, declared.parts, ids) for part in (*_PARTS, "eos_token")}
+    for part in parts:
+        if part != "unk_token" and declared.parts.get(part) in added:
+            parts[part] = declared.parts[part]
+    return parts
+
+
 Options = dict[str, bool | None]
 _OPTIONS: Options = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
 _JSON_NAMES = {"do_lower_case": "lowercase", "tokenize_chinese_chars": "handle_chinese_chars"}
@@ -143,12 +156,12 @@ class BertTokenizer:
         found = {name: declared.config[name] for name in _OPTIONS.keys() & declared.config.keys()}
         self.options = _checked(file.with_name(CONFIG), {**own, **found})
         self._files = {file: FILE if file.suffix == ".json" else file.name, **{f: f.name for f in declared.files}}
-        parts = {part: find_part(part, declared.parts, ids) for part in (*_PARTS, "eos_token")}
+        declared = declared.within(vocab_size)
+        parts = _find_parts(declared, ids)
         _check(file, ids, parts["unk_token"], self.options)
         markers = (piece for piece in ids if _MARKER.fullmatch(piece) and not is_usual(piece))
         special = [*filter(None, map(parts.get, _PARTS)), *markers]
         filled = _with_gaps_filled(ids)
-        declared = declared.within(vocab_size)
         added, beyond = pieces_to_add(declared, filled, special)
         self._normalizer = _normalizer(self.options)
         self._splitter = BertPreTokenizer()

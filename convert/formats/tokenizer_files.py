@@ -84,9 +84,10 @@ def tokenizer_for(
             raise
         return None, (f"{error}: converted without it, for token ids only; --tokenizer PATH gives another",)
     notes = [*tokenizer.notes, *([] if tokenizer.notes else _other_tokenizers(path, tokenizer))]
-    if given is None and _is_default_end(checkpoint.tokens, tokenizer):
+    is_own = given is None or _is_own(given, tokenizer, checkpoint)
+    if is_own and _is_default_end(checkpoint.tokens, tokenizer):
         notes.append(f"{path}: config.json's end of a text, {_GPT2_END}, is no piece: the tokenizer's is taken")
-    if tokenizer.eos_token_id is None and (given is not None or (checkpoint.tokens or NO_TOKENS).eos_token_id is None):
+    if tokenizer.eos_token_id is None and (not is_own or (checkpoint.tokens or NO_TOKENS).eos_token_id is None):
         notes.append(f"{path}: the vocabulary has no end of a text: texts end at their length only")
     return tokenizer, tuple(notes)
 
@@ -121,11 +122,30 @@ def tokens_for(given: Path | None, tokenizer: Tokenizer | None, checkpoint: Chec
     tokens = checkpoint.tokens or NO_TOKENS
     if tokenizer is None:
         return tokens
-    if given is None and tokens.eos_token_id is not None and not _is_default_end(tokens, tokenizer):
+    is_own = given is None or _is_own(given, tokenizer, checkpoint)
+    if is_own and tokens.eos_token_id is not None and not _is_default_end(tokens, tokenizer):
         return tokens
-    theirs = ("eos_token_id",) if given is None else ("eos_token_id", *PIECE_NAMES)  # ids of another vocabulary
+    theirs = ("eos_token_id",) if is_own else ("eos_token_id", *PIECE_NAMES)  # ids of another vocabulary
     defaults = {name: value for name, value in tokens.defaults.items() if name not in theirs}
     return SpecialTokens(tokenizer.eos_token_id, tokenizer.pad_token_id, defaults=defaults)
+
+
+def _is_own(given: Path, tokenizer: Tokenizer, checkpoint: Checkpoint) -> bool:
+    """Whether the ``tokenizer`` in ``given`` has the ids of the checkpoint's own: they mean the same in its files."""
+    own = checkpoint.tokenizer
+    if own is None:
+        return False
+    if own.resolve() == given.resolve():
+        return True
+    try:
+        return _texts_of(load_tokenizer(own, vocab_size=checkpoint.config.vocab_size)) == _texts_of(tokenizer)
+    except TokenizerError:
+        return False
+
+
+def _texts_of(tokenizer: Tokenizer) -> tuple[list[str], Mapping[str, int]]:
+    """Return what each id of a tokenizer becomes, and its special pieces, which become nothing."""
+    return [tokenizer.decode([index]) for index in range(tokenizer.vocab_size)], tokenizer.special_pieces
 
 
 def _is_default_end(tokens: SpecialTokens | None, tokenizer: Tokenizer) -> bool:
@@ -209,7 +229,7 @@ def _config_values(tokenizer: Tokenizer) -> dict[str, str]:
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id != tokenizer.unknown_token_id else None
     ids |= {"pad_token": pad, "unk_token": tokenizer.unknown_token_id}
     if isinstance(tokenizer, BertTokenizer) and tokenizer.special_pieces.get("[SEP]") != end:
-        ids |= {"sep_token": end, "cls_token": begin[0] if begin else None}
+        ids |= {"sep_token": tokenizer.special_pieces.get("[SEP]", end), "cls_token": begin[0] if begin else None}
     if isinstance(tokenizer, CpmTransformersTokenizer):
         ids["eos_token"] = ids["bos_token"] = None  # its class has names of its own
     found = {part: of_id.get(index) for part, index in ids.items() if index is not None}

@@ -158,11 +158,14 @@ def test_an_end_of_a_text_that_is_no_piece_is_not_taken(folder: Path) -> None:
         assert (tokens_for(None, tokenizer, named).eos_token_id, notes) == (end, ())
 
 
-def test_a_vocabulary_without_an_end_is_said_to_have_none(folder: Path) -> None:
-    LIBRARY_TOKENIZERS["BPE with ends of words"]().save(str(folder / "tokenizer.json"))
+def test_a_vocabulary_without_an_end_is_said_to_have_none(folder: Path, tmp_path: Path) -> None:
+    bare = open_checkpoint(folder)
+    for place in (tmp_path, folder):
+        LIBRARY_TOKENIZERS["BPE with ends of words"]().save(str(place / "tokenizer.json"))
     checkpoint = open_checkpoint(folder)
-    assert tokenizer_for(None, checkpoint)[1] == ()  # config.json names one
-    for given, source in ((folder, checkpoint), (None, with_end(open_checkpoint(folder), None))):
+    for given in (None, folder, tmp_path / "tokenizer.json"):
+        assert tokenizer_for(given, checkpoint)[1] == ()  # config.json names one
+    for given, source in ((tmp_path / "tokenizer.json", bare), (None, with_end(open_checkpoint(folder), None))):
         tokenizer, (note,) = tokenizer_for(given, source)
         assert note.endswith("the vocabulary has no end of a text: texts end at their length only")
         assert tokens_for(given, tokenizer, source).eos_token_id is None
