@@ -42,6 +42,8 @@ MUST_BE_OFF = {
     "n_special": "expected 0: the rows after the vocabulary belong to it in newer files",
 }
 """What makes another model where it is neither missing nor null, false, 0 or empty; and what a message says then."""
+_CAUSAL = "is_causal"
+"""False and null make attention look ahead (``masking_utils.py`` of transformers 5)."""
 REASONS: Mapping[str, tuple[str, ...]] = {
     "of a training": (
         *("resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout", "initializer_range"),
@@ -54,7 +56,7 @@ REASONS: Mapping[str, tuple[str, ...]] = {
     "the same maths": (
         *("use_cache", "reorder_and_upcast_attn", "chunk_size_feed_forward", "attn_implementation", "use_bfloat16"),
         *("_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal", "torch_dtype"),
-        *("dtype", "torchscript", "tf_legacy_loss", "experts_implementation"),
+        *("dtype", "torchscript", "tf_legacy_loss", "experts_implementation", "_flash_attn_2_enabled"),
     ),
     "of an encoder and decoder": (
         *("is_decoder", "is_encoder_decoder", "cross_attention_hidden_size", "tie_encoder_decoder"),
@@ -118,6 +120,9 @@ def read_fields(path: Path, values: Mapping[str, Any], sizes: Mapping[str, int],
     Raises:
         CheckpointError: it says other sizes, is of another model, or has a key that makes one.
     """
+    if values.get(_CAUSAL, True) is not True:
+        found = short_repr(values[_CAUSAL])
+        raise CheckpointError(f"{path}: {_CAUSAL} is {found}: only true is supported: no text is generated otherwise")
     values = {key: value for key, value in values.items() if value is not None}
     if values.get("model_type", "gpt2") != "gpt2":
         raise CheckpointError(f"{path}: model_type is {short_repr(values['model_type'])}: expected gpt2")
@@ -133,7 +138,7 @@ def read_fields(path: Path, values: Mapping[str, Any], sizes: Mapping[str, int],
         epsilon = values["layer_norm_epsilon"]
         fields["layer_norm_epsilon"] = float(epsilon) if type(epsilon) is int else epsilon
     if "activation_function" in values:
-        fields["activation_function"] = _activation(path, values["activation_function"])
+        fields["activation_function"] = read_activation(path, values["activation_function"])
     return Fields(fields, heads, (*notes, *_notes(path, values)))
 
 
@@ -157,10 +162,20 @@ def _heads(path: Path, values: Mapping[str, Any], n_embd: int, *, has_heads: boo
     return _HEADS, [f"{path}: no {ours}: {_HEADS} heads, as transformers takes it; --heads says otherwise"]
 
 
-def _activation(path: Path, name: object) -> str:
+def read_activation(path: Path, name: object, key: str = "activation_function") -> str:
+    """Return an activation by our name for it.
+
+    Args:
+        path: the file, for messages.
+        name: what the file says.
+        key: the key that says it.
+
+    Raises:
+        CheckpointError: it is none of those that are known.
+    """
     if not isinstance(name, str) or _ALIASES.get(name, name) not in ACTIVATIONS:
         known = list_names([*ACTIVATIONS, *_ALIASES], 20)
-        raise CheckpointError(f"{path}: activation_function {short_repr(name)}: known are {known}")
+        raise CheckpointError(f"{path}: {key} {short_repr(name)}: known are {known}")
     return _ALIASES.get(name, name)
 
 
@@ -170,6 +185,6 @@ def _notes(path: Path, values: Mapping[str, Any]) -> Iterator[str]:
         yield f"{path}: auto_map names a program of the model's own, which is not run: read as GPT-2 of transformers"
     if changed := [key for key, default in GENERATION.items() if values.get(key, default) != default]:
         yield f"{path}: not used: {list_names(changed, 9)}: transformers 5 reads them of generation_config.json only"
-    irrelevant = {"auto_map", *USED, *GENERATION, *MUST_BE_OFF}.union(*REASONS.values())
-    if unknown := [key for key, value in values.items() if key not in irrelevant and value is not False]:
+    irrelevant = {"auto_map", _CAUSAL, *USED, *GENERATION, *MUST_BE_OFF}.union(*REASONS.values())
+    if unknown := [key for key in values if key not in irrelevant]:
         yield f"{path}: not used: {list_names(unknown, 9)}: no keys of a GPT-2, transformers does not use them either"

@@ -36,6 +36,8 @@ SAME_MATHS: dict[str, dict[str, Any]] = {
     "everything off": {"pruned_heads": {}, "add_cross_attention": False, "quantization_config": None},
     "half": {"torch_dtype": "float16", "use_cache": False},
     "a decoder without an encoder": {"is_decoder": True},
+    "causal attention": {"is_causal": True},
+    "keys that are null": {"attention_chunk_size": None, "sliding_window": None},
     "labels": {"id2label": {"0": "poem", "1": "prose", "2": "list"}, "problem_type": "regression"},
 }
 """What may be added to a config.json, and is read without a note."""
@@ -78,6 +80,9 @@ def test_a_key_is_used_as_transformers_uses_it(case: str, tmp_path: Path) -> Non
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "cross attention": ({"add_cross_attention": True}, "add_cross_attention is True: only false is supported"),
     "pruned heads": ({"pruned_heads": {"1": [0, 2]}}, "pruned_heads is a dict: expected whole layers"),
+    "attention that looks ahead": ({"is_causal": False}, "is_causal is False: only true is supported"),
+    "attention that looks ahead, by number": ({"is_causal": 0}, "is_causal is 0: only true is supported"),
+    "attention that looks ahead, by null": ({"is_causal": None}, "is_causal is None: only true is supported"),
     "layers of several kinds": ({"per_layer_config": {"0": {"n_inner": 96}}}, "per_layer_config is a dict"),
     "GPTQ": (
         {"quantization_config": {"quant_method": "gptq", "bits": 4}},
@@ -113,6 +118,7 @@ def test_a_key_that_makes_another_model_is_refused_by_name(
 NOTES: dict[str, tuple[dict[str, Any], str]] = {
     "another model's positions": ({"rope_theta": 10000.0}, "not used: rope_theta: no keys of a GPT-2"),
     "several": ({"alibi": True, "sliding_window": 128}, "not used: alibi, sliding_window: no keys"),
+    "switched off": ({"use_rope": False, "parallel": 0, "gates": ""}, "not used: use_rope, parallel, gates: no keys"),
     "code": ({"auto_map": {"AutoModelForCausalLM": "modeling.Poet"}}, "auto_map names a program of the model's own"),
     "how to generate": (
         {"do_sample": True, "top_p": 0.8, "temperature": 1.0}, "not used: do_sample, top_p: transformers 5 reads them",
