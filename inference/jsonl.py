@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from inference.prompt_files import PromptLine, PromptValue, RecordError
+from support.files import describe_write_error
 
 Key = tuple[PromptValue, int]
 
@@ -151,7 +152,7 @@ def open_results(path: Path) -> Iterator[ResultFile]:
     try:
         file = io.FileIO(path, "a+")
     except OSError as error:
-        raise RecordError(f"{path}: cannot be written: {error.strerror}") from error
+        raise RecordError(describe_write_error(error, path, "choose another --output")) from error
     with file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise RecordError(f"{path}: not a file: --output appends to a file, --json prints the results")

@@ -104,6 +104,38 @@ def describe_read_error(error: OSError, path: Path) -> str:
     return f"{place}: cannot be read: {error.strerror or error}"
 
 
+def describe_write_error(error: OSError, path: Path, advice: str) -> str:
+    """Say in one line what cannot be written, and why: the folder that is missing, closed, or not a folder at all.
+
+    Args:
+        error: what the system said.
+        path: what was to be written, where ``error`` names no file.
+        advice: what to do, as in ``choose another --output``.
+    """
+    place = Path(os.path.abspath(os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else path))
+    reason = error.strerror or str(error)
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and not _exists(place):
+        folder = next((parent for parent in place.parents if _exists(parent)), place)
+        return f"{path}: cannot be written: {reason} in the folder {folder}: {advice}"
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.ENOENT):
+        on_the_way = next((parent for parent in place.parents if _exists(parent)), place)
+        file = place if place.is_file() else on_the_way
+        if file.is_file():
+            return f"{path}: cannot be written: {file} is a file, not a folder: {advice}"
+        if error.errno == errno.ENOENT:
+            return f"{path}: cannot be written: there is no folder {place.parent}: make it, or {advice}"
+    return f"{error.filename or path}: cannot be written: {reason}"
+
+
+def _exists(path: Path) -> bool:
+    """Whether something is there that may be looked at."""
+    try:
+        path.stat()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON in UTF-8; a surrogate, as in the name of a file, becomes an escape."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8", errors="backslashreplace")

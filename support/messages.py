@@ -17,6 +17,12 @@ def pluralize(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def show_bytes(count: int) -> str:
+    """A number of bytes in GB, MB or kB, whichever shows more than zeros."""
+    unit, size = next((pair for pair in (("GB", 1e9), ("MB", 1e6)) if count >= pair[1]), ("kB", 1e3))
+    return f"{count / size:.{2 if unit == 'GB' else 1}f} {unit}"
+
+
 def short_repr(value: object) -> str:
     """``value``, which came out of a file, for a message: one short line, whatever it is."""
     if isinstance(value, (str, bytes)):

@@ -15,10 +15,14 @@ from pathlib import Path
 
 from convert.output.manifest import MANIFEST, has_only_its_own
 from support.errors import ConvertError
+from support.files import describe_write_error
+from support.messages import show_bytes
 
 _NEW, _OLD = "new", "old"
 _NAME_MAX = 255
 """Bytes of a name on the usual file systems of Linux."""
+_SMALL = 1 << 25
+"""Bytes below which an estimate is mostly room for names and headers: the disk says itself when it is full."""
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h>, <linux/fs.h>
 
 
@@ -76,9 +80,10 @@ def new_folder(
         partial = destination.with_name(partial_name(destination))
         with _locked(partial, destination):
             free = shutil.disk_usage(partial).free
-            if free < size:
+            if free < size and (size > _SMALL or free < size // 8):
                 raise ConvertError(
-                    f"{destination}: {size / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free on this disk"
+                    f"{destination}: {show_bytes(size)} are needed, {show_bytes(free)} are free on this disk; choose "
+                    "another --output"
                 )
             yield partial / _NEW
             _flush(partial / _NEW)
@@ -160,8 +165,7 @@ def _translated(destination: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise ConvertError(f"{destination}: the disk is full; nothing was left behind") from error
-        where = error.filename or destination
-        raise ConvertError(f"{where}: cannot be written: {error.strerror or error}") from error
+        raise ConvertError(describe_write_error(error, destination, "choose another --output")) from error
 
 
 @contextlib.contextmanager

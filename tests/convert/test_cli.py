@@ -282,7 +282,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    assert_refused(convert(root), root, "GB are needed, 0.00 GB are free", capsys)
+    assert_refused(convert(root), root, "MB are needed, 1.0 kB are free", capsys)
 
 
 def test_a_disk_that_fills_up_while_writing_leaves_nothing(root: Path, tmp_path: Path) -> None:

@@ -78,7 +78,11 @@ def test_an_output_under_a_folder_that_may_not_be_searched(root: Path, capsys: p
 
 def test_an_output_in_a_folder_that_may_not_be_written_to(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = locked(root / "locked", 0o555) / "copy"
-    assert_refused(["reshard", *source(root), "--output", str(place)], str(place.parent), capsys)
+    message = f"error: {place}: cannot be written: Permission denied in the folder {place.parent}: choose another"
+    assert_refused(["reshard", *source(root), "--output", str(place)], message, capsys)
+    assert_refused(
+        ["reshard", *source(root), "--output", str(place / "deeper" / "copy")], f"in the folder {place.parent}", capsys
+    )
     assert not list(place.parent.iterdir())
 
 
@@ -178,5 +182,7 @@ def test_results_in_a_folder_that_may_not_be_written_to(root: Path, capsys: pyte
     place = locked(root / "locked", 0o555) / "results.jsonl"
     with as_nobody():
         assert inference_main(["generate", str(root / "model"), "x", "--output", str(place)]) == 2
-    assert_one_line_error(capsys, f"error: {place}: cannot be written: Permission denied")
+    assert_one_line_error(
+        capsys, f"error: {place}: cannot be written: Permission denied in the folder {place.parent}: choose"
+    )
     assert not list(place.parent.iterdir())

@@ -153,6 +153,46 @@ def disk(folder: Path, options: str) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("command", WRITING)
+def test_a_small_model_is_written_on_a_disk_that_it_fits_on(
+    command: str, checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with disk(tmp_path / "disk", "size=1m") as folder:
+        assert convert(written(command, checkpoint, folder / "model")) == 0, capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("size", "free", "words"),
+    [
+        (10_000_000_000, 9_000_000_000, "10.00 GB are needed, 9.00 GB are free"),
+        (50_000_000, 49_900_000, "50.0 MB are needed, 49.9 MB are free"),
+        (1_100_000, 2_000, "1.1 MB are needed, 2.0 kB are free"),
+        (40_000, 0, "40.0 kB are needed, 0.0 kB are free"),
+        (1_100_000, 900_000, None),
+    ],
+)
+def test_a_disk_that_is_too_small_is_found_before_the_first_byte(
+    size: int, free: int, words: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": free}))
+    if words is None:
+        with new_folder(tmp_path / "model", force=False, size=size):
+            pass
+    else:
+        with pytest.raises(ConvertError, match=words), new_folder(tmp_path / "model", force=False, size=size):
+            pass
+
+
+@pytest.mark.parametrize("place", ["file/model", "file/deeper/model"])
+@pytest.mark.parametrize("command", [*WRITING, "to-tf"])
+def test_a_file_on_the_way_to_an_output_is_named(
+    command: str, place: str, checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert convert(written(command, checkpoint, tmp_path / place)) == 2
+    assert_one_line_error(capfd, f"{tmp_path / 'file'} is a file, not a folder: choose another --output")
+
+
+@pytest.mark.parametrize("command", WRITING)
 def test_a_disk_that_fills_up_at_any_moment(
     command: str, checkpoint: Path, vocabulary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],

@@ -363,7 +363,7 @@ def test_a_full_disk_is_found_before_the_first_byte(
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     assert reshard(root, tmp_path / "out" / "copy", 4) == 2
-    assert "GB are needed, 0.00 GB are free" in capsys.readouterr().err
+    assert "kB are needed, 1.0 kB are free" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

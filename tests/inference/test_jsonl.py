@@ -240,6 +240,24 @@ def test_a_second_run_on_a_file_is_refused(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("absent/out.jsonl", "there is no folder {0}/absent: make it, or choose another --output"),
+        ("absent/deeper/out.jsonl", "there is no folder {0}/absent/deeper: make it, or choose another"),
+        ("file/out.jsonl", "{0}/file is a file, not a folder: choose another --output"),
+        ("file/deeper/out.jsonl", "{0}/file is a file, not a folder: choose another --output"),
+        ("folder", "Is a directory"),
+    ],
+)
+def test_what_stands_in_the_way_of_results_is_named(name: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(RecordError) as error, open_results(tmp_path / name):
+        pass
+    assert str(error.value).startswith(f"{tmp_path / name}: cannot be written: {words.format(tmp_path)}")
+
+
 @pytest.mark.parametrize("name", ["", "absent/out", "a" * 300])
 def test_files_that_cannot_be_written_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="cannot be written"), open_results(tmp_path / name):
