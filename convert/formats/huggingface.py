@@ -157,7 +157,11 @@ def _config(
         fields["activation_function"] = options.activation_function
     if not values:
         gelu = options.activation_function or "the tanh gelu"
-        notes = (f"{weights.folder}: no {CONFIG}: taken for a GPT-2 with {gelu} and an epsilon of 1e-5", *notes)
+        notes = (
+            f"{weights.where}: no {CONFIG} next to it: taken for a GPT-2 with {gelu} and an epsilon of 1e-5 "
+            "(--activation-function takes another)",
+            *notes,
+        )
     try:
         return GPT2Config(**sizes, n_head=heads, **fields), notes
     except ConfigError as error:

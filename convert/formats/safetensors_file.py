@@ -24,14 +24,18 @@ from support.errors import CheckpointError
 from support.files import read_json_object
 from support.messages import list_names
 
+_OTHERS: tuple[tuple[str, type], ...] = (
+    ("U8", np.uint8), ("BOOL", np.bool_), ("I64", np.int64), ("I8", np.int8), ("I16", np.int16), ("I32", np.int32),
+    ("U16", np.uint16), ("U32", np.uint32), ("U64", np.uint64),
+)  # fmt: skip
 DTYPES: Mapping[str, DType] = {
     "F16": np.dtype(np.float16),
     "BF16": BFLOAT16,
     "F32": np.dtype(np.float32),
     "F64": np.dtype(np.float64),
-    **{name: np.dtype(kind) for name, kind in (("U8", np.uint8), ("BOOL", np.bool_), ("I64", np.int64))},
+    **{name: np.dtype(kind) for name, kind in _OTHERS},
 }
-"""Those of weights, and of the masks that older folders hold."""
+"""Those of weights, and of what else a file may hold: masks, what quantized weights are made of."""
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_HEADER = 100_000_000

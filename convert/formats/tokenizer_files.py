@@ -159,23 +159,24 @@ def read_special_tokens(
     """Read the special tokens and the defaults of generation of a folder as transformers does, and notes about them.
 
     They are those of ``config.json``; those of ``generation_config.json`` count more. A token that is not in the
-    vocabulary is left out: a copy of CPM on the hub names 50256.
+    vocabulary is left out: a copy of CPM on the hub names 50256. So is a file that cannot be read.
 
     Args:
         folder: the folder with ``generation_config.json``, if it has one.
         values: the content of ``config.json``.
         vocab_size: the number of tokens that the model has.
-
-    Raises:
-        CheckpointError: ``generation_config.json`` cannot be read.
     """
     path = folder / GENERATION_CONFIG
     defaults: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
     if os.path.lexists(path):
-        generation = read_json_object(path, CheckpointError)
+        try:
+            generation = read_json_object(path, CheckpointError)
+        except CheckpointError as error:  # the weights are good without it
+            generation, notes = {}, (f"{error}: left out",)
         values = {**values, **{key: value for key, value in generation.items() if value is not None}}
-        defaults, notes = select_defaults(generation, path, vocab_size)
+        defaults, more = select_defaults(generation, path, vocab_size)
+        notes += more
 
     def known_token(value: Any) -> int | None:
         return plain_token(value, vocab_size)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from convert.formats import safetensors_file as safetensors
 from convert.formats.rank_files import single_rank_file
-from convert.formats.state_dict import any_format, find_state_dict, pattern_of
+from convert.formats.state_dict import find_state_dict, is_known, pattern_of
 from convert.formats.tensor_map import LazyTensor
 from convert.torch_format.reader import TorchFile
 from support.errors import CheckpointError
@@ -255,7 +255,7 @@ def _header(candidate: Candidate, shard: Path) -> dict[str, LazyTensor]:
 
 
 def _of_header(file: Path, folder: Path, tensors: Mapping[str, LazyTensor]) -> Weights:
-    known = {name: tensor for name, tensor in tensors.items() if any_format().match(name)}
+    known = {name: tensor for name, tensor in tensors.items() if is_known(name)}
     return Weights(file, folder, known, tuple(name for name in tensors if name not in known))
 
 

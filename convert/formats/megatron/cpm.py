@@ -37,6 +37,7 @@ from convert.formats.megatron.rank_state import (
 )
 from convert.formats.megatron.sharding import ShardingError, check_shard_shapes, shard_recipe
 from convert.formats.rank_files import RankFile, check_saved_ranks, find_first_rank_file, has_latest, has_tracker
+from convert.formats.state_dict import MOMENTS
 from convert.formats.tensor_map import LazyTensor, TensorMapCheckpoint, matrix_shape, name_problems
 from support.errors import CheckpointError
 from support.messages import list_names, pluralize, short_repr
@@ -85,7 +86,7 @@ def _recognise(candidate: Candidate) -> bool:
 
 def _is_state(values: Mapping[Any, Any]) -> bool:
     """Whether a dict has tensors with CPM's names."""
-    return any(isinstance(name, str) and _KNOWN.search(name) for name in values)
+    return any(isinstance(name, str) and _KNOWN.search(name) and not name.endswith(MOMENTS) for name in values)
 
 
 def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
@@ -164,7 +165,13 @@ def _load_shard(file: RankContent) -> _Shard:
     known = {weights, *numbers, *_COUNTS}
     others = {} if state is content else _by_text(content)
     left_out = [name for name, value in others.items() if value is not None and name not in known]
-    tensors = file.tensors(without_prefix(state, _KNOWN))
+    left_out += [str(name) for name, value in state.items() if isinstance(value, dict) and state is content]
+    own = {
+        name: value
+        for name, value in state.items()
+        if not (isinstance(value, dict) and state is content) and not str(name).endswith(MOMENTS)
+    }
+    tensors = file.tensors(without_prefix(own, _KNOWN))
     check_not_partitioned(file.path, tensors)
     return _Shard(
         file.path,

@@ -10,6 +10,8 @@ from pathlib import Path
 from convert.formats.refusals.look import Look, short_name
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_OWNERS = ("uer", "TsinghuaAI", "IDEA-CCNL", "ckiplab", "openai-community", "fnlp", "hfl", "Morizeyao")
+"""Of the hub's Chinese GPT-2 models: their names are meant even where there is a folder of the same name."""
 _OLD_NAMES = re.compile(r"(gpt2(-medium|-large|-xl)?|distilgpt2)")
 """Models of the hub without an owner in their name."""
 _ADDRESS = re.compile(
@@ -36,7 +38,7 @@ def describe_missing(look: Look) -> str | None:
     if _OLD_NAMES.fullmatch(text):
         owner = "distilbert" if text == "distilgpt2" else "openai-community"
         return f"no such file or folder; if the hub's model is meant: {_download('', f'{owner}/{text}')}"
-    if _REPOSITORY.fullmatch(text) and not Path(path.parts[0]).exists():
+    if _REPOSITORY.fullmatch(text) and (path.parts[0] in _OWNERS or not Path(path.parts[0]).exists()):
         return f"no such file or folder; if the hub's model is meant: {_download('', text)}"
     if text.startswith("~"):
         return "no such file or folder: ~ stands for the home folder only without quotes: give the whole path"

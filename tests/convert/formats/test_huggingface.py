@@ -151,9 +151,6 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: ((f / "config.json").unlink(), (f / "config.json").symlink_to("gone")), "cannot be read: No such",
     ),
     "a pipe": (lambda f: ((f / "config.json").unlink(), os.mkfifo(f / "config.json")), "found something else"),
-    "defaults that are no JSON": (
-        lambda f: (f / "generation_config.json").write_text("{"), "generation_config.json: expected JSON",
-    ),
     "cut off": (_edit_bytes(lambda data: data[:-1]), "cut off"),
     "too long": (_edit_bytes(lambda data: data + b"x"), "bytes, found"),
     "empty": (_edit_bytes(lambda data: b""), "model.safetensors is an empty file: download or copy it again"),
@@ -265,7 +262,10 @@ def test_without_a_config_it_is_taken_for_the_usual_gpt2(tmp_path: Path, capsys:
     (tmp_path / "theirs" / "config.json").unlink()
     words = ["to-huggingface", "--checkpoint", str(tmp_path / "theirs"), "--output", str(tmp_path / "ours")]
     assert main([*words, "--heads", "4"]) == 0
-    assert "no config.json: taken for a GPT-2 with the tanh gelu and an epsilon of 1e-5" in capsys.readouterr().err
+    assert (
+        "no config.json next to it: taken for a GPT-2 with the tanh gelu and an epsilon of 1e-5"
+        in capsys.readouterr().err
+    )
 
 
 def test_our_own_words_mean_nothing_in_their_config(tmp_path: Path) -> None:
@@ -362,3 +362,12 @@ def test_two_formats_in_one_folder_are_refused(tmp_path: Path, capsys: pytest.Ca
     assert main(["to-huggingface", *words]) == 2
     assert "looks like huggingface and openai-tf1: say which with --from" in capsys.readouterr().err
     assert main(["to-huggingface", *words, "--from", "openai-tf1"]) == 0
+
+
+def test_a_generation_config_that_cannot_be_read_does_not_block_the_weights(tmp_path: Path) -> None:
+    random_model().save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text("{")
+    checkpoint = open_checkpoint(tmp_path)
+    assert any("generation_config.json: expected JSON" in note and "left out" in note for note in checkpoint.info.notes)
+    assert checkpoint.tokens is not None
+    assert checkpoint.tokens.eos_token_id == 1

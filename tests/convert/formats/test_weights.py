@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,19 @@ LAYOUTS: dict[str, Callable[[Path, State], Path]] = {
     ),
     "an ordered dict": torch_file("o.pt", lambda s: collections.OrderedDict(prefixed(s, "_orig_mod._module."))),
     "with its moving average": torch_file("e.pt", lambda s: {"ema": {k: v + 1 for k, v in s.items()}, "model": s}),
+    "with an average of its own weights in it": torch_file(
+        "f.pt", lambda s: {**s, "ema": {name: tensor * 2 for name, tensor in s.items()}}
+    ),
+    "with a part of an average": torch_file("p.pt", lambda s: {"weights": s, "ema": dict(list(s.items())[:2])}),
+    "with moments by the names of the weights": torch_file(
+        "m.pt",
+        lambda s: {
+            "app": {"net": s, "optim": {"state": {name: {"exp_avg": tensor * 3} for name, tensor in s.items()}}}
+        },
+    ),
+    "with moments next to the weights": torch_file(
+        "n.pt", lambda s: {"model": s, **{f"optim.state.{name}.exp_avg": tensor * 3 for name, tensor in s.items()}}
+    ),
     "safetensors of any name": bare_safetensors,
     "a folder with one file": alone_in_a_folder("gpt2_lyric.bin-20000", lambda s: s),
     "a folder with a file without ending": alone_in_a_folder("weights", lambda s: {"state": s}),
@@ -113,6 +127,20 @@ def test_a_state_dict_is_known_by_its_tensors(layout: str, format: str, tmp_path
         assert np.array_equal(found, state[name].numpy()), canonical
 
 
+def test_an_average_that_is_not_taken_is_named(tmp_path: Path) -> None:
+    state = states()["huggingface"]
+    torch.save({**state, "ema": {name: tensor * 2 for name, tensor in state.items()}}, tmp_path / "m.pt")
+    assert open_checkpoint(tmp_path / "m.pt", heads=4).info.left_out == ("ema",)
+
+
+def test_names_that_are_too_long_take_no_time(tmp_path: Path) -> None:
+    names = {f"{'h.1.' * 200}{number}": torch.ones(1) for number in range(4000)}
+    torch.save({**states()["huggingface"], **names}, tmp_path / "m.pt")
+    started = time.monotonic()
+    open_checkpoint(tmp_path / "m.pt", heads=4)
+    assert time.monotonic() - started < 5
+
+
 def test_what_stands_next_to_the_model_is_named(tmp_path: Path) -> None:
     torch.save({"model": states()["huggingface"], "optimizer": OPTIMIZER, "step": 3}, tmp_path / "m.pt")
     assert open_checkpoint(tmp_path / "m.pt", heads=4).info.left_out == ("optimizer",)
@@ -120,7 +148,7 @@ def test_what_stands_next_to_the_model_is_named(tmp_path: Path) -> None:
 
 def _two_models(folder: Path) -> None:
     state = states()["huggingface"]
-    torch.save({"policy": state, "reference": state}, folder / "m.pt")
+    torch.save({"actor": state, "critic": state}, folder / "m.pt")
 
 
 def _two_files(folder: Path) -> None:
@@ -147,7 +175,7 @@ def _in_itself(folder: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
-    "two models in a file": (_two_models, "two models: policy.transformer.wte.weight and reference.transformer.wte"),
+    "two models in a file": (_two_models, "two models: actor.transformer.wte.weight and critic.transformer.wte"),
     "two files": (_two_files, "2 files with weights: best.pt, last.pt: give one as the path"),
     "a file that is cut": (_cut, "best.pt: "),
     "a dict that is there many times": (_many_times, "entries in nested dicts"),
