@@ -11,6 +11,7 @@ from tokenization.added_pieces import ADDED, CONFIG, SPECIAL_MAP, read_object
 from tokenization.base import Tokenizer, TokenizerError
 from tokenization.bert import BertTokenizer, NeverMadeError
 from tokenization.byte_bpe import ByteBPETokenizer
+from tokenization.classes import BERT, BYTE_BPE, SENTENCEPIECE, check_class
 from tokenization.cpm import CPMTokenizer
 from tokenization.cpm_transformers import CpmTransformersTokenizer
 from tokenization.library import read_library_tokenizer
@@ -168,16 +169,23 @@ def _of_file(path: Path) -> Source:
 
 
 def _load_bert(path: Path, vocab_size: int | None) -> Tokenizer:
-    return BertTokenizer(path, vocab_size=vocab_size)
+    return _with_notes(BertTokenizer(path, vocab_size=vocab_size), check_class(path, BERT))
 
 
 def _load_bpe(path: Path, vocab_size: int | None) -> Tokenizer:
-    return ByteBPETokenizer(path, vocab_size=vocab_size)
+    return _with_notes(ByteBPETokenizer(path, vocab_size=vocab_size), check_class(path, BYTE_BPE))
 
 
 def _load_model(path: Path, vocab_size: int | None) -> Tokenizer:
     read_proto(path)
-    return load_cpm(path, vocab_size) if is_cpm(path) else SentencePieceTokenizer(path, vocab_size=vocab_size)
+    if is_cpm(path):
+        return load_cpm(path, vocab_size)
+    return _with_notes(SentencePieceTokenizer(path, vocab_size=vocab_size), check_class(path, SENTENCEPIECE))
+
+
+def _with_notes(tokenizer: Tokenizer, notes: tuple[str, ...]) -> Tokenizer:
+    tokenizer.notes = (*tokenizer.notes, *notes)
+    return tokenizer
 
 
 def load_cpm(path: Path, vocab_size: int | None, kind: str | None = None) -> Tokenizer:
@@ -199,9 +207,9 @@ def load_cpm(path: Path, vocab_size: int | None, kind: str | None = None) -> Tok
 def _load_json(path: Path, vocab_size: int | None) -> Tokenizer:
     """Load a ``tokenizer.json`` as the original that it is of, else as the library does."""
     notes: tuple[str, ...] = ()
-    for original in (_load_bert, _load_bpe):
+    for original in (BertTokenizer, ByteBPETokenizer):
         try:
-            return original(path, vocab_size)
+            return original(path, vocab_size=vocab_size)
         except NeverMadeError as error:
             notes = (str(error),)
         except TokenizerError:
