@@ -29,6 +29,7 @@ from tokenization.base import (
     with_end,
     with_start,
 )
+from tokenization.growth import check_growth
 from tokenization.library_errors import LibraryPanicError, library_errors, silent_panics
 from tokenization.special_pieces import SpecialReader
 from tokenization.streaming import GrowingText
@@ -51,6 +52,7 @@ def read_library_tokenizer(path: Path, vocab_size: int | None = None) -> Library
         TokenizerError: the library cannot load the file, or a file next to it is damaged.
     """
     text, notes = read_text(path), tuple[str, ...]()
+    check_growth(path, _values(path, text))
     with library_errors(f"{path}: not a file of the tokenizers library"), silent_panics():
         backend = Backend.from_str(text)
         if vocab_size is not None and max(backend.get_vocab().values(), default=0) >= vocab_size:
@@ -64,6 +66,16 @@ def read_library_tokenizer(path: Path, vocab_size: int | None = None) -> Library
         tokenizer = LibraryTokenizer(backend, declared, {path: FILE})
         _check_use(tokenizer)
     return tokenizer
+
+
+def _values(path: Path, text: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(f"{path}: not a file of the tokenizers library: {error}") from error
+    if not isinstance(values, dict):
+        raise TokenizerError(f"{path}: not a file of the tokenizers library: expected an object")
+    return values
 
 
 def _check_use(tokenizer: LibraryTokenizer) -> None:

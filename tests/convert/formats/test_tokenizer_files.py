@@ -61,11 +61,25 @@ UNUSABLE: dict[str, tuple[Callable[[Path], Any], str]] = {
         "not a byte-level vocabulary",
     ),
     "bytes that are no text": (lambda f: (f / "vocab.txt").write_bytes(b"[UNK]\n\xff\n"), "not UTF-8"),
+    "a class of somebody's own": (
+        lambda f: [write_bert(f), (f / "tokenizer_config.json").write_text('{"tokenizer_class": "JiebaTokenizer"}')],
+        "of the class JiebaTokenizer",
+    ),
+    "a file that grows without end": (
+        lambda f: (f / "tokenizer.json").write_text(json.dumps(growing()), "utf-8"),
+        "characters of one character",
+    ),
     "a damaged declaration": (
         lambda f: [write_bert(f), (f / "tokenizer_config.json").write_text("[]")],
         "not a JSON object",
     ),
 }
+
+
+def growing() -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(LIBRARY_TOKENIZERS["WordLevel of characters"]().to_str())
+    step = {"type": "Replace", "pattern": {"String": "生"}, "content": "生生"}
+    return {**values, "normalizer": {"type": "Sequence", "normalizers": [step] * 45}}
 
 
 def write_bert(folder: Path) -> None:
