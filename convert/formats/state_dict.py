@@ -20,7 +20,7 @@ from support.messages import short_repr
 
 WRAPPERS = ("module", "model", "state_dict", "model_state_dict", "state", "net", "network", "student")
 """What programs put a state dict under; where a file has several models, the first of these is meant."""
-_AVERAGES = re.compile(r"ema|average|avg|swa|teacher|reference|backup|best", re.IGNORECASE)
+AVERAGES = re.compile(r"ema|average|avg|swa|teacher|reference|backup|best", re.IGNORECASE)
 """What the keys of a second model next to the one that was trained are called."""
 _OPTIMIZERS = re.compile(
     r"(\w+_)?optim(izers?|_state_dict|izer_state_dict)?|(\w+_)?schedulers?|grad_scaler", re.IGNORECASE
@@ -118,7 +118,7 @@ def _model_in(content: Mapping[Any, Any], file: Path, depth: int) -> dict[str, T
         if isinstance(inner, dict) and any(map(is_known, found := _model_in(inner, file, depth - 1))):
             models[key] = {f"{key_text(key)}.{name}": ref for name, ref in found.items()}
     usual = next((key for key in WRAPPERS if key in models), None)
-    others = [key for key in models if not _AVERAGES.search(key_text(key))]
+    others = [key for key in models if not AVERAGES.search(key_text(key))]
     chosen = usual if usual is not None else others[0] if len(others) == 1 else None
     return state if chosen is None else models[chosen]
 

@@ -21,10 +21,11 @@ from convert.formats.rank_files import (
     named_folders,
     resolve_rank_files,
 )
-from convert.formats.state_dict import WRAPPERS, key_text
+from convert.formats.state_dict import AVERAGES, WRAPPERS, key_text
 from convert.formats.tensor_map import LazyTensor
 from support.errors import CheckpointError
 
+_VIRTUAL_STAGE = re.compile(r"model\d+")
 _MAX_DEPTH = 5
 """Of dicts that have nothing but a state dict."""
 
@@ -103,17 +104,26 @@ def find_files(candidate: Candidate, iteration: str | None) -> list[RankFile]:
         raise
 
 
-def state_in(value: Any, is_state: Callable[[Mapping[Any, Any]], bool]) -> tuple[str, Mapping[Any, Any]] | None:
+def state_in(
+    value: Any, is_state: Callable[[Mapping[Any, Any]], bool], depth: int = _MAX_DEPTH
+) -> tuple[str, Mapping[Any, Any]] | None:
     """Find a state dict in the object of a file.
 
     Args:
         value: the object.
         is_state: whether a dict is the state dict that is looked for.
+        depth: how deeply dicts under other keys than the usual ones are searched.
 
     Returns:
         the key of the object that the state dict is under, empty where it is the object; None where there is none.
     """
-    return next((pair for pair in _dicts(value, "", set()) if is_state(pair[1])), None)
+    usual = next((pair for pair in _dicts(value, "", set()) if is_state(pair[1])), None)
+    if usual is not None or not isinstance(value, dict) or not depth:
+        return usual
+    inner = {key_text(key): item for key, item in value.items() if isinstance(item, dict) and item is not value}
+    keys = [key for key in inner if not AVERAGES.search(key) and not _VIRTUAL_STAGE.fullmatch(key)]
+    others = [(key, found[1]) for key in keys if (found := state_in(inner[key], is_state, depth - 1)) is not None]
+    return others[0] if len(others) == 1 else None
 
 
 def _dicts(value: Any, key: str, seen: set[int], depth: int = 0) -> Iterator[tuple[str, Mapping[Any, Any]]]:
@@ -121,7 +131,7 @@ def _dicts(value: Any, key: str, seen: set[int], depth: int = 0) -> Iterator[tup
     if isinstance(value, dict) and depth <= _MAX_DEPTH and id(value) not in seen:
         seen.add(id(value))
         yield key, value
-        for wrapper in (*WRAPPERS, *(name for name in value if name not in WRAPPERS)):
+        for wrapper in WRAPPERS:
             yield from _dicts(value.get(wrapper), key or key_text(wrapper), seen, depth + 1)
 
 
