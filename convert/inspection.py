@@ -134,6 +134,7 @@ def _open(path: Path, options: Mapping[str, Any]) -> tuple[Checkpoint, bool]:
 
 
 def _inspect_saved_model(folder: SavedModelFolder) -> Inspection:
+    folder.check_readable()
     config, dtype, values = folder.config, folder.dtype, folder.values
     manifest = read_manifest(folder.path) if (folder.path / MANIFEST).exists() else None
     shapes = {name: tensor.shape for name, tensor in stored_tensors(config, dtype).items()}

@@ -137,6 +137,7 @@ def load(files: SavedModelFolder, max_batch_size: int) -> LoadedModel:
         ModelError: there is no SavedModel of this project, or it cannot be loaded.
     """
     files.check_exists()
+    files.check_readable()
     folder, config = files.path, files.config
     with quiet_stderr(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tensorflow_hub 0.16.1 imports pkg_resources, which says that it is old

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from support.errors import UserError
-from support.files import read_json_object
+from support.files import describe_read_error, read_json_object
 from support.messages import short_repr
 from support.tensorflow_runtime import quiet_stderr
 from tf_model.config import ConfigError, GPT2Config
@@ -84,6 +84,24 @@ class SavedModelFolder:
             near = self._neighbour()
             advice = f"give {near}" if near else "a checkpoint is converted with to-tf first"
             raise ModelError(f"{self.path}: no SavedModel{why}: expected a folder with {GRAPH}; {advice}") from error
+
+    def check_readable(self) -> None:
+        """Raise ``ModelError`` where the graph or the weights may not be read.
+
+        TensorFlow takes a folder that may not be searched for one without weights. What is missing or damaged otherwise
+        is left for TensorFlow to say.
+        """
+        folder = self.variables.parent
+        try:
+            for file in (self.graph_file, *folder.iterdir()):
+                with file.open("rb"):
+                    pass
+        except PermissionError as error:
+            raise ModelError(
+                f"{describe_read_error(error, folder)}: ask for the permission, or copy the SavedModel again"
+            ) from error
+        except OSError:
+            return
 
     def _neighbour(self) -> Path | None:
         """Return the SavedModel that may be meant: the one that ``path`` is a part of, or the only one in it."""

@@ -86,6 +86,7 @@ class RequestReader:
             OptionError: its ``generation_config.json`` cannot be used.
         """
         files.check_exists()
+        files.check_readable()
         config = files.config
         tokenizer: Tokenizer = TokenIds(files.path, config.vocab_size, files.values)
         if files.tokenizer_files:

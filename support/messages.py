@@ -18,7 +18,7 @@ def pluralize(count: int, noun: str) -> str:
 
 
 def show_bytes(count: int) -> str:
-    """A number of bytes in GB, MB or kB, whichever shows more than zeros."""
+    """Return a number of bytes in GB, MB or kB, whichever shows more than zeros."""
     unit, size = next((pair for pair in (("GB", 1e9), ("MB", 1e6)) if count >= pair[1]), ("kB", 1e3))
     return f"{count / size:.{2 if unit == 'GB' else 1}f} {unit}"
 

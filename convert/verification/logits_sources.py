@@ -148,6 +148,7 @@ class SavedModel:
         return self.folder.assets
 
     def check_runs(self) -> None:
+        self.folder.check_readable()
         index = self.folder.variables.with_suffix(".index")
         if not index.is_file():
             raise ModelError(f"{self.path}: has no {index.relative_to(self.path)}: convert the checkpoint again")

@@ -178,6 +178,34 @@ def test_a_savedmodel_that_may_not_be_searched(command: str, root: Path, capsys:
     assert_one_line_error(capsys, f"error: {place}: no SavedModel (Permission denied)")
 
 
+@pytest.mark.parametrize("command", ["inspect", "verify", "to-huggingface", "generate", "chat", "score"])
+@pytest.mark.parametrize("name", ["variables", "variables/variables.index", "variables/*data*", "saved_model.pb"])
+def test_weights_of_a_savedmodel_that_may_not_be_read(
+    command: str, name: str, song_ci: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = root / "model"
+    for copy in (model, root / "original"):
+        shutil.copytree(song_ci, copy)
+        copy.chmod(0o755)
+    (root / "text").write_text("春花秋月何时了")
+    words = {
+        "inspect": ["inspect", str(model)],
+        "verify": ["verify", str(root / "original"), str(model)],
+        "to-huggingface": ["to-huggingface", "--checkpoint", str(model), "--output", str(root / "new")],
+        "generate": ["generate", str(model), "春"],
+        "chat": ["chat", str(model)],
+        "score": ["score", str(model), "--text", str(root / "text")],
+    }[command]
+    assert main(["inspect", str(song_ci)]) == 0  # imports TensorFlow while its files may be read
+    (place,) = model.glob(name)
+    place.chmod(0o000)
+    capsys.readouterr()
+    with as_nobody():
+        code = (inference_main if command in ("generate", "chat", "score") else main)(words)
+    assert code == 2
+    assert_one_line_error(capsys, f"error: {place}: cannot be read: Permission denied")
+
+
 def test_results_in_a_folder_that_may_not_be_written_to(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = locked(root / "locked", 0o555) / "results.jsonl"
     with as_nobody():
