@@ -18,10 +18,12 @@ import numpy as np
 from convert.checkpoint import Checkpoint, CheckpointAdapter, CheckpointInfo
 from convert.formats.lora_files import SAFETENSORS, TORCH, Adapter, read_adapter
 from convert.formats.lora_options import CONFIG, LowRank
+from convert.formats.padding import trim_vocabulary
 from convert.formats.tensor_map import is_linear
 from convert.formats.tokenizer_files import has_tokenizer
 from convert.tensors import Array, DType, assign, check_finite, empty, row_blocks, transpose
 from support.errors import CheckpointError
+from support.messages import list_names
 from tf_model.config import UER, GPT2Config
 
 _EMBEDDING, _HEAD = "wte", "lm_head"
@@ -36,8 +38,14 @@ def other_adapters(path: Path) -> tuple[str, ...]:
     return tuple(f"{file}: an adapter, which is left out: --adapter {folder} merges it" for file in found[:1])
 
 
-def merge_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+def merge_adapter(checkpoint: Checkpoint, folder: Path, vocab_size: int | None = None) -> Checkpoint:
     """Return ``checkpoint`` with the adapter in ``folder`` merged into its weights.
+
+    Args:
+        checkpoint: the base.
+        folder: the adapter's.
+        vocab_size: the number of tokens that the user chose: where the adapter was trained with so many, the base's
+            other rows are left out before it is merged. The caller trims the result.
 
     Raises:
         CheckpointError: the adapter cannot be read or merged, or is one of another model.
@@ -45,7 +53,20 @@ def merge_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     adapter = read_adapter(folder)
     if not (adapter.low_rank or adapter.replaced or adapter.tokens):
         raise CheckpointError(f"{adapter.folder}: an adapter without any tensors: nothing to merge")
+    if vocab_size is not None and vocab_size < checkpoint.config.vocab_size and _rows(adapter) == {vocab_size}:
+        checkpoint = trim_vocabulary(checkpoint, vocab_size)
     return _Merged(checkpoint, adapter)
+
+
+def _rows(adapter: Adapter) -> set[int]:
+    """Return the sizes of the vocabulary that the adapter's own embeddings and output matrices have."""
+    whole = [adapter.replaced[name] for name in (f"{_EMBEDDING}.weight", f"{_HEAD}.weight") if name in adapter.replaced]
+    rows = {tensor.shape[0] for tensor in whole if tensor.shape}
+    if _EMBEDDING in adapter.low_rank:
+        rows.add(adapter.low_rank[_EMBEDDING].a.shape[1])
+    if _HEAD in adapter.low_rank:
+        rows.add(adapter.low_rank[_HEAD].b.shape[0])
+    return rows
 
 
 class _Merged(CheckpointAdapter):
@@ -89,7 +110,7 @@ class _Merged(CheckpointAdapter):
         return dataclasses.replace(base, vocab_size=vocab_size, tie_word_embeddings=tied)
 
     def _info(self, checkpoint: Checkpoint) -> CheckpointInfo:
-        adapter, info = self._adapter, checkpoint.info
+        adapter, info, base = self._adapter, checkpoint.info, checkpoint.config
         counts = {
             "changed matrices": len(adapter.low_rank),
             "replaced tensors": len(adapter.replaced),
@@ -101,6 +122,12 @@ class _Merged(CheckpointAdapter):
             notes.append(
                 f"{adapter.folder}: changes only one of the token embedding and the output matrix, which were one: the "
                 "result has both, as the adapter was trained (peft's merge_and_unload may give another model)"
+            )
+        matrices = [name.removesuffix(".weight") for name, shape in base.tensor_shapes().items() if len(shape) == 2]
+        if missing := adapter.untouched(dict.fromkeys([*matrices, _HEAD])):
+            notes.append(
+                f"{adapter.files[-1]}: has nothing for {list_names(missing)}, which {CONFIG} names: left as the base "
+                "has it, as peft does; the file may lack a part"
             )
         return dataclasses.replace(
             info,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,11 @@ _KINDS = {
     "bias": r"(base_layer\.|modules_to_save\.([^.]+\.)?)?bias",
     "original": r"original_module\.(weight|bias)",
 }
+_ADAPTER_NAME = re.compile(
+    r"(?:lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|modules_to_save|token_adapter\.trainable_tokens_delta)"
+    r"\.((?!weight$|bias$)[^.]+)(?:\.weight|\.bias)?"
+)
+"""What a tensor is to its module, with the name of the adapter in it, which peft's own files do not have."""
 _OTHER_HEAD = re.compile(r"(.*\.)?(score|classifier|v_head|multiple_choice_head|qa_outputs)(\.[^.]+)*")
 """Heads of other tasks, which no text is generated with."""
 
@@ -58,6 +63,8 @@ class Adapter:
         tokens: rows of the token embedding that are replaced, and their values.
         saved: those of ``wte`` and ``lm_head`` that were trained as a copy of their own, which is tied to nothing.
         left_out: heads of other tasks.
+        options: the configuration.
+        prefix: what the adapter's names have in front of the names of blocks: ``transformer.`` or nothing.
     """
 
     folder: Path
@@ -67,6 +74,16 @@ class Adapter:
     tokens: tuple[tuple[int, ...], LazyTensor] | None
     saved: frozenset[str]
     left_out: tuple[str, ...]
+    options: AdapterOptions
+    prefix: str
+
+    def untouched(self, modules: Iterable[str]) -> list[str]:
+        """Return those of ``modules`` that the configuration means, but nothing is here for: a part may be missing."""
+        touched = {*self.low_rank, *(name.rpartition(".")[0] for name in self.replaced)}
+        return [name for name in modules if name not in touched and self.options.is_target(self._key(name))]
+
+    def _key(self, name: str) -> str:
+        return name if name == "lm_head" else f"{self.prefix}{name}"
 
 
 def read_adapter(path: Path) -> Adapter:
@@ -99,6 +116,8 @@ def read_adapter(path: Path) -> Adapter:
         options.tokens(trained),
         frozenset(module.name for module in modules if options.is_saved(module)),
         tuple(left_out),
+        options,
+        next((module.key.removesuffix(module.name) for module in modules if module.name != "lm_head"), "transformer."),
     )
 
 
@@ -138,18 +157,24 @@ def _sort_tensors(file: Path, tensors: Mapping[str, LazyTensor]) -> tuple[list[A
     modules: dict[str, AdapterModule] = {}
     others: list[str] = []
     unknown: list[str] = []
+    adapters: dict[str, str] = {}
     for name, tensor in tensors.items():
         match = _PART.fullmatch(name)
         kind = next((kind for kind, rest in _KINDS.items() if match and re.fullmatch(rest, match["rest"])), None)
         if match is None or kind is None:
             (others if _OTHER_HEAD.fullmatch(name) else unknown).append(name)
             continue
+        if (wrapped := _ADAPTER_NAME.fullmatch(match["rest"])) is not None:
+            adapters.setdefault(wrapped[1], name)
         key = name[: match.start("rest") - 1].removeprefix("base_model.").removeprefix("model.")
         module = modules.setdefault(match["part"], AdapterModule(match["part"], key, {}))
         if kind in module.tensors:
             raise CheckpointError(f"{file}: {list_names([name])}: two adapters in one file: save one of them alone")
         if kind != "original":
             module.tensors[kind] = tensor
+    if len(adapters) > 1:
+        names = list_names([f"{adapter} ({name})" for adapter, name in adapters.items()], 2)
+        raise CheckpointError(f"{file}: several adapters in one file: {names}: save one of them alone")
     if unknown:
         raise CheckpointError(f"{file}: no part of a GPT-2, or of no LoRA adapter of one: {list_names(unknown)}")
     return list(modules.values()), others

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from convert.formats.name_patterns import TooComplicatedError, has_whole_match
 from convert.formats.tensor_map import LazyTensor
 from support.errors import CheckpointError
 from support.messages import list_names, short_repr
@@ -45,8 +46,14 @@ _OF_TRAINING = {
 }
 """What changes no result once the adapter is trained. ``fan_in_fan_out`` is about the base's own matrices."""
 
-_MAX_PATTERN, _MAX_REPEATS, _MAX_PATTERNS = 300, 3, 2000
-"""A regular expression out of a file: longer or with more repetitions, it might never end."""
+_PLAIN = re.compile(r"\^?(?:\w|\.|\\\.){1,300}")
+"""Names of modules as they are: an expression without repetitions, which ends soon."""
+_MAX_PATTERNS, _MAX_EXPRESSIONS = 2000, 50
+"""Patterns in one option, and those of them that are no plain names."""
+_LINEAR = ("c_attn", "c_fc", "c_proj")
+"""The linear layers in a block of a GPT-2."""
+_DEFAULT_TARGETS = ["c_attn"]
+"""What peft changes in a GPT-2 where nobody has said what (``TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING``)."""
 LOW_RANK = frozenset({"A", "B", "B bias", "magnitude"})
 """What the tensors of an adapter are to their module."""
 
@@ -143,34 +150,41 @@ class AdapterOptions:
 
     def _number(self, key: str, patterns_key: str, module: str) -> Any:
         """Return a number for a module: that of the first pattern that fits, else the one for all."""
-        fitting = (value for pattern, value in self._patterns[patterns_key] if pattern.match(module))
+        patterns = self._patterns[patterns_key]
+        fitting = (value for pattern, value in patterns if self._is_like(patterns_key, pattern, module))
         number = next(fitting, self._values.get(key, 8))  # peft's default of both
         if type(number) not in (int, float) or not 0 < abs(number) < 1e9:
             raise CheckpointError(f"{self._where}: {key} of {module} is {short_repr(number)}: expected a number")
         return number
 
-    def _read_patterns(self, key: str) -> list[tuple[re.Pattern[str], Any]]:
-        """Return the regular expressions for names of modules, and the number of each."""
+    def _read_patterns(self, key: str) -> list[tuple[re.Pattern[str] | str, Any]]:
+        """Return the names and regular expressions of modules, and the number of each; plain names are compiled."""
         patterns = self._values.get(key) or {}
         if not isinstance(patterns, dict) or len(patterns) > _MAX_PATTERNS:
             raise self._error(key, f"expected an object of {_MAX_PATTERNS:,} names and numbers at most")
-        read = []
+        read: list[tuple[re.Pattern[str] | str, Any]] = []
         for name, value in patterns.items():
-            pattern = self._compile(key, name)
-            if pattern is None:
-                raise self._error(key, f"the pattern {short_repr(name)} is too complicated to be tried here")
-            read.append((pattern, value))
+            read.append((re.compile(rf"(.*\.)?({name})$") if _PLAIN.fullmatch(name) else name, value))
+        if sum(isinstance(pattern, str) for pattern, _ in read) > _MAX_EXPRESSIONS:
+            raise self._error(key, f"expected {_MAX_EXPRESSIONS} regular expressions at most: give whole names")
         return read
 
-    def _compile(self, key: str, expression: str) -> re.Pattern[str] | None:
-        """Return what fits a name as peft has it; None where trying that might take forever."""
-        repeats = len(re.findall(r"[*+{]", expression))
-        if len(expression) > _MAX_PATTERN or repeats > _MAX_REPEATS or re.search(r"[*+}]\??\)[*+{]", expression):
-            return None
+    def _is_like(self, key: str, pattern: re.Pattern[str] | str, name: str) -> bool:
+        """Whether a pattern with a number of its own means a module: the end of its name, as peft has it."""
+        if isinstance(pattern, re.Pattern):
+            return pattern.match(name) is not None
+        return self._matches(key, rf"(.*\.)?({pattern})", name)
+
+    def _matches(self, key: str, expression: str, name: str) -> bool:
+        """Whether a regular expression matches the whole of a module's name."""
         try:
-            return re.compile(rf"(.*\.)?({expression})$" if key != "target_modules" else rf"(?:{expression})\Z")
-        except (re.error, RecursionError, OverflowError) as error:
+            return has_whole_match(expression, name)
+        except re.error as error:
             raise self._error(key, f"{short_repr(expression)} is no regular expression") from error
+        except TooComplicatedError as error:
+            advice = "give a list of names" if key in ("target_modules", "exclude_modules") else "give whole names"
+            problem = f"the pattern {short_repr(expression)} is too complicated to be tried here: {advice}"
+            raise CheckpointError(f"{self._where}: {key}: {problem}") from error
 
     def is_saved(self, module: AdapterModule) -> bool:
         """Whether a module was trained as a copy of its own."""
@@ -183,19 +197,25 @@ class AdapterOptions:
             raise self._error(key, "expected a list of names")
         return values
 
-    def _is_named(self, key: str, name: str, *, if_unknown: bool) -> bool:
-        """Whether an option, a list of names or a regular expression, means a module.
-
-        Args:
-            key: the option.
-            name: the module.
-            if_unknown: what to return where the regular expression is too complicated to be tried.
-        """
+    def _is_named(self, key: str, name: str) -> bool:
+        """Whether an option, a list of names or a regular expression, means a module."""
         wanted = self._values.get(key)
         if isinstance(wanted, str):
-            pattern = self._compile("target_modules", wanted)
-            return if_unknown if pattern is None else pattern.match(name) is not None
+            return self._matches(key, wanted, name)
+        if wanted is None and key == "target_modules":
+            return name.rpartition(".")[2] in _DEFAULT_TARGETS
         return any(name == entry or name.endswith(f".{entry}") for entry in self._names(key))
+
+    def is_target(self, name: str) -> bool:
+        """Whether the configuration means a module, by its name in peft."""
+        wanted, layers = self._values.get("target_modules"), self._values.get("layers_to_transform")
+        if wanted == "all-linear":
+            return name.rpartition(".")[2] in _LINEAR and not self._is_named("exclude_modules", name)
+        is_meant = self._is_named("target_modules", name)
+        layer = re.match(r".*?\.[^.]*\.(\d+)\.", name)
+        if layers not in (None, []) and not isinstance(wanted, str):
+            is_meant &= layer is not None and int(layer[1]) in (layers if isinstance(layers, list) else [layers])
+        return is_meant and not self._is_named("exclude_modules", name)
 
     def check_targets(self, modules: Sequence[AdapterModule]) -> None:
         """Check that the modules with an adapter are some that the configuration means.
@@ -203,17 +223,18 @@ class AdapterOptions:
         Raises:
             CheckpointError: one is not: peft would leave its adapter out.
         """
-        wanted, layers = self._values.get("target_modules"), self._values.get("layers_to_transform")
         for module in modules:
-            name = module.key
-            is_meant = (
-                wanted is None or wanted == "all-linear" or self._is_named("target_modules", name, if_unknown=True)
-            )
-            layer = re.match(r".*?\.[^.]*\.(\d+)\.", name)
-            if layers not in (None, []) and not isinstance(wanted, str):
-                is_meant &= layer is not None and int(layer[1]) in (layers if isinstance(layers, list) else [layers])
-            if not is_meant or self._is_named("exclude_modules", name, if_unknown=False):
-                raise CheckpointError(f"{self._where}: {name} has an adapter, but is none of the modules that it names")
+            if not self.is_target(module.key):
+                raise CheckpointError(
+                    f"{self._where}: {module.key} has an adapter, but is none of the modules that target_modules and "
+                    f"its kin name: peft would leave it out: {self._targets_hint()}"
+                )
+
+    def _targets_hint(self) -> str:
+        """Say what to do about an adapter of a module that is no target."""
+        if self._values.get("target_modules") is None:
+            return f"null means {_DEFAULT_TARGETS[0]} alone: name all of them"
+        return "correct the file"
 
     def check_saved(self, modules: Sequence[AdapterModule], replaced: Collection[str]) -> None:
         """Check that what was trained whole is there: modules of ``modules_to_save``, and biases.

@@ -88,7 +88,7 @@ class CheckpointSpec:
             if self.adapter is not None:
                 from convert.formats.lora import merge_adapter  # only where it is needed: inspect takes half a second
 
-                checkpoint = merge_adapter(checkpoint, self.adapter)
+                checkpoint = merge_adapter(checkpoint, self.adapter, self.vocab_size)
         except ConfigError as error:
             raise CheckpointError(f"{self.path}: {error}") from error
         except OSError as error:

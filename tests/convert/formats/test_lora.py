@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,10 @@ ADAPTERS: dict[str, Config] = {
     "both c_proj": {"target_modules": ["c_proj"]},
     "one of the two c_proj": {"target_modules": ["mlp.c_proj", "attn.c_attn"]},
     "a pattern of modules": {"target_modules": r".*\.h\.[02]\.mlp\.c_\w+"},
-    "a pattern too complicated to be tried": {"target_modules": r"(?:.*?h.*?(?:attn|mlp).*?\.c_[a-z]+\w*)|(?:lm_h\w+)"},
+    "what peft takes where nothing is named": {"target_modules": None},
+    "a pattern of repetitions in repetitions": {"target_modules": r"(\w+\.)+(h\.)?([02]\.)?(\w+\.)*(c_attn|c_f{1}c)"},
+    "patterns with numbers": {"target_modules": ["c_attn", "c_fc"], "rank_pattern": {r"h\.[12]\.(\w+\.)+c_\w+": 2}},
+    "a pattern of many parts": {"target_modules": r"(?:.*?h.*?(?:attn|mlp).*?\.c_[a-z]+\w*)|(?:lm_h\w+)"},
     "all linear layers": {"target_modules": "all-linear", "lora_alpha": 11},
     "some layers": {"target_modules": ["c_attn", "c_fc"], "layers_to_transform": [1, 2], "layers_pattern": "h"},
     "modules left out": {"target_modules": ["c_attn", "c_proj"], "exclude_modules": ["attn.c_proj"]},
@@ -194,6 +198,43 @@ def test_a_vocabulary_that_was_extended_while_training_is_taken_from_the_adapter
     assert np.abs(logits(model_of(checkpoint)) - wanted).max() < 1e-5
 
 
+TRIMMED: dict[str, tuple[int, Config]] = {  # rows of the adapter's model, its configuration
+    "embedding saved": (90, {"target_modules": ["c_attn"], "modules_to_save": ["wte"]}),
+    "head saved": (90, {"target_modules": ["c_attn"], "modules_to_save": ["lm_head"]}),
+    "embedding": (90, {"target_modules": ["wte", "c_attn"]}),
+    "embedding and head": (90, {"target_modules": ["wte", "lm_head"]}),
+    "blocks only": (90, {"target_modules": ["c_fc"]}),
+    "trained on the padded base": (96, {"target_modules": ["wte", "c_attn"]}),
+    "saved with the padded base": (96, {"target_modules": ["c_attn"], "modules_to_save": ["wte", "lm_head"]}),
+    "a token": (96, {"target_modules": ["c_attn"], "trainable_token_indices": [4, 95]}),
+}
+
+
+@pytest.mark.parametrize("case", TRIMMED)
+def test_a_padded_base_is_trimmed_to_the_rows_of_the_adapter(tmp_path: Path, case: str) -> None:
+    """The model of 90 tokens, padded to 96 rows; the adapter was trained with either."""
+    rows, config = TRIMMED[case]
+    padded = write_base(tmp_path / "padded")
+    model = load(padded)
+    model.resize_token_embeddings(rows)
+    model.save_pretrained(tmp_path / "base")
+    adapter = write_adapter(tmp_path / "base", tmp_path / FOLDER, **config)
+    wanted = peft_logits(tmp_path / "base", adapter)[..., :90]
+    found = open_checkpoint(padded, adapter=adapter, vocab_size=90)
+    assert found.config.vocab_size == 90
+    assert np.abs(logits(model_of(found)) - wanted).max() < 1e-5
+
+
+def test_a_module_that_the_adapter_should_have_is_a_note(tmp_path: Path, bases: dict[str, Path]) -> None:
+    adapter = write_adapter(bases["tied"], tmp_path / FOLDER, target_modules=["c_attn", "mlp.c_proj"])
+    assert len(open_checkpoint(bases["tied"], adapter=adapter).info.notes) == 1
+    edit_tensors(lambda t: [t.pop(name) for name in (A, B)])(adapter)
+    checkpoint = open_checkpoint(bases["tied"], adapter=adapter)
+    assert "has nothing for h.1.attn.c_attn, which adapter_config.json names" in checkpoint.info.notes[1]
+    wanted = peft_logits(bases["tied"], adapter)
+    assert np.abs(logits(model_of(checkpoint)) - wanted).max() < 1e-5
+
+
 @pytest.mark.parametrize("format", ["uer", "megatron", "savedmodel"])
 def test_the_base_may_have_any_format(tmp_path: Path, bases: dict[str, Path], format: str) -> None:
     """UER-py's layer norms are taken for the usual ones, so that the base is the same model."""
@@ -271,7 +312,24 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no number": (edit_config(lora_alpha="16"), "lora_alpha of transformer.h.0.attn.c_attn is '16': expected a number"),
     "no regular expression": (edit_config(alpha_pattern={"h.(0": 2}), "is no regular expression"),
     "too many patterns": (edit_config(rank_pattern=dict.fromkeys(map(str, range(3000)), 2)), "2,000 names and numbers"),
-    "an endless pattern": (edit_config(rank_pattern={r"(\w+)+x": 2}), "too complicated"),
+    "a pattern that looks ahead": (edit_config(rank_pattern={r"(?=h).*": 2}), "too complicated .*give whole names"),
+    "targets that look ahead": (
+        edit_config(target_modules=r"(?!x).*c_attn"),
+        r"target_modules: the pattern .* too complicated to be tried here: give a list of names",
+    ),
+    "too many expressions": (
+        edit_config(alpha_pattern={f"{i}.*": 1 for i in range(99)}),
+        "50 regular expressions at most",
+    ),
+    "more than what nothing named means": (
+        lambda folder: (
+            edit_config(target_modules=None)(folder)
+            or edit_tensors(lambda t: t.update({name.replace("attn.c_attn", "mlp.c_fc"): t[name] for name in (A, B)}))(
+                folder
+            )
+        ),
+        "h.1.mlp.c_fc has an adapter, .*null means c_attn alone",
+    ),
     "other targets": (edit_config(target_modules=["c_fc"]), "c_attn has an adapter, but is none of the modules"),
     "other layers": (edit_config(layers_to_transform=[0, 1]), "h.2.attn.c_attn has an adapter, but is none"),
     "B is missing": (edit_tensors(lambda tensors: tensors.pop(B)), "expected the tensors A, B of its adapter, found A"),
@@ -295,8 +353,44 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         edit_tensors(lambda t: t.update({A.replace("lora_A", "lora_A.mine"): t[A]})),
         "two adapters in one file",
     ),
+    "factors of two adapters": (
+        edit_tensors(
+            lambda t: [
+                t.update({name.replace(".weight", f".{part}.weight"): t.pop(name)})
+                for name, part in ((A, "mine"), (B, "yours"))
+            ]
+        ),
+        "several adapters in one file: mine .*, yours",
+    ),
     "not finite": (edit_tensors(lambda t: t[B].fill_(torch.nan)), "h.1.attn.c_attn.weight: .* are NaN"),
 }
+
+
+ENDLESS = {
+    "alternatives": "(.|.)+X",
+    "three times": "(.|.)+(.|.)+(.|.)+X",
+    "optional": ".?" * 60 + "X",
+    "nested": r"((\w*)*\.?)*!",
+    "counted": "(((.{0,99}){0,99}){0,99}){0,99}X",
+    "empty": "((((|){999}){999}){999}){999}X",
+}
+
+
+@pytest.mark.parametrize("key", ["target_modules", "exclude_modules", "rank_pattern"])
+@pytest.mark.parametrize("case", ENDLESS)
+def test_a_pattern_that_python_would_try_forever_ends_at_once(
+    tmp_path: Path, bases: dict[str, Path], case: str, key: str
+) -> None:
+    """No module is a target then, or none is excluded or has a rank of its own; or the pattern is refused."""
+    write_adapter(bases["tied"], tmp_path / FOLDER, target_modules=["c_attn"])
+    edit_config(**{key: {ENDLESS[case]: 2} if key == "rank_pattern" else ENDLESS[case]})(tmp_path / FOLDER)
+    start = time.perf_counter()
+    if key == "target_modules" or case == "empty":
+        with pytest.raises(CheckpointError, match=r"none of the modules|too complicated to be tried"):
+            open_checkpoint(bases["tied"], adapter=tmp_path / FOLDER)
+    else:
+        open_checkpoint(bases["tied"], adapter=tmp_path / FOLDER)
+    assert time.perf_counter() - start < 5
 
 
 @pytest.mark.parametrize("case", BROKEN)
