@@ -76,7 +76,7 @@ def explain_error(candidate: Candidate) -> str | None:
 
 def describe_unknown(candidate: Candidate) -> str:
     """Say that a path is nothing that anybody here knows."""
-    wanted = "give the file or the folder with a GPT-2's weights (model.safetensors, pytorch_model.bin, a .pt file ...)"
+    wanted = "give the file or folder with a GPT-2's weights (model.safetensors, a .pt file ...)"
     if not candidate.is_dir:
         return f"no checkpoint of a known format: {wanted}"
     names = list_names((short_name(entry.name, 24) for entry in candidate.entries()), 3) or "nothing"
