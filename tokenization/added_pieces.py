@@ -117,8 +117,17 @@ def added_token(path: Path, value: Mapping[str, Any]) -> AddedToken:
     flags = {name: value[name] for name in _FLAGS if value.get(name) is not None}
     content = value.get("content")
     if not isinstance(content, str) or not all(isinstance(flag, bool) for flag in flags.values()):
-        raise TokenizerError(f"{path}: {str(value)[:60]!r}: expected an added piece with a content: damaged")
-    return AddedToken(content, **flags)
+        raise TokenizerError(f"{path}: {str(value)[:60]!a}: expected an added piece with a content: damaged")
+    return AddedToken(whole_piece(path, content), **flags)
+
+
+def whole_piece(path: Path, piece: str) -> str:
+    """Return ``piece``, which no text has when half a surrogate pair is in it, as JSON allows."""
+    try:
+        piece.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise TokenizerError(f"{path}: the piece {piece[:40]!a} has half a surrogate pair: damaged") from error
+    return piece
 
 
 def pieces_to_add(
@@ -163,8 +172,8 @@ def _special(token: AddedToken, parts: set[str]) -> AddedToken:
 def _content(path: Path, key: str, value: Any) -> str:
     content = value.get("content") if isinstance(value, dict) else value
     if not isinstance(content, str):
-        raise TokenizerError(f"{path}: {key}: expected a piece, found {str(value)[:40]!r}")
-    return content
+        raise TokenizerError(f"{path}: {key}: expected a piece, found {str(value)[:40]!a}")
+    return whole_piece(path, content)
 
 
 def _special_token(path: Path, value: Any) -> AddedToken:
@@ -189,5 +198,6 @@ def _pairs(path: Path) -> list[tuple[str, int]]:
     pairs = list(read_object(path).items())
     for piece, index in pairs:
         if type(index) is not int or index < 0:
-            raise TokenizerError(f"{path}: {piece!r:.40} has the id {str(index)[:40]}, expected a number")
+            raise TokenizerError(f"{path}: {piece!a:.40} has the id {str(index)[:40]}, expected a number")
+        whole_piece(path, piece)
     return sorted(pairs, key=lambda pair: pair[1])

@@ -12,6 +12,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ from tokenization.usual_names import find_part, usual_pieces
 FILE = "tokenizer.json"
 _MOST_PIECES = 1 << 24
 """An id that no vocabulary has: the ids below the highest one are listed."""
+_CALM = {"ByteLevel", "Metaspace", "ByteFallback", "Fuse", "WordPiece", "BPEDecoder", "Replace", "Sequence"}
+"""Decoders that take any tokens; others panic at those that are too short for them."""
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 _PROBES = ("a", "的", "1", "ab cd")
 """Texts to find out with what a post-processor puts around one."""
@@ -51,7 +54,7 @@ def read_library_tokenizer(path: Path, vocab_size: int | None = None) -> Library
     Raises:
         TokenizerError: the library cannot load the file, or a file next to it is damaged.
     """
-    text, notes = read_text(path), tuple[str, ...]()
+    text, left_out = read_text(path), list[str]()
     check_growth(path, _values(path, text))
     with library_errors(f"{path}: not a file of the tokenizers library"), silent_panics():
         backend = Backend.from_str(text)
@@ -60,9 +63,12 @@ def read_library_tokenizer(path: Path, vocab_size: int | None = None) -> Library
             left_out = [token["content"] for token in values["added_tokens"] if token["id"] >= vocab_size]
             values["added_tokens"] = [token for token in values["added_tokens"] if token["id"] < vocab_size]
             backend = Backend.from_str(json.dumps(values))
-            notes = (left_out_note(left_out, vocab_size),) if left_out else ()
-        declared = read_declared(path.parent).within(vocab_size)
-        declared = dataclasses.replace(declared, notes=notes or declared.notes)
+        declared = read_declared(path.parent)
+        if vocab_size is not None:
+            beside = [token.content for index, token in declared.added.items() if index >= vocab_size]
+            left_out = list(dict.fromkeys([*left_out, *beside]))
+        notes = (left_out_note(left_out, vocab_size),) if left_out and vocab_size is not None else ()
+        declared = dataclasses.replace(declared.within(vocab_size), notes=notes)
         tokenizer = LibraryTokenizer(backend, declared, {path: FILE})
         _check_use(tokenizer)
     return tokenizer
@@ -129,6 +135,7 @@ class LibraryTokenizer:
         self.special_pieces: Mapping[str, int] = self._reader.special
         self.reads_special_pieces = True
         self._bytes = {index for piece, index in vocabulary.items() if _BYTE.fullmatch(piece)}
+        self._may_panic = not _types(model.get("decoder")) <= _CALM
         self._joins_words = (model.get("decoder") or {}).get("type") in (None, "WordPiece")
         nothing = {self.pad_token_id, *self.start_token_ids} & {*self.special_pieces.values()}
         self._invisible = nothing - {self.eos_token_id, self.unknown_token_id}
@@ -177,7 +184,9 @@ class LibraryTokenizer:
         Where the library does not know which pieces make a word, it puts a space between any two. Chinese has none.
         """
         shown = [i for i in checked_ids(ids, self.vocab_size) if i not in self._invisible]
-        with library_errors("ids cannot be decoded"):
+        if not shown:
+            return ""
+        with library_errors("ids cannot be decoded"), silent_panics() if self._may_panic else nullcontext():
             text: str = self._backend.decode(shown, skip_special_tokens=False)
         return _without_spaces(text) if self._joins_words else text
 
@@ -196,6 +205,13 @@ class LibraryTokenizer:
     def save(self, folder: str | Path) -> list[Path]:
         """Copy the tokenizer's own files into ``folder``, which can be loaded again."""
         return copy_as(self._files, folder)
+
+
+def _types(decoder: Any) -> set[str]:
+    """Return the types of a decoder and of those in it."""
+    if not isinstance(decoder, dict):
+        return set()
+    return {str(decoder.get("type"))}.union(*map(_types, decoder.get("decoders") or ()))
 
 
 def _surroundings(backend: Backend, values: Mapping[str, Any]) -> tuple[list[int], list[int]]:

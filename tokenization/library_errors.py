@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 
 from tokenization.base import TokenizerError
+
+_SILENCE = threading.RLock()
 
 
 class LibraryPanicError(TokenizerError):
@@ -30,16 +33,17 @@ def library_errors(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def silent_panics() -> Iterator[None]:
-    """Keep a panic's traceback, which Rust writes itself, from the terminal while a file is loaded."""
-    kept = os.dup(2)
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nothing, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)
+    """Keep a panic's traceback, which Rust writes itself, from the terminal; one thread at a time."""
+    with _SILENCE:
+        kept = os.dup(2)
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nothing, 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(nothing)
 
 
 def _one_line(error: BaseException) -> str:

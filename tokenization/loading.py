@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +27,8 @@ CPM, CPM_TRANSFORMERS = KINDS = ("cpm", "cpm-transformers")
 """How a SentencePiece model of CPM is read: as CPM's programs do, or as ``CpmTokenizer`` of transformers."""
 _OWN = "CPM's programs do, for which the published models were trained"
 _THEIRS = "CpmTokenizer of transformers does, which people tune models with"
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+"""What a hub calls a model, as far as such a path looks: ``owner/name``."""
 _MERGES = ("merges.txt", "vocab.bpe")
 
 
@@ -120,10 +124,32 @@ def _list_files(path: Path) -> list[Path]:
             return [path]
         with os.scandir(path) as entries:
             return sorted(Path(entry.path) for entry in entries if entry.is_file())
+    except FileNotFoundError as error:
+        raise TokenizerError(f"{path}: no tokenizer: no such file or folder{_on_a_hub(path)}") from error
+    except NotADirectoryError as error:
+        raise TokenizerError(f"{path}: no tokenizer: {_kind_of(path)}: expected a file or folder") from error
     except OSError as error:
         raise TokenizerError(f"{path}: no tokenizer: cannot be read: {error.strerror}") from error
     except ValueError as error:  # a NUL, or half a surrogate pair
         raise TokenizerError(f"{str(path)!a}: no tokenizer: not the name of a file or folder") from error
+
+
+def _on_a_hub(path: Path) -> str:
+    """Say how to get what ``owner/name`` is on a hub, if it may be one."""
+    if not _REPOSITORY.fullmatch(str(path)) or Path(path.parts[0]).exists():
+        return ""
+    return f"; if the hub's is meant, download it first: hf download {path} --local-dir {path.name}"
+
+
+def _kind_of(path: Path) -> str:
+    """Say what something is that is neither a file nor a folder."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return "a part of its path is a file, not a folder"
+    if stat.S_ISFIFO(mode):
+        return "a named pipe"
+    return "a device" if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else "a socket"
 
 
 def _in_folder(folder: Path, files: list[Path]) -> Iterator[Source]:

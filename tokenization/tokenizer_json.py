@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenization.added_pieces import Declared, added_token, read_declared
+from tokenization.added_pieces import Declared, added_token, read_declared, whole_piece
 from tokenization.base import TokenizerError, read_text
 
 FILE = "tokenizer.json"
@@ -124,5 +124,5 @@ def checked_vocabulary(path: Path, pairs: list[tuple[Any, Any]]) -> dict[str, in
             raise TokenizerError(f"{path}: the piece {piece[:40]!r} is there twice")
         if index in owners:
             raise TokenizerError(f"{path}: {owners[index][:40]!r} and {piece[:40]!r} have the same id {index}")
-        pieces[piece], owners[index] = index, piece
+        pieces[whole_piece(path, piece)], owners[index] = index, piece
     return pieces

@@ -102,10 +102,14 @@ def trim_to_tokenizer(checkpoint: Checkpoint, pieces: int, tokens: SpecialTokens
     wanted = max([pieces, *(token + 1 for token in (*_ends(tokens), *_starts_and_lines(tokens)))])
     if wanted >= rows or (source is not None and source.vocab_size is not None):
         return checkpoint
-    left_out = f"left out {_last_rows(rows, wanted)}, which no text becomes: the tokenizer has {pieces:,} pieces"
-    return trim_vocabulary(
-        checkpoint, wanted, f"{_where(checkpoint.info)}: {left_out}; --vocab-size {rows} keeps all rows"
+    which = f"row {wanted} is" if wanted == rows - 1 else f"rows {wanted} to {rows - 1} are"
+    note = (
+        f"{_where(checkpoint.info)}: the tokenizer has {pieces} pieces, the model {rows} rows: {which} left out, as "
+        f"no text becomes them; --vocab-size {rows} keeps them"
     )
+    if 2 * wanted < rows:
+        note += "; so few pieces are perhaps not the model's tokenizer: --tokenizer PATH gives another"
+    return trim_vocabulary(checkpoint, wanted, note)
 
 
 def tokens_within(tokens: SpecialTokens, vocab_size: int) -> SpecialTokens:

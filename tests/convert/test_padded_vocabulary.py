@@ -114,8 +114,8 @@ def test_texts_have_no_padding_in_them(padded: Padded) -> None:
 
 def test_the_conversion_says_which_rows_are_left_out(padded: Padded) -> None:
     (note,) = [note for note in padded.notes if "no text becomes" in note]
-    assert f"the last {ROWS - len(PIECES)} rows of {ROWS}" in note
-    assert f"--vocab-size {ROWS} keeps all rows" in note
+    assert f"rows {len(PIECES)} to {ROWS - 1} are left out" in note
+    assert f"--vocab-size {ROWS} keeps them" in note
 
 
 def test_verify_compares_the_tokens_that_both_have(padded: Padded) -> None:

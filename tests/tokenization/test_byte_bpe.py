@@ -245,7 +245,7 @@ def test_line_ends_of_windows_do_not_matter(tmp_path: Path) -> None:
         (PIECES, "h e\nl o\n", r"makes 258 of the 261 pieces of vocab\.json, not 'hel': the file is cut"),
         (PIECES, MERGES + "o o\n", r"line 5 needs 'oo', which vocab\.json does not have"),
         ({**PIECES, "oo": 261}, MERGES, "not 'oo'"),
-        ({**PIECES, "<\ud83d>": 261}, MERGES, r"not '<\\ud83d>'"),
+        ({**PIECES, "<\ud83d>": 261}, MERGES, r"the piece '<\\ud83d>' has half a surrogate pair"),
         ([PIECES], MERGES, "expected a JSON object"),
         ({**PIECES, END: 261}, MERGES, f"'{regex.escape(END)}' has the id 261, expected a number from 0 to 260"),
         ({**PIECES, END: -1}, MERGES, "has the id -1"),

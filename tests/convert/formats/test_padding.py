@@ -157,8 +157,19 @@ def test_rows_behind_the_tokenizers_pieces_and_the_ends_are_left_out(
     assert trimmed.config.vocab_size == rows
     if rows < ROWS:
         (note,) = trimmed.info.notes
-        assert f"the last {ROWS - rows} rows of 112 of the vocabulary" in note
-        assert f"the tokenizer has {pieces} pieces; --vocab-size 112 keeps all rows" in note
+        assert note.endswith(
+            f"the tokenizer has {pieces} pieces, the model 112 rows: rows {rows} to 111 are left out, as no text "
+            "becomes them; --vocab-size 112 keeps them"
+        )
+
+
+@pytest.mark.parametrize(("pieces", "is_said"), [(3, True), (55, True), (56, False), (111, False)])
+def test_a_tokenizer_of_less_than_half_of_the_rows_is_said_to_be_perhaps_another_models(
+    pieces: int, is_said: bool
+) -> None:
+    (note,) = trim_to_tokenizer(MODEL, pieces, NO_TOKENS).info.notes
+    assert ("perhaps not the model's tokenizer: --tokenizer PATH gives another" in note) is is_said
+    assert ("row 111 is left out" if pieces == 111 else f"rows {pieces} to 111 are left out") in note
 
 
 def test_a_size_that_the_user_gave_counts_more_than_the_tokenizers() -> None:
