@@ -148,7 +148,8 @@ class LibraryTokenizer:
             line = self._reader.encode("\n")
         except TokenizerError:
             return None
-        return line[-1] if line and self._backend.decode(line[-1:]) == "\n" else None
+        is_line = line and self._backend.decode(line[-1:], skip_special_tokens=False) == "\n"
+        return line[-1] if is_line else None
 
     def _set_parts(self, vocabulary: Mapping[str, int], declared: Declared, model: Mapping[str, Any]) -> None:
         """Find the pieces that have a part: what the files say, else what the post-processor adds, else usual names."""
