@@ -15,7 +15,7 @@ from typing import Any
 
 from support.errors import UserError
 from support.files import decode_utf8_lines
-from support.messages import short_repr
+from support.messages import describe_json
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 PROMPT_FIELDS = ("prompt", "text")
@@ -41,10 +41,12 @@ class PromptLine:
     Attributes:
         prompt: the text to be continued, or its tokens.
         fields: what else the line had.
+        place: the file and the line, for messages; empty where it came from no file.
     """
 
     prompt: PromptValue
     fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+    place: str = dataclasses.field(default="", compare=False)
 
 
 def read_prompts(file: str) -> list[PromptLine]:
@@ -63,10 +65,20 @@ def read_prompts(file: str) -> list[PromptLine]:
         by_line = suffix in (".jsonl", ".ndjson")
         prompts = [_prompt(f"{file}, {place}", value) for place, value in _json_values(file, lines, by_line=by_line)]
     else:
-        prompts = [PromptLine(line) for line in lines if line.strip()]
+        prompts = [PromptLine(line, place=f"{file}, line {number}") for number, line in _numbered(lines)]
     if not prompts:
         raise RecordError(f"{file}: has no prompts")
     return prompts
+
+
+def json_note(file: str, prompts: list[PromptLine]) -> str | None:
+    """Say that the lines of a text file are JSON, and are prompts as they stand; None where they are not JSON."""
+    lines = [prompt.prompt for prompt in prompts if isinstance(prompt.prompt, str)]
+    if file == "-" or Path(file).suffix.lower() in JSON_SUFFIXES or not lines:
+        return None
+    if not any(isinstance(_parse(text)[0], (list, dict)) for text in (lines[0], "\n".join(lines))):
+        return None
+    return f"{file} is JSON, and each line of it is read as a text: name it .json or .jsonl for the prompts in it"
 
 
 def read_lines(file: str) -> list[tuple[int, str]]:
@@ -147,7 +159,7 @@ def _prompt(place: str, value: Any) -> PromptLine:
     if field := next((name for name in PROMPT_FIELDS if name in fields), None):
         value = fields.pop(field)
     if not isinstance(value, str) and not _is_ids(value):
-        raise RecordError(f"{place}: {_EXPECTED}, found {short_repr(value)}")
+        raise RecordError(f"{place}: {_EXPECTED}, found {describe_json(value)}")
     if taken := [name for name in fields if name in RESULT_FIELDS]:
         raise RecordError(f"{place}: a result has a {taken[0]!r} of its own: give the field another name")
-    return PromptLine(value if isinstance(value, str) else tuple(value), fields)
+    return PromptLine(value if isinstance(value, str) else tuple(value), fields, place)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from support.errors import UserError
 from support.files import UTF16, is_utf16
+from support.messages import describe_json
 
 _JSON_SUFFIXES = (".jsonl", ".ndjson")
 
@@ -56,7 +57,8 @@ def read_documents(path: Path, error: type[UserError], max_characters: int | Non
     Args:
         path: JSON lines where the name ends in ``.jsonl`` or ``.ndjson``: each line a string, or an object with
             ``"text"``. JSON where it ends in ``.json`` and the content is an array or begins like a value: its elements
-            or lines are such documents. Any other file is one document.
+            or lines are such documents. JSON lines that are an array or an indented object are read so, too. Any other
+            file is one document.
         error: the class of error that is raised.
         max_characters: how much of a text file is read; None for all of it. JSON lines are read line by line anyway.
 
@@ -64,9 +66,9 @@ def read_documents(path: Path, error: type[UserError], max_characters: int | Non
         error: the file cannot be read, is not UTF-8, or a line has no text. A file without any text is an error, too.
     """
     suffix = path.suffix.lower()
-    if suffix in _JSON_SUFFIXES:
+    if suffix in _JSON_SUFFIXES and not _begins_as_array(path, error):
         documents = _json_lines(path, error)
-    elif suffix == ".json" and _begins_as_json(path, error):
+    elif suffix in _JSON_SUFFIXES or (suffix == ".json" and _begins_as_json(path, error)):
         documents = _json_values(path, error)
     else:
         documents = _whole_file(path, error, max_characters)
@@ -118,6 +120,33 @@ def _begins_as_json(path: Path, error: type[UserError]) -> bool:
     return beginning.lstrip()[:1] in ("[", "{", '"')
 
 
+def _begins_as_array(path: Path, error: type[UserError]) -> bool:
+    """Whether a file begins as an array or an indented object, which no JSON line with a text does."""
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
+    except OSError as failure:
+        raise error(f"{path}: cannot be read: {failure.strerror}") from failure
+    return beginning.startswith(b"[") or beginning.partition(b"\n")[0].strip() == b"{"
+
+
+def json_note(path: Path, document: Document) -> str | None:
+    """Say that a text file is JSON, and is read as one text; None where it is not JSON."""
+    if document.line is not None or document.is_cut or document.text.lstrip()[:1] not in ("[", "{"):
+        return None
+    lines = document.text.strip().partition("\n")[0], document.text
+    if not any(isinstance(_parsed(text), (list, dict)) for text in lines):
+        return None
+    return f"{path} is JSON, and is read as one text: name it .json or .jsonl for the texts in it"
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
 def _json_values(path: Path, error: type[UserError]) -> Iterator[Document]:
     """Yield the elements of an array; of anything else that is not one value, its lines."""
     text, _ = read_text_file(path, error)
@@ -136,7 +165,10 @@ def _json_values(path: Path, error: type[UserError]) -> Iterator[Document]:
 def _document(path: Path, error: type[UserError], value: Any, number: int, unit: str = "line") -> Document:
     text = value.get("text") if isinstance(value, dict) else value
     if not isinstance(text, str) or not text.strip():
-        raise error(f'{path}: {unit} {number}: expected a string with a text, or an object with one as "text"')
+        found = describe_json(value) if not isinstance(value, str) else "one without characters"
+        raise error(
+            f'{path}: {unit} {number}: expected a string with a text, or an object with one as "text", found {found}'
+        )
     return Document(text, number, unit=unit)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
 
@@ -32,3 +33,14 @@ def short_repr(value: object) -> str:
     if value is None or isinstance(value, (int, float)) or hasattr(value, "qualified_name"):  # a pickle's placeholder
         return repr(value)
     return f"a {type(value).__name__}"
+
+
+def describe_json(value: object) -> str:
+    """Return what a value of a JSON file is, in the words of JSON: an object with its keys, a list, ``null``."""
+    if isinstance(value, dict):
+        return f"an object with {list_names(map(repr, value))}" if value else "an object without anything in it"
+    if isinstance(value, list):
+        return f"a list of {pluralize(len(value), 'value')}" if value else "an empty list"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return short_repr(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,13 +73,15 @@ def run(args: argparse.Namespace) -> None:
     from inference.jsonl import expand_jobs, open_results
 
     _check(args)
-    jobs = expand_jobs(_read_prompts(args), args.number)
+    lines = _read_prompts(args)
+    jobs = expand_jobs(lines, args.number)
     with open_results(args.output) if args.output else contextlib.nullcontext() as results:
         if not (pending := _pending(jobs, results, args)):
             return
         requests = read_requests(args)
         config = requests.resolve(**{**given_options(args), "num_return_sequences": args.number})
-        prompts = _encode(pending, requests, config, args)
+        places = {line.prompt: line.place for line in reversed(lines)}
+        prompts = _encode(pending, requests, config, places, args)
         generator = load_generator(args, requests, min(args.batch_size, len(pending)), quiet=args.quiet)
         if args.stream:
             prompt = prompts[jobs[0].prompt]
@@ -90,11 +92,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _read_prompts(args: argparse.Namespace) -> list[PromptLine]:
-    from inference.prompt_files import PromptLine, read_prompts
+    from inference.prompt_files import PromptLine, json_note, read_prompts
 
     lines = [PromptLine(prompt) for prompt in args.prompt]
     if args.prompts:
-        lines += read_prompts(args.prompts)
+        found = read_prompts(args.prompts)
+        if (note := json_note(args.prompts, found)) is not None and not args.quiet:
+            print(f"note: {note}", file=sys.stderr)
+        lines += found
     return lines or [PromptLine("")]
 
 
@@ -109,7 +114,11 @@ def _pending(jobs: list[Job], results: ResultFile | None, args: argparse.Namespa
 
 
 def _encode(
-    jobs: list[Job], requests: RequestReader, config: TextConfig, args: argparse.Namespace
+    jobs: list[Job],
+    requests: RequestReader,
+    config: TextConfig,
+    places: Mapping[PromptValue, str],
+    args: argparse.Namespace,
 ) -> dict[PromptValue, EncodedPrompt]:
     """Encode each prompt once. One that cannot be encoded is named, before anything is generated."""
     from inference.text_generator import check_stream
@@ -126,7 +135,8 @@ def _encode(
         except TokenizerError as error:
             beginning = text[:20] if isinstance(text, str) else [*text[:8]]
             place = f": prompt {beginning!a}" if text else ", or --prompts FILE (- is stdin)"
-            raise TokenizerError(f"{error}{place}") from error
+            file = f"{places[text]}: " if places[text] else ""
+            raise TokenizerError(f"{file}{error}{place}") from error
     if not args.quiet:
         print_general_notes(requests, config)
         for prompt in prompts.values():

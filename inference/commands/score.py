@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Read the documents, load the model, print a line for each and one for all."""
     from inference.scoring import CorpusScore
-    from support.documents import read_documents
+    from support.documents import json_note, read_documents
     from support.errors import UserError
     from support.progress import TerminalProgress
 
@@ -63,6 +63,8 @@ def run(args: argparse.Namespace) -> None:
     requests.check_reads_text()
     documents = read_documents(args.text, UserError)
     first = next(documents)  # a file that cannot be used is reported before the model is loaded
+    if (note := json_note(args.text, first)) is not None and not args.quiet:
+        print(f"note: {note}", file=sys.stderr)
     generator = load_generator(args, requests, args.batch_size, quiet=args.quiet)
     read: collections.deque[Document] = collections.deque()
     size = max(1, args.text.stat().st_size)

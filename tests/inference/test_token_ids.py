@@ -99,3 +99,34 @@ def test_python_refuses_a_text_in_one_line(ids_only: Path) -> None:
     for call in (generator.generate, generator.score, generator.perplexity):
         with pytest.raises(TokenizerError, match="has no tokenizer: convert the checkpoint again"):
             call("今天")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "place"),
+    [
+        ("ids.json", "[[4, 5], [4, 99999]]", "ids.json, element 2"),
+        ("ids.jsonl", "[4, 5]\n\n[4, 99999]\n", "ids.jsonl, line 3"),
+        ("ids.json", '[\n {"prompt": [4, 99999]}\n]', "ids.json, element 1"),
+    ],
+)
+def test_an_id_outside_the_vocabulary_is_named_with_its_file(
+    ids_only: Path, name: str, content: str, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text(content)
+    assert main(["generate", str(ids_only), "--prompts", str(tmp_path / name)]) == 2
+    assert_one_line_error(capsys, f"error: {tmp_path}/{place}: token id 99999 is outside the vocabulary")
+
+
+def test_a_text_file_of_prompts_that_is_json_is_noted(
+    bert: TextModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--json", "--max-new-tokens", "1"]
+    for content, is_json in {
+        '["hello", "world"]': True,
+        "[1, 2]\n[3]": True,
+        "[CLS]hello": False,
+        "hello": False,
+    }.items():
+        (tmp_path / "a.txt").write_text(content)
+        assert main(["generate", str(bert.folder), "--prompts", str(tmp_path / "a.txt"), *options]) == 0
+        assert ("a.txt is JSON, and each line of it" in capsys.readouterr().err) == is_json

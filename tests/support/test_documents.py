@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.documents import Document, read_documents, read_text_file
+from support.documents import Document, json_note, read_documents, read_text_file
 from support.errors import UserError
 
 
@@ -43,6 +43,8 @@ FILES = {
     "lines.json": '"明月"\n\n{"text": "春风"}\n',
     "array.json": '["明月", {"text": "春风"}]',
     "array with a mark.Json": '\ufeff[\r\n\r\n"明月",\r\n{"text": "春风"}\r\n]\r\n',
+    "array.jsonl": '["明月", {"text": "春风"}]',
+    "indented array.ndjson": '[\n  "明月",\n  {\n    "text": "春风"\n  }\n]\n',
     "train.json": '\n[\n "明月",\n {"text": "春风"}]',
 }
 
@@ -55,6 +57,31 @@ def test_json_of_any_layout_is_read_as_its_documents(name: str, tmp_path: Path) 
     assert all(document.is_complete for document in documents)
     expected = "element 2" if "[" in FILES[name] else "line 3"
     assert documents[1].place(tmp_path / name) == f"{tmp_path / name}: {expected}"
+
+
+def test_an_indented_object_is_one_document(tmp_path: Path) -> None:
+    file = tmp_path / "text.jsonl"
+    file.write_text('{\n  "id": 7,\n  "text": "明月"\n}\n', "utf-8")
+    assert [document.text for document in read_documents(file, UserError)] == ["明月"]
+
+
+@pytest.mark.parametrize(
+    ("content", "is_json"),
+    [
+        ('["明月", "春风"]', True),
+        ('[\n"明月"\n]', True),
+        ('{"text": "明月"}\n{"text": "春风"}', True),
+        ("[CLS]明月", False),
+        ("[1] 明月", False),
+        ("明月", False),
+    ],
+)
+def test_a_text_file_that_is_json_is_noted(content: str, is_json: bool, tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text(content, "utf-8")
+    (document,) = read_documents(file, UserError)
+    assert document.text == content
+    assert ("name it .json" in (json_note(file, document) or "")) == is_json
 
 
 def test_a_text_may_be_called_json(tmp_path: Path) -> None:
@@ -84,6 +111,11 @@ def test_json_lines_are_read_as_they_are_asked_for(tmp_path: Path) -> None:
         ("text.jsonl", b'"a"\n{', "text.jsonl: line 2: not JSON: "),
         ("text.ndjson", b'{"prompt": "a"}', "line 1: expected a string with a text, or an object with one as"),
         ("text.json", b'["a", 5]', "text.json: element 2: expected a string with a text"),
+        ("text.jsonl", b'{"content": "a", "id": 5}', "found an object with 'content', 'id'"),
+        ("text.jsonl", b"{}", "found an object without anything in it"),
+        ("text.jsonl", b'["a", null]', "text.jsonl: element 2: .*, found null"),
+        ("text.jsonl", b'["a"]\n["b"]', "text.jsonl: line 1: .*, found a list of 1 value"),
+        ("text.jsonl", b'""', "found one without characters"),
         ("text.json", b"[]", "text.json: expected a text, found none"),
         ("text.json", b'[\n"a",\n"b"\n"c"\n]', "text.json: line 4: not JSON"),
         ("text.JSON", b'{"text": "a"}\n{"text": ', "text.JSON: line 2: not JSON"),
