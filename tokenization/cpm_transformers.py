@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from tokenization.added_pieces import ADDED, CONFIG, SPECIAL_MAP, read_object
+from tokenization.added_pieces import ADDED, CONFIG, SPECIAL_MAP, Declared, read_declared, read_object
 from tokenization.base import (
     StreamDecoder,
     TokenizerError,
@@ -31,6 +31,8 @@ FILE, CLASS = "spiece.model", "CpmTokenizer"
 _SPACE, _TO_TEXT = "\u2581", str.maketrans({" ": None, "\u2581": None, "\u2582": " ", "\u2583": "\n"})
 _SPECIAL = ("<s>", "</s>", "<unk>", "<sep>", "<pad>", "<cls>", "<mask>", "<eop>", "<eod>")
 """In the order in which the class adds those that the vocabulary does not have."""
+_NAMED_END = "</s>"
+"""What the class writes as the end of a text, whatever ends the texts of the model."""
 _CONTROL = 3
 """``SentencePiece.Type`` of a piece that no text becomes."""
 
@@ -50,38 +52,53 @@ class CpmTransformersTokenizer:
             if piece in pieces and piece != "<unk>":  # <eod> is an ordinary piece of the newer model, for a word's end
                 proto.pieces[pieces[piece]].type = _CONTROL
         self._model = load_processor(path, proto)
-        size = len(pieces)
-        for piece in _SPECIAL:
-            if piece not in pieces and vocab_size is not None and size < vocab_size:
-                pieces[piece], size = size, size + 1
+        declared = read_declared(path.parent).within(vocab_size)
+        pieces = _with_added(path, pieces, declared, vocab_size)
         self._path = path
         self.pieces: list[str] = sorted(pieces, key=pieces.__getitem__)
-        self.vocab_size = size
+        self.vocab_size = len(pieces)
         self.blank_ids: frozenset[int] = frozenset()
-        self.special_pieces: Mapping[str, int] = {piece: pieces[piece] for piece in _SPECIAL if piece in pieces}
+        own = {piece: pieces[piece] for piece in _SPECIAL if piece in pieces}
+        special = {*declared.special, *(token.content for token in declared.added.values() if token.special)}
+        self.special_pieces: Mapping[str, int] = {**own, **{p: i for p, i in pieces.items() if p in special}}
+        self._added = {
+            token.content: index for index, token in declared.added.items() if token.content not in self.special_pieces
+        }
         if "<eod>" not in self.special_pieces:
             raise TokenizerError(f"{path}: not a vocabulary of CPM: it has no piece <eod>")
         self.reads_special_pieces = True
-        self.eos_token_id: int | None = self.special_pieces["<eod>"]
-        self.pad_token_id: int = self.special_pieces.get("<pad>", self.special_pieces["<eod>"])
+        end = declared.parts.get("eos_token")
+        is_other = end in pieces and end != _NAMED_END
+        self.eos_token_id: int | None = pieces[end] if is_other and end is not None else pieces["<eod>"]
+        pad = declared.parts.get("pad_token", "<pad>")
+        self.pad_token_id: int = pieces.get(pad if pad in pieces else "<pad>", pieces["<eod>"])
         self.start_token_ids: tuple[int, ...] = ()
         self.unknown_token_id: int | None = self._model.unk_id()
         self.line_token_id: int | None = None  # white space is lost
-        self.notes: tuple[str, ...] = ()
-        self._invisible = set(self.special_pieces.values()) - {self.eos_token_id, self.unknown_token_id}
+        self.notes: tuple[str, ...] = declared.notes
+        if end == _NAMED_END:
+            self.notes += (
+                f"{path}: {_NAMED_END} is the class's end of a text, which no model of CPM's was trained with: <eod> "
+                f"is taken; --end-piece '{_NAMED_END}' takes the other",
+            )
+        self._invisible = set(own.values()) - {self.eos_token_id, self.unknown_token_id}
 
     def encode(self, text: str, *, append_eod: bool = False) -> list[int]:
         """Token ids of ``text``, with nothing added in front; ``append_eod`` puts ``<eod>`` behind them."""
-        ids = [self._id_of(piece) for piece in self._split(checked_text(text))]
-        return with_end(ids, self.eos_token_id, append=append_eod)
+        return with_end(self._encode(checked_text(text), self._added), self.eos_token_id, append=append_eod)
+
+    def _encode(self, text: str, pieces: Mapping[str, int]) -> list[int]:
+        """Encode the texts between ``pieces``; the class prepares each as a text of its own."""
+        ids: list[int] = []
+        for part in split_special(text, pieces):
+            ids += [part] if isinstance(part, int) else [self._id_of(piece) for piece in self._split(part)]
+        return ids
 
     def encode_prompt(self, text: str, *, special_pieces: bool | None = None) -> list[int]:
         """Return the ids of ``text`` and of the special pieces in it, ``<eod>`` among them, as the class has it."""
         special = self.reads_special_pieces if special_pieces is None else special_pieces
-        ids: list[int] = []
-        for part in split_special(checked_text(text), self.special_pieces if special else {}):
-            ids += [part] if isinstance(part, int) else self.encode(part)
-        return prompt_or_end(ids, None)
+        pieces = {**self._added, **self.special_pieces} if special else self._added
+        return prompt_or_end(self._encode(checked_text(text), pieces), None)
 
     def _id_of(self, piece: str) -> int:
         """Return the id of a piece of text; unknown characters in a row may look like a special piece."""
@@ -127,6 +144,31 @@ class CpmTransformersTokenizer:
         values = {**(read_object(config) if config.is_file() else {}), "tokenizer_class": CLASS}
         copy.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
         return [*files, copy]
+
+
+def _with_added(path: Path, pieces: Mapping[str, int], declared: Declared, vocab_size: int | None) -> dict[str, int]:
+    """Return the pieces, those that the files add, and in the gaps those that the class adds, as far as there are rows.
+
+    Raises:
+        TokenizerError: an added piece has the id of another one, or leaves a gap.
+    """
+    found = dict(pieces)
+    waiting = [piece for piece in _SPECIAL if piece not in pieces]
+    rows = max(vocab_size or 0, max(declared.added, default=-1) + 1)
+    while len(found) < rows:
+        index = len(found)
+        waiting = [piece for piece in waiting if piece not in found]
+        token = declared.added.get(index)
+        if token is None and not waiting:
+            break
+        found[waiting.pop(0) if token is None else token.content] = index
+    for index, token in declared.added.items():
+        if found.get(token.content) != index:
+            raise TokenizerError(
+                f"{path}: the added piece {token.content[:40]!r} has the id {index}, expected "
+                f"{found.get(token.content, len(found))}: it belongs to another vocabulary"
+            )
+    return found
 
 
 def _prepared(text: str) -> str:

@@ -222,7 +222,8 @@ def load_cpm(path: Path, vocab_size: int | None, kind: str | None = None) -> Tok
     if kind == CPM_TRANSFORMERS or (kind is None and is_theirs):
         theirs = CpmTransformersTokenizer(path, vocab_size=vocab_size)
         if kind is None:
-            theirs.notes = (f"{path}: read as {_THEIRS}, as {CONFIG} says; --tokenizer-kind cpm reads it as {_OWN}",)
+            as_said = (f"{path}: read as {_THEIRS}, as {CONFIG} says; --tokenizer-kind cpm reads it as {_OWN}",)
+            theirs.notes = (*as_said, *theirs.notes)
         return theirs
     tokenizer = CPMTokenizer(path)
     if kind is None and path.name == "spiece.model":

@@ -167,3 +167,53 @@ def test_an_end_that_is_typed_in_a_text_stays_its_letters(cpm_vocabulary: Path) 
     ids = ours.encode("今天<eod>")
     assert ours.unknown_token_id not in ids
     assert ours.decode(ids) == "今天<eod>"
+
+
+ADDED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "a piece": ({}, {"<题>": False}),
+    "a special piece": ({}, {"<题>": True}),
+    "two, and an end": ({"eos_token": "<完>"}, {"<题>": False, "<完>": True}),
+    "an end that the class has": ({"eos_token": "<eop>"}, {}),
+    "padding": ({"pad_token": "<空>"}, {"<空>": True}),
+}
+
+
+@pytest.mark.parametrize("case", ADDED)
+def test_added_pieces_and_a_declared_end_are_used_as_in_the_class(
+    case: str, folder: Path, theirs: Any, class_of_transformers: Any, tmp_path: Path
+) -> None:
+    parts, added = ADDED[case]
+    first = len(theirs)
+    config = {"tokenizer_class": "CpmTokenizer", **parts, "added_tokens_decoder": {
+        **{str(i): {"content": t.content, "special": True} for i, t in theirs.added_tokens_decoder.items()},
+        **{str(first + n): {"content": piece, "special": added[piece]} for n, piece in enumerate(added)},
+    }}  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    ours = load_tokenizer(folder, vocab_size=first + 9)
+    assert ours.vocab_size == first + len(added)
+    for n, piece in enumerate(added):
+        assert ours.encode_prompt(f"今天{piece}天气") == [*ours.encode("今天"), first + n, *ours.encode("天气")]
+        assert ((first + n) in ours.encode(f"今{piece}")) is (not added[piece])
+        assert ours.decode([first + n]) == piece
+    if "pad_token" in parts:
+        assert ours.pad_token_id == first
+    if "eos_token" in parts:
+        assert ours.eos_token_id == ours.special_pieces[parts["eos_token"]]
+    (hub := tmp_path / "copy").mkdir()
+    save_for_huggingface(ours, hub)
+    again = load_tokenizer(hub, vocab_size=first + 9)
+    assert (again.vocab_size, again.eos_token_id) == (ours.vocab_size, ours.eos_token_id)
+
+
+def test_the_end_that_the_class_always_names_is_not_taken_and_a_note_says_so(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "CpmTokenizer", "eos_token": "</s>"}')
+    ours = load_tokenizer(folder)
+    assert ours.eos_token_id == 7
+    assert "<eod> is taken; --end-piece '</s>' takes the other" in ours.notes[-1]
+
+
+def test_an_added_piece_with_the_id_of_another_is_refused(folder: Path) -> None:
+    for values in ({"<题>": 3}, {"<题>": 900000}, {"<eod>": 31000}):
+        (folder / "added_tokens.json").write_text(json.dumps(values))
+        with pytest.raises(TokenizerError, match="belongs to another vocabulary"):
+            load_tokenizer(folder)
