@@ -15,6 +15,9 @@ import pytest
 import torch
 
 from convert.__main__ import main
+from convert.cli import PROGRAM
+from convert.commands.options import checkpoint_spec
+from convert.formats.tokenizer_files import tokenizer_for
 from tests.conftest import ROOT
 from tests.convert.formats import test_openai_tf1, test_uer
 from tests.helpers import tf2_port
@@ -123,6 +126,8 @@ MAKERS: dict[str, Callable[[Path], object]] = {
     "ckpt.pt": nanogpt,
 }
 """The path in the table -> what makes a small model of that layout there."""
+QUICK = ("CPM-Generate", "TsinghuaAI-CPM-Generate", "final_model")
+"""Seconds for every graph that is made: the others run with the slow tests."""
 
 
 def test_both_languages_have_the_same_commands_and_each_has_a_model() -> None:
@@ -131,22 +136,46 @@ def test_both_languages_have_the_same_commands_and_each_has_a_model() -> None:
     assert {words[words.index("--checkpoint") + 1] for words in english} == MAKERS.keys()
 
 
-@pytest.mark.parametrize("words", commands(PAGES[0]), ids=lambda words: words[words.index("--checkpoint") + 1])
-def test_the_command_for_a_real_model_runs(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = Path(words[words.index("--checkpoint") + 1])
+def checkpoint_of(words: list[str]) -> str:
+    return words[words.index("--checkpoint") + 1]
+
+
+def make_what_the_command_names(words: list[str]) -> list[str]:
+    """Make the model and the vocabularies in the current folder; return the words with the small model's size."""
+    path = Path(checkpoint_of(words))
     path.parent.mkdir(parents=True, exist_ok=True)
     MAKERS[str(path)](path)
     Path("CPM-1-Generate").mkdir()
     shutil.copytree(CPM_TOKENIZER, "CPM-1-Generate/bpe_3w_new")
-    bert = (write_tokenizer("bert", tmp_path / "bert") / "vocab.txt").read_text("utf-8")
+    bert = (write_tokenizer("bert", Path("bert")) / "vocab.txt").read_text("utf-8")
     for vocabulary in (Path("UER-py/models/google_zh_vocab.txt"), Path("GPT2-Chinese/cache/vocab_small.txt")):
         vocabulary.parent.mkdir(parents=True)
         vocabulary.write_text(bert, "utf-8")
-    words = ["96" if word == "50257" else word for word in words]
-    assert main([*words, "--signatures", "logits"]) == 0, capsys.readouterr().err
-    out = capsys.readouterr().out
-    assert "load it with" in out
-    assert "no tokenizer" not in out or path.name in ("ckpt.pt", "run1")
+    return ["96" if word == "50257" else word for word in words]
+
+
+@pytest.mark.parametrize("words", commands(PAGES[0]), ids=checkpoint_of)
+def test_the_checkpoint_and_the_tokenizer_of_a_real_model_are_read(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command, *options = make_what_the_command_names(words)
+    args = PROGRAM.command_parser(command).parse_args(options)
+    checkpoint = checkpoint_spec(args).open()
+    tokenizer, _ = tokenizer_for(args.tokenizer, checkpoint)
+    assert (tokenizer is None) == (checkpoint_of(words) in ("ckpt.pt", "checkpoint/run1"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(words, marks=[] if checkpoint_of(words) in QUICK else [pytest.mark.slow], id=checkpoint_of(words))
+        for words in commands(PAGES[0])
+    ],
+)
+def test_the_command_for_a_real_model_runs(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*make_what_the_command_names(words), "--signatures", "logits"]) == 0, capsys.readouterr().err
+    assert "load it with" in capsys.readouterr().out
