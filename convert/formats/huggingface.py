@@ -23,7 +23,7 @@ from convert.checkpoint import Checkpoint, CheckpointInfo
 from convert.formats import safetensors_file as safetensors
 from convert.formats.candidate import Candidate
 from convert.formats.format import Format, OpenOptions, Read, Writer, WriteRequest
-from convert.formats.huggingface_config import read_fields
+from convert.formats.huggingface_config import HEAD_BIASES, read_fields
 from convert.formats.limits import ANY
 from convert.formats.tensor_map import (
     ExpectedTensors,
@@ -57,7 +57,6 @@ _OWN_NAME = re.compile(r"h\.\d+\.(attn\.c_attn|mlp\.c_fc)\.")
 """Names that no other model has."""
 _PREFIX = "transformer."
 _EMBEDDING, _HEAD = "wte.weight", "lm_head.weight"
-_BIASES = {"lm_head.bias", "lm_head.decoder.bias"}
 _DECODER = "lm_head.decoder.weight"
 _OLD_NAMES = {_DECODER: _HEAD, "wte": _EMBEDDING, "wpe": "wpe.weight"}
 _OLD_ENDINGS = {"gamma": "weight", "beta": "bias", "g": "weight", "b": "bias", "w": "weight"}
@@ -89,7 +88,7 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
             notes = (*notes, _untied_note(tensors[_EMBEDDING], tensors[_HEAD]))
     if _DECODER in tensors and is_tied_copy(tensors.get(_HEAD, tensors[_EMBEDDING]), tensors[_DECODER]):
         del tensors[_DECODER]  # next to the name of today
-    for name in _BIASES & tensors.keys():
+    for name in HEAD_BIASES & tensors.keys():
         check_no_bias(tensors.pop(name))
     shapes = config.tensor_shapes()
     expected = {name: _shape(name, shape) for name, shape in shapes.items()}

@@ -18,6 +18,8 @@ from tf_model.config import ACTIVATIONS, STANDARD
 
 _ALIASES = {"swish": "silu", "gelu_python": "gelu", "gelu_python_tanh": "gelu_new", "gelu_accurate": "gelu_new"}
 """Activations that transformers has under two names."""
+HEAD_BIASES = {"lm_head.bias", "lm_head.decoder.bias"}
+"""Tensors that no GPT-2 has, and that change nothing where they are zero."""
 OTHER_NAMES = {
     "hidden_size": "n_embd",
     "max_position_embeddings": "n_positions",

@@ -17,20 +17,22 @@ tanh form.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from convert.checkpoint import Checkpoint, CheckpointInfo
 from convert.formats.candidate import Candidate
 from convert.formats.format import Format, OpenOptions
+from convert.formats.huggingface_config import HEAD_BIASES
+from convert.formats.nanogpt_args import ARGS, Arguments, read_arguments
 from convert.formats.tensor_map import (
     ExpectedTensors,
     LazyTensor,
     TensorMapCheckpoint,
     TensorRecipe,
     Zeros,
-    check_sizes,
+    check_no_bias,
     check_tensors,
     copy_whole,
     count_layers,
@@ -38,27 +40,18 @@ from convert.formats.tensor_map import (
     is_tied_copy,
     layer_template,
     matrix_shape,
-    stored_heads,
 )
 from convert.formats.tokenizer_files import has_tokenizer
 from convert.formats.weights import Weights, open_weights
 from convert.torch_format.pickle_values import Placeholder
 from support.errors import CheckpointError
-from support.files import read_json_object
-from support.messages import list_names, short_repr
+from support.messages import short_repr
 from tf_model.config import GPT2Config
 
 NAME = "nanogpt"
-CONFIG = "config.json"
 _HEAD = "lm_head.weight"
 _MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias|mask|tril)")
 """Causal masks, which versions before flash attention stored."""
-_SIZES = {"n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias"}
-_OF_TRAINING = re.compile(r".*(drop|pdrop|flash|checkpoint|compile|device|dtype|init|seed|lr|decay|model_type|name).*")
-"""Arguments of a model that change nothing once it is trained."""
-_ARGS_OF_MODEL = ("model_args", "model_config", "gpt_config")
-_ARGS = (*_ARGS_OF_MODEL, "config", "args", "hyper_parameters", "hparams")
-"""What programs call the arguments of the model in their files, and those of a training."""
 
 
 def _recognise(candidate: Candidate) -> bool:
@@ -69,13 +62,14 @@ def _recognise(candidate: Candidate) -> bool:
 def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
     weights, known = open_weights(candidate, NAME)
     tensors = dict(known.tensors)
-    args = _model_args(weights)
-    is_tied = _HEAD not in tensors or ("wte.weight" in tensors and is_tied_copy(tensors["wte.weight"], tensors[_HEAD]))
-    config, notes = _config(weights, tensors, args, options, is_tied=is_tied)
+    for name in HEAD_BIASES & tensors.keys():
+        check_no_bias(tensors.pop(name))
+    said = read_arguments(weights)
+    config, notes = _config(weights, tensors, said, options)
     shapes = config.tensor_shapes()
-    if args.get("bias") is not True:
+    if not any(place.sizes.get("bias") is True for place in said):
         _add_zeros(weights.where, tensors, shapes)
-    if is_tied:
+    if config.tie_word_embeddings:
         tensors.pop(_HEAD, None)
     check_tensors(weights.where, tensors, ExpectedTensors(shapes, lambda name: _MASKS.fullmatch(name) is not None))
     heads = known.other_heads(weights.where, "h.0.ln_1.weight")
@@ -87,65 +81,85 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
             NAME,
             details={"iteration": iteration} if type(iteration) is int else {},
             notes=tuple(notes),
-            left_out=(*(name for name in weights.left_out if name not in _ARGS), *heads),
+            left_out=(*(name for name in weights.left_out if name not in ARGS), *heads),
         ),
         tokenizer=weights.folder if has_tokenizer(weights.folder) else None,
     )
 
 
-def _model_args(weights: Weights) -> Mapping[str, Any]:
-    """Return the arguments of the model; what a training's configuration says of them where there is nothing else.
-
-    Raises:
-        CheckpointError: one of them makes another model.
-    """
-    for key in _ARGS:
-        found = weights.beside.get(key)
-        args = found.state if isinstance(found, Placeholder) else found
-        if not isinstance(args, dict) or not _SIZES & args.keys():
-            continue
-        is_of_model = key in _ARGS_OF_MODEL or (isinstance(found, Placeholder) and found.name.startswith("GPT"))
-        if not is_of_model:  # it has much of the training
-            return {size: args[size] for size in _SIZES & args.keys()}
-        for name, value in args.items():
-            if name not in _SIZES and value and not (isinstance(name, str) and _OF_TRAINING.fullmatch(name)):
-                raise CheckpointError(
-                    f"{weights.where}: {key}: {list_names([name])} is {short_repr(value)}: not known of a GPT-2: "
-                    "it may make another model"
-                )
-        return args
-    return _config_json(weights)
-
-
-def _config_json(weights: Weights) -> Mapping[str, Any]:
-    """Return the sizes in a ``config.json`` next to the weights, as ``PyTorchModelHubMixin`` writes the arguments."""
-    where = weights.folder / CONFIG
-    values = read_json_object(where, CheckpointError) if where.is_file() else {}
-    inner = values.get("config", values)
-    found = inner if isinstance(inner, dict) else {}
-    return {key: found[key] for key in (_SIZES | {"activation_function"}) & found.keys() if found[key] is not None}
-
-
 def _config(
-    weights: Weights, tensors: Mapping[str, LazyTensor], args: Mapping[str, Any], options: OpenOptions, *, is_tied: bool
+    weights: Weights, tensors: Mapping[str, LazyTensor], said: Sequence[Arguments], options: OpenOptions
 ) -> tuple[GPT2Config, list[str]]:
     """Return the sizes by the tensors, which the arguments must not contradict, and what had to be assumed."""
     where = weights.where
     vocab_size, n_embd = matrix_shape(where, tensors, "wte.weight")
-    n_positions, _ = matrix_shape(where, tensors, "wpe.weight")
-    n_inner, _ = matrix_shape(where, tensors, "h.0.mlp.c_fc.weight")
-    n_layer = count_layers(where, tensors, "h.")
-    sizes = {"vocab_size": vocab_size, "n_embd": n_embd, "n_layer": n_layer, "block_size": n_positions}
-    check_sizes(where, args, sizes)
-    heads = options.heads(where, n_embd, stored=stored_heads(where, args, "n_head"))
-    activation, reason = _activation(weights, is_tied=is_tied)
-    notes = [f"{where}: {reason}: if it has the other gelu, give --activation-function"]
-    if recorded := options.activation_function or args.get("activation_function"):
-        activation, notes = recorded, []
-    config = GPT2Config(
-        vocab_size, n_positions, n_embd, n_layer, heads, n_inner, activation, tie_word_embeddings=is_tied
-    )
-    return config, notes
+    sizes: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "n_positions": matrix_shape(where, tensors, "wpe.weight")[0],
+        "n_embd": n_embd,
+        "n_layer": count_layers(where, tensors, "h."),
+        "n_inner": matrix_shape(where, tensors, "h.0.mlp.c_fc.weight")[0],
+    }
+    is_tied = _HEAD not in tensors or is_tied_copy(tensors["wte.weight"], tensors[_HEAD])
+    fields, notes = _read_all(said, sizes, has_heads=options.n_head is not None)
+    n_head = options.heads(where, n_embd, stored=fields.pop("n_head", None))
+    notes += _tie_notes(where, fields.pop("tie_word_embeddings", None), is_tied=is_tied, has_head=_HEAD in tensors)
+    recorded, given = fields.pop("activation_function", None), options.activation_function
+    guess, reason = _activation(weights, is_tied=is_tied)
+    if recorded is not None and given not in (None, recorded):
+        notes.append(f"{where}: activation_function is {recorded}, but {given} is taken, as given")
+    if recorded is None and given is None:
+        notes.append(f"{where}: {reason}: if it has the other gelu, give --activation-function")
+    fields.update(activation_function=given or recorded or guess, tie_word_embeddings=is_tied)
+    return GPT2Config(**sizes, n_head=n_head, **fields), notes
+
+
+def _read_all(
+    said: Sequence[Arguments], sizes: Mapping[str, int], *, has_heads: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the fields of a ``GPT2Config`` that any place says, and the notes of all."""
+    read: list[tuple[Path, Mapping[str, Any]]] = []
+    notes: list[str] = []
+    for place in said:
+        found = place.read_fields(sizes, has_heads=has_heads)
+        heads = {} if found.heads is None else {"n_head": found.heads}
+        has_heads = has_heads or bool(heads)
+        read.append((place.where, {**found.values, **heads}))
+        notes += [*place.notes, *found.notes]
+    return _merge(read), notes
+
+
+def _merge(read: Sequence[tuple[Path, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Return the fields that any place says.
+
+    Raises:
+        CheckpointError: two places say different things.
+    """
+    merged: dict[str, tuple[Any, Path]] = {}
+    for file, fields in read:
+        for key, value in fields.items():
+            first, other = merged.setdefault(key, (value, file))
+            if first != value:
+                raise CheckpointError(
+                    f"{file}: {key} is {value!r}, but {other.name} says {first!r}: correct one of them"
+                )
+    return {key: value for key, (value, _) in merged.items()}
+
+
+def _tie_notes(where: Path, said: object, *, is_tied: bool, has_head: bool) -> list[str]:
+    """Say where the arguments say another thing of the output matrix than the tensors, which count.
+
+    Raises:
+        CheckpointError: an output matrix of its own is said, but there is none.
+    """
+    if said not in (None, True, False):
+        raise CheckpointError(f"{where}: tie_word_embeddings is {short_repr(said)}: expected true or false")
+    if said is False and not has_head:
+        raise CheckpointError(f"{where}: says that the output matrix is not tied, but has no {_HEAD}")
+    if said is None or bool(said) is is_tied:
+        return []
+    taken = "the embedding, of which it is a copy" if is_tied else "one of its own, as it differs from the embedding"
+    return [f"{where}: says that the output matrix is {'' if said else 'not '}tied: taken as {taken}"]
 
 
 def _activation(weights: Weights, *, is_tied: bool) -> tuple[str, str]:

@@ -51,8 +51,18 @@ def random_state(*, bias: bool = True, own_head: bool = False, dtype: torch.dtyp
     return state
 
 
-def nanogpt_logits(state: State, *, approximate: str = "none") -> np.ndarray:
-    """Compute as ``GPT.forward`` of nanoGPT does, in float64."""
+def nanogpt_logits(
+    state: State, *, approximate: str = "none", activation: Any = None, epsilon: float = 1e-5, scale: Any = None
+) -> np.ndarray:
+    """Compute as ``GPT.forward`` of nanoGPT does, in float64; or as a relative with other maths.
+
+    Args:
+        state: the tensors.
+        approximate: which gelu.
+        activation: what is computed instead of a gelu.
+        epsilon: of the layer norms.
+        scale: returns what scores are multiplied by, by the layer.
+    """
     state = {name: value.double() for name, value in state.items()}
     h, heads = ARGS["n_embd"], ARGS["n_head"]
 
@@ -60,16 +70,19 @@ def nanogpt_logits(state: State, *, approximate: str = "none") -> np.ndarray:
         return functional.linear(x, state[f"{name}.weight"], state.get(f"{name}.bias"))
 
     def norm(x: torch.Tensor, name: str) -> torch.Tensor:
-        return functional.layer_norm(x, (h,), state[f"{name}.weight"], state.get(f"{name}.bias"), 1e-5)
+        return functional.layer_norm(x, (h,), state[f"{name}.weight"], state.get(f"{name}.bias"), epsilon)
 
     x = state["transformer.wte.weight"][IDS] + state["transformer.wpe.weight"][: IDS.shape[1]]
     for layer in range(ARGS["n_layer"]):
         block = f"transformer.h.{layer}"
         parts = linear(norm(x, f"{block}.ln_1"), f"{block}.attn.c_attn").split(h, dim=2)
         q, k, v = (part.view(1, -1, heads, h // heads).transpose(1, 2) for part in parts)
-        y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y = functional.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=None if scale is None else scale(layer)
+        )
         x = x + linear(y.transpose(1, 2).reshape(x.shape), f"{block}.attn.c_proj")
-        y = functional.gelu(linear(norm(x, f"{block}.ln_2"), f"{block}.mlp.c_fc"), approximate=approximate)
+        y = linear(norm(x, f"{block}.ln_2"), f"{block}.mlp.c_fc")
+        y = functional.gelu(y, approximate=approximate) if activation is None else activation(y)
         x = x + linear(y, f"{block}.mlp.c_proj")
     return functional.linear(norm(x, "transformer.ln_f"), state["lm_head.weight"]).numpy()
 
@@ -178,6 +191,83 @@ def test_a_checkpoint_has_the_logits_of_nanogpts_maths(tmp_path: Path, case: str
     assert np.abs(other - wanted).max() > 1e-4
 
 
+def save_beside(values: dict[str, Any], content: Any = None) -> Callable[[Path], Path]:
+    """Write the weights, and a ``config.json`` in their folder."""
+
+    def write(folder: Path) -> Path:
+        (folder / "config.json").write_text(json.dumps(values))
+        return save(BIASED if content is None else content, name="pytorch_model.bin")(folder)
+
+    return write
+
+
+TRAINED = {
+    "learning_rate": 3e-4,
+    "max_steps": 99,
+    "grad_norm_clip": 1.0,
+    "eps_of_adam": 1e-8,
+    "properties": 3,
+    "wandb": "x",
+}
+# name -> (what writes it, the maths that it says)
+OTHER_MATHS: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
+    "an activation of a model": (
+        save({"model": BIASED, "model_args": {**ARGS, "activation": "relu"}}), {"activation": functional.relu},
+    ),
+    "its other name": (
+        save({"model": BIASED, "model_args": {**ARGS, "activation_name": "swish"}}), {"activation": functional.silu},
+    ),
+    "an epsilon of a model": (save({"model": BIASED, "model_args": {**ARGS, "ln_eps": 0.02}}), {"epsilon": 0.02}),
+    "switched off": (
+        save({"model": BIASED, "model_args": {**ARGS, "use_rope": False, "n_kv_head": 5, "causal": True}}),
+        {},
+    ),
+    "an activation of a training": (
+        save({"state_dict": BIASED, "hyper_parameters": {"n_head": 5, **TRAINED, "activation_function": "relu"}}),
+        {"activation": functional.relu},
+    ),
+    "an epsilon of a training": (
+        save({"model": BIASED, "config": {**ARGS, **TRAINED, "layer_norm_eps": 0.25}}), {"epsilon": 0.25},
+    ),
+    "maths of a training next to the model": (
+        save({"model": BIASED, "model_args": ARGS, "config": {**TRAINED, "n_layer": 12, "activation": "tanh"}}),
+        {"activation": torch.tanh},
+    ),
+    "an alias beside": (save_beside({"n_head": 5, "activation_function": "swish"}), {"activation": functional.silu}),
+    "an epsilon beside": (
+        save_beside({**ARGS, "layer_norm_epsilon": 0.01, "activation_function": "gelu"}), {"epsilon": 0.01},
+    ),
+    "no scale beside": (
+        save_beside({**ARGS, "model_type": "gpt2", "scale_attn_weights": False, "activation_function": "gelu_new"}),
+        {"approximate": "tanh", "scale": lambda layer: 1.0},
+    ),
+    "a scale by layer beside": (
+        save_beside({"num_attention_heads": 5, "scale_attn_by_inverse_layer_idx": True}),
+        {"scale": lambda layer: 8**-0.5 / (layer + 1)},
+    ),
+    "beside a file with arguments": (
+        save_beside({"layer_norm_epsilon": 0.125}, {"model": BIASED, "model_args": ARGS}), {"epsilon": 0.125},
+    ),
+    "a zero output bias": (save({"model": {**BIASED, "lm_head.bias": torch.zeros(70)}, "model_args": ARGS}), {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OTHER_MATHS)
+def test_an_argument_that_changes_the_maths_is_used(tmp_path: Path, case: str) -> None:
+    write, maths = OTHER_MATHS[case]
+    found = our_logits(write(tmp_path))
+    assert np.abs(found - nanogpt_logits(BIASED, **maths)).max() < 1e-5
+    assert not maths or np.abs(found - nanogpt_logits(BIASED)).max() > 1e-4
+
+
+def test_arguments_of_a_training_that_may_matter_are_a_note(tmp_path: Path) -> None:
+    unknown = {"embed_gain": 2, "attn_temp": 0.5, "pos_shift": False, "logit_bias": 0}
+    save({"model": BIASED, "config": {**ARGS, **TRAINED, **unknown}})(tmp_path)
+    first, second = open_checkpoint(tmp_path / "ckpt.pt").info.notes
+    assert "config: not used: embed_gain, attn_temp, pos_shift, logit_bias: not known" in first
+    assert "erf gelu" in second
+
+
 def test_what_no_file_records_is_a_note_with_its_option(tmp_path: Path) -> None:
     path = save({"model": BARE, "model_args": BARE_ARGS, **TRAINING})(tmp_path)
     checkpoint = open_checkpoint(path)
@@ -206,6 +296,49 @@ BROKEN: dict[str, tuple[Any, str]] = {
     ),
     "another attention": ({"model": BIASED, "model_args": {**ARGS, "n_kv_group": 2}}, "n_kv_group is 2: not known"),
     "another position": ({"model": BIASED, "config": gpt_config(use_rope=True)}, "config: use_rope is True: not known"),
+    **{
+        f"{name} is {value}": (
+            {"model": BIASED, "model_args": {**ARGS, name: value}},
+            f"model_args: {name} is .*: not known",
+        )
+        for name, value in {
+            "causal": False,
+            "scale_attn": False,
+            "norm_name": "rms",
+            "pos_init": "rotary",
+            "lrope": True,
+            "gates": 0,
+            "gelu_dropped": 0.5,
+            "n_kv_head": 1,
+            "window_size": 16,
+            "position_embedding_type": "alibi",
+            7: True,
+        }.items()
+    },
+    "an activation that is not known": (
+        {"model": BIASED, "model_args": {**ARGS, "activation_fn": "mish"}},
+        "activation_fn 'mish': known are",
+    ),
+    "rope in a training": (
+        {"model": BIASED, "config": {**ARGS, "use_rope": True}},
+        "config: use_rope is True: not known",
+    ),
+    "two activations": (
+        {"model": BIASED, "model_args": {**ARGS, "activation": "relu"}, "config": {"activation": "gelu"}},
+        "activation_function is 'gelu', but .* says 'relu'",
+    ),
+    "another kind of model": (
+        {"model": BIASED, "model_args": {**ARGS, "model_type": "gpt_neox"}},
+        "model_type is 'gpt_neox': expected gpt2",
+    ),
+    "an output matrix that is not there": (
+        {"model": without("lm_head.weight"), "model_args": {**ARGS, "tie_weights": False}},
+        "not tied, but has no",
+    ),
+    "an output bias": (
+        {"model": {**BIASED, "lm_head.bias": torch.ones(70)}, "model_args": ARGS},
+        "lm_head.bias is not zero",
+    ),
     "another vocabulary": (
         {"model": BIASED, "model_args": {**ARGS, "vocab_size": 65}},
         "vocab_size is 65, but the",
@@ -245,6 +378,26 @@ def test_a_broken_checkpoint_is_an_error_of_one_line(tmp_path: Path, case: str) 
     content, words = BROKEN[case]
     with pytest.raises(ConvertError, match=words) as error:
         open_checkpoint(save(content)(tmp_path))
+    assert len(str(error.value).replace(str(tmp_path), "")) < 300
+
+
+BESIDE: dict[str, tuple[dict[str, Any], str]] = {
+    "another model": ({"model_type": "llama"}, "model_type is 'llama': expected gpt2"),
+    "other positions": ({"position_embedding_type": "rotary"}, "position_embedding_type is 'rotary': not known"),
+    "attention that looks ahead": ({"is_causal": False}, "is_causal is False: not known"),
+    "an activation": ({"activation_function": "mish"}, "activation_function 'mish': known are"),
+    "quantized": ({"quantization_config": {"bits": 4}}, "quantization_config is a dict"),
+    "other sizes": ({"n_embd": 48}, "n_embd is 48, but the tensors have 40"),
+    "two numbers of heads": ({"num_attention_heads": 4}, "n_head is 5, but num_attention_heads is 4"),
+    "a flag as text": ({"scale_attn_weights": "no"}, "scale_attn_weights is 'no': expected true or false"),
+}
+
+
+@pytest.mark.parametrize("case", BESIDE)
+def test_a_configuration_beside_that_makes_another_model_is_refused_by_name(tmp_path: Path, case: str) -> None:
+    values, words = BESIDE[case]
+    with pytest.raises(ConvertError, match=words) as error:
+        open_checkpoint(save_beside({"n_head": 5, **values})(tmp_path))
     assert len(str(error.value).replace(str(tmp_path), "")) < 300
 
 
