@@ -48,6 +48,8 @@ SHARED_BY_FORMATS = {
     "lora",
     "lora_files",
     "lora_options",
+    "name_patterns",
+    "nanogpt_args",
     "padding",
     "rank_files",
     "refusals",

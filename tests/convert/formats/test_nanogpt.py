@@ -205,9 +205,8 @@ TRAINED = {
     "learning_rate": 3e-4,
     "max_steps": 99,
     "grad_norm_clip": 1.0,
-    "eps_of_adam": 1e-8,
+    "adam_eps": 1e-8,
     "properties": 3,
-    "wandb": "x",
 }
 # name -> (what writes it, the maths that it says)
 OTHER_MATHS: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
