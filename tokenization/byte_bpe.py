@@ -221,7 +221,8 @@ class ByteBPETokenizer:
         self.options: dict[str, bool] = {"add_prefix_space": prefix}
         backend = Backend(BPE(vocab=pieces, merges=list(merges)))
         backend.pre_tokenizer = ByteLevel(add_prefix_space=prefix)
-        markers = [piece for piece in pieces if _MARKER.fullmatch(piece)]
+        says = bool(declared.parts or declared.special or declared.added)
+        markers = [piece for piece in pieces if (piece == END if says else _MARKER.fullmatch(piece))]
         added, _ = pieces_to_add(declared, pieces, markers)
         self._reader = SpecialReader(backend, added)
         self.pieces: Mapping[str, int] = pieces

@@ -34,7 +34,7 @@ from tokenization.growth import check_growth
 from tokenization.library_errors import LibraryPanicError, library_errors, silent_panics
 from tokenization.special_pieces import SpecialReader
 from tokenization.streaming import GrowingText
-from tokenization.usual_names import find_part, usual_pieces
+from tokenization.usual_names import find_part
 
 FILE = "tokenizer.json"
 _MOST_PIECES = 1 << 24
@@ -121,13 +121,14 @@ class LibraryTokenizer:
             raise TokenizerError(f"{file}: a vocabulary without pieces")
         if max(vocabulary.values()) > _MOST_PIECES:
             raise TokenizerError(f"{file}: an id of {max(vocabulary.values())}: damaged, or no vocabulary")
-        added, _ = pieces_to_add(declared, vocabulary, usual_pieces(vocabulary))
+        added, _ = pieces_to_add(declared, vocabulary)
         model = json.loads(backend.to_str())
         self._front, self._behind = _surroundings(backend, model)
         self._reader = SpecialReader(backend, added)
         self._backend = backend
         self._files = {**files, **{file: file.name for file in declared.files}}
         vocabulary = backend.get_vocab(with_added_tokens=True)
+        self.pieces: Mapping[str, int] = vocabulary
         self._set_parts(vocabulary, declared, model["model"])
         self.options: dict[str, Any] = {}
         self.vocab_size = max(vocabulary.values()) + 1
@@ -137,8 +138,9 @@ class LibraryTokenizer:
         self._bytes = {index for piece, index in vocabulary.items() if _BYTE.fullmatch(piece)}
         self._may_panic = not _types(model.get("decoder")) <= _CALM
         self._joins_words = (model.get("decoder") or {}).get("type") in (None, "WordPiece")
-        nothing = {self.pad_token_id, *self.start_token_ids} & {*self.special_pieces.values()}
-        self._invisible = nothing - {self.eos_token_id, self.unknown_token_id}
+        pad = () if self._pad is None else (self._pad,)
+        starts = {*self.start_token_ids} & {*self.special_pieces.values()}
+        self._invisible = starts.union(pad) - {self.eos_token_id, self.unknown_token_id}
         self.line_token_id: int | None = self._line_token()
         self.notes: tuple[str, ...] = declared.notes
 
@@ -159,7 +161,8 @@ class LibraryTokenizer:
         else:
             self.eos_token_id = None if end is None else vocabulary[end]
         pad = find_part("pad_token", declared.parts, vocabulary)
-        self.pad_token_id: int = vocabulary[pad] if pad is not None else self.eos_token_id or 0
+        self._pad = None if pad is None else vocabulary[pad]
+        self.pad_token_id: int = self._pad if self._pad is not None else self.eos_token_id or 0
         begin = declared.parts.get("bos_token")
         if declared.config.get("add_bos_token") is True and begin is not None and begin in vocabulary:
             self.start_token_ids: tuple[int, ...] = (vocabulary[begin],)

@@ -23,6 +23,7 @@ from tokenization import (
     ByteBPETokenizer,
     CPMTokenizer,
     CpmTransformersTokenizer,
+    LibraryTokenizer,
     SentencePieceTokenizer,
     Tokenizer,
     TokenizerError,
@@ -224,7 +225,8 @@ def _config_values(tokenizer: Tokenizer) -> dict[str, str]:
     name = next((name for kind, name in _CLASSES if isinstance(tokenizer, kind)), _LIBRARY)
     if isinstance(tokenizer, ByteBPETokenizer) and tokenizer.eos_token_id == tokenizer.pieces.get(END):
         return {"tokenizer_class": name}
-    of_id = {index: piece for piece, index in tokenizer.special_pieces.items()}
+    pieces = tokenizer.pieces if isinstance(tokenizer, LibraryTokenizer) else tokenizer.special_pieces
+    of_id = {index: piece for piece, index in pieces.items()}
     end, begin = tokenizer.eos_token_id, tokenizer.start_token_ids[:1]
     ids = {"eos_token": end, "bos_token": begin[0] if begin else end}
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id != tokenizer.unknown_token_id else None

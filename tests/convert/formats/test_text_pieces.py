@@ -169,7 +169,12 @@ def test_a_hugging_face_folder_keeps_them_and_hands_them_on(folder: Path, tmp_pa
     checkpoint = open_checkpoint(tmp_path / "theirs")
     to_checkpoint(checkpoint, tmp_path / "again", format="huggingface")
     assert json.loads((tmp_path / "again" / "generation_config.json").read_text()) == expected
-    to_checkpoint(checkpoint, tmp_path / "other", format="huggingface", tokenizer=folder)  # may be another vocabulary
+    to_checkpoint(checkpoint, tmp_path / "same", format="huggingface", tokenizer=folder)  # the same vocabulary
+    assert json.loads((tmp_path / "same" / "generation_config.json").read_text()) == expected
+    pieces = (folder / "vocab.txt").read_text("utf-8").splitlines()
+    (tmp_path / "another.txt").write_text("\n".join([*pieces[:-2], pieces[-1], pieces[-2]]), "utf-8")
+    another = tmp_path / "another.txt"
+    to_checkpoint(checkpoint, tmp_path / "other", format="huggingface", tokenizer=another)
     assert "line_token_id" not in json.loads((tmp_path / "other" / "generation_config.json").read_text())
 
 
