@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from convert.torch_format.pickle_values import Placeholder
 from support.errors import CheckpointError
-from support.messages import short_repr
+from support.messages import list_names, short_repr
 from tf_model.config import TANH_GELU, GPT2Config
 
 _OF_A_GPT2: Mapping[str, tuple[Any, ...]] = {
@@ -48,6 +49,8 @@ _OF_A_GPT2: Mapping[str, tuple[Any, ...]] = {
     "sliding_window": (None,),
     "attn_logit_softcapping": (None,),
     "query_pre_attn_scalar": (None,),
+    "is_causal": (True,),
+    "causal": (True,),
     # feed-forward layers
     "swiglu": (False,),
     "squared_relu": (False,),
@@ -82,6 +85,19 @@ None always means that nobody has said it. Left out are arguments that say how e
 which order (``apply_query_key_layer_scaling`` divides by a number and multiplies by it again, in float32), what a
 training does (dropout), and what only other ones give a meaning (``rotary_base``, ``add_qkv_bias``).
 """
+
+_MAY_MATTER = re.compile(
+    r"softcap|multiplier|parallel_(?:attention|attn|residual|block|mlp)|sandwich|(?:^|_)rms(?!\w*eps)|alibi|bidirectional"
+    r"|activation|gelu|geglu"
+)
+"""Parts of names that sound as if an argument of some program that grew out of Megatron-LM changed the maths."""
+_NO_EFFECT = re.compile(
+    r"checkpoint|recompute|offload|distribut|partition|memory|fusion|fp8|fp4|dtype|precision|(?:^|_)(?:lr|loss|grad)(?:_|$)"
+    r"|^(?:openai_gelu|moe_\w+)$"
+)
+"""Names of those parts that say how a model is trained or computed, that are used, or that other arguments decide."""
+_OFF: tuple[Any, ...] = (None, False, "", "none", "gelu")
+"""Values with which such an argument changes nothing."""
 
 _ABSOLUTE = ("PositionEmbeddingType", (2,))
 """The member of an enumeration, and its number, that Megatron-DeepSpeed has for learned positions."""
@@ -118,6 +134,12 @@ class SavedArgs:
             if not is_off and found not in usual and not is_absolute:
                 raise CheckpointError(
                     f"{self.file}: args.{name} is {short_repr(found)}: no GPT-2, where it is {usual[0]!r}"
+                )
+        for name, found in self.values.items():
+            if _is_like_another_model(name, found):
+                raise CheckpointError(
+                    f"{self.file}: args.{list_names([name])} is {short_repr(found)}: not known of a GPT-2: it may make "
+                    "another model"
                 )
 
     def check_attention(self, hidden: int, heads: int) -> None:
@@ -246,6 +268,17 @@ class SavedArgs:
     def says_activation(self) -> bool:
         """Whether the arguments say which gelu is computed."""
         return "bias_gelu_fusion" in self.values or bool(self.values.get("openai_gelu"))
+
+
+def _is_like_another_model(name: object, value: object) -> bool:
+    """Whether an argument that nobody knows here sounds like another model's and is switched on."""
+    if not isinstance(name, str) or name in _OF_A_GPT2:
+        return False
+    if not _MAY_MATTER.search(name) or _NO_EFFECT.search(name):
+        return False
+    if "multiplier" in name:
+        return value is not None and value is not False and value != 1
+    return not (isinstance(value, (str, bool, int, float, type(None))) and value in _OFF)
 
 
 def args_of(config: GPT2Config, p: int, rows: int, divisible_by: int) -> argparse.Namespace:

@@ -112,6 +112,25 @@ USED: dict[str, tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray], float]
         tanh_gelu,
         1e-5,
     ),
+    "other programs' arguments, switched off": (
+        {
+            "final_logit_softcapping": 0.0,
+            "embedding_multiplier": 1.0,
+            "parallel_attention": False,
+            "sandwich_norm": None,
+            "rms_norm_eps": 1e-6,
+            "alibi": False,
+            "activation": "gelu",
+            "is_causal": True,
+            "lr_multiplier": 0.5,
+            "recompute_activations": True,
+            "deepspeed_activation_checkpointing": True,
+            "distribute_saved_activations": True,
+            "bias_gelu_fusion": True,
+        },
+        tanh_gelu,
+        1e-5,
+    ),
     "groups that are not used": ({"group_query_attention": False, "num_query_groups": 1}, tanh_gelu, 1e-5),
     "the usual scale": (
         {"softmax_scale": (H // HEADS) ** -0.5, "window_size": None, "qk_layernorm": False},
@@ -166,6 +185,7 @@ REFUSED: dict[str, Any] = {
     "apply_residual_connection_post_layernorm": True,
     "embed_layernorm": True,
     "multi_query_attention": True,
+    "is_causal": False,
     "multi_latent_attention": True,
     "qk_layernorm": True,
     "qk_l2_norm": True,
@@ -190,6 +210,32 @@ REFUSED: dict[str, Any] = {
     "scale_emb": 12.0,
     "attn_logit_softcapping": 50.0,
 }
+
+
+OTHER_PROGRAMS: dict[str, Any] = {
+    "final_logit_softcapping": 30.0,
+    "embedding_multiplier": 12,
+    "residual_multiplier": 0.0,
+    "parallel_attention": True,
+    "use_parallel_residual": True,
+    "sandwich_norm": True,
+    "sandwich_ln": 1,
+    "rms_norm": True,
+    "use_rms": True,
+    "alibi": True,
+    "alibi_bias_max": 8,
+    "bidirectional": True,
+    "activation": "relu",
+    "activation_function": ["relu"],
+    "quick_gelu": True,
+}
+
+
+@pytest.mark.parametrize("name", OTHER_PROGRAMS)
+def test_arguments_of_other_programs_that_may_matter_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    file = write(tmp_path, argparse.Namespace(**HERE, **{name: OTHER_PROGRAMS[name]}))
+    with pytest.raises(CheckpointError, match=f"args.{name} is .*: not known of a GPT-2: it may make another model"):
+        open_checkpoint(file)
 
 
 @pytest.mark.parametrize("name", REFUSED)
