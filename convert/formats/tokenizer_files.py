@@ -139,14 +139,18 @@ def _is_own(given: Path, tokenizer: Tokenizer, checkpoint: Checkpoint) -> bool:
     if own.resolve() == given.resolve():
         return True
     try:
-        return _texts_of(load_tokenizer(own, vocab_size=checkpoint.config.vocab_size)) == _texts_of(tokenizer)
+        return _has_ids_of(load_tokenizer(own, vocab_size=checkpoint.config.vocab_size), tokenizer)
     except TokenizerError:
         return False
 
 
-def _texts_of(tokenizer: Tokenizer) -> tuple[list[str], Mapping[str, int]]:
-    """Return what each id of a tokenizer becomes, and its special pieces, which become nothing."""
-    return [tokenizer.decode([index]) for index in range(tokenizer.vocab_size)], tokenizer.special_pieces
+def _has_ids_of(tokenizer: Tokenizer, other: Tokenizer) -> bool:
+    """Whether two tokenizers have the same pieces, or the same texts of each id where they are of two kinds."""
+    if tokenizer.vocab_size != other.vocab_size or tokenizer.special_pieces != other.special_pieces:
+        return False
+    if type(tokenizer) is type(other):
+        return bool(getattr(tokenizer, "pieces", None) == getattr(other, "pieces", None))
+    return all(tokenizer.decode([index]) == other.decode([index]) for index in range(tokenizer.vocab_size))
 
 
 def _is_default_end(tokens: SpecialTokens | None, tokenizer: Tokenizer) -> bool:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
-from transformers import AutoTokenizer
 
 from tests.helpers.transformers_tokenizers import bert, bpe
 from tests.tokenization.test_byte_bpe import END
@@ -86,6 +85,8 @@ def test_pieces_of_a_tokenizer_json_are_special_in_prompts_only_if_it_says_so(ad
 
 
 def test_pieces_of_a_byte_vocabulary_that_declares_some_are_special_only_if_declared(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
     theirs = bpe(tmp_path / "own")
     vocabulary = {**theirs.get_vocab(), "<mask>": len(theirs), "[BOS]": len(theirs) + 1}
     (tmp_path / "own" / "vocab.json").write_text(json.dumps(vocabulary))
