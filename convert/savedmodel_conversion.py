@@ -14,7 +14,14 @@ from convert.checkpoint import Checkpoint
 from convert.conversion import counted_reader, hash_files, opened, source_notes
 from convert.dtype_choice import resolve_dtype
 from convert.formats.format import resolve_options
-from convert.formats.padding import padding_note, tokens_within, trim_to_tokenizer, unused_rows_note
+from convert.formats.padding import (
+    has_chosen_size,
+    padding_note,
+    rows_without_text,
+    tokens_within,
+    trim_to_tokenizer,
+    unused_rows_note,
+)
 from convert.formats.text_pieces import PIECE_OPTIONS, with_pieces
 from convert.formats.tokenizer_files import tokenizer_for, tokens_for
 from convert.output.atomic_folder import check_destination, new_folder
@@ -124,6 +131,7 @@ def to_savedmodel(
     pieces = resolve_options(PIECE_OPTIONS, options, "savedmodel")
     found = tokens_for(given, text_tokenizer, checkpoint)
     tokens = with_pieces(found, pieces, text_tokenizer, checkpoint.config.vocab_size)
+    is_chosen = has_chosen_size(checkpoint)
     if text_tokenizer is not None:
         checkpoint = trim_to_tokenizer(checkpoint, text_tokenizer.vocab_size, tokens)
         padded = unused_rows_note(checkpoint, max([text_tokenizer.vocab_size, (tokens.eos_token_id or 0) + 1]))
@@ -131,7 +139,8 @@ def to_savedmodel(
         padded = padding_note(checkpoint)
     tokens = tokens_within(tokens, checkpoint.config.vocab_size)
     if text_tokenizer is not None:
-        tokens = dataclasses.replace(tokens, blank_ids=tuple(sorted(text_tokenizer.blank_ids)))
+        blank = rows_without_text(checkpoint, text_tokenizer, tokens, is_chosen=is_chosen)
+        tokens = dataclasses.replace(tokens, blank_ids=blank)
     inputs = [*checkpoint.info.inputs, *([] if given is None else [given])]
     check_destination(folder, overwrite, inputs)  # before the choice of a dtype, which may take seconds
     choice = resolve_dtype(dtype, folder, verify=verify)

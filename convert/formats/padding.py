@@ -14,6 +14,7 @@ from convert.checkpoint import Checkpoint, CheckpointAdapter, CheckpointInfo
 from convert.tensors import Array, DType
 from support.errors import CheckpointError
 from support.messages import pluralize
+from tokenization import Tokenizer
 from tokenization.special_tokens import SpecialTokens
 
 _MATRICES = ("wte.weight", "lm_head.weight")
@@ -87,6 +88,12 @@ def trim_vocabulary(checkpoint: Checkpoint, vocab_size: int, note: str | None = 
     return _Trimmed(checkpoint, vocab_size, trimmed)
 
 
+def has_chosen_size(checkpoint: Checkpoint) -> bool:
+    """Whether the user has said how many tokens the checkpoint has."""
+    source = checkpoint.info.source
+    return source is not None and source.vocab_size is not None
+
+
 def trim_to_tokenizer(checkpoint: Checkpoint, pieces: int, tokens: SpecialTokens) -> Checkpoint:
     """Return ``checkpoint`` without the rows that its tokenizer has no pieces for, unless the user chose a size.
 
@@ -98,9 +105,9 @@ def trim_to_tokenizer(checkpoint: Checkpoint, pieces: int, tokens: SpecialTokens
         pieces: the tokenizer's highest id and one more.
         tokens: the special tokens that texts are generated with.
     """
-    rows, source = checkpoint.config.vocab_size, checkpoint.info.source
+    rows = checkpoint.config.vocab_size
     wanted = max([pieces, *(token + 1 for token in (*_ends(tokens), *_starts_and_lines(tokens)))])
-    if wanted >= rows or (source is not None and source.vocab_size is not None):
+    if wanted >= rows or has_chosen_size(checkpoint):
         return checkpoint
     which = f"row {wanted} is" if wanted == rows - 1 else f"rows {wanted} to {rows - 1} are"
     note = (
@@ -110,6 +117,24 @@ def trim_to_tokenizer(checkpoint: Checkpoint, pieces: int, tokens: SpecialTokens
     if 2 * wanted < rows:
         note += "; so few pieces are perhaps not the model's tokenizer: --tokenizer PATH gives another"
     return trim_vocabulary(checkpoint, wanted, note)
+
+
+def rows_without_text(
+    checkpoint: Checkpoint, tokenizer: Tokenizer, tokens: SpecialTokens, *, is_chosen: bool
+) -> tuple[int, ...]:
+    """Return the ids that no text becomes and that generation must not draw, though their rows are there.
+
+    An end of a text behind the tokenizer's pieces keeps the rows in front of it.
+
+    Args:
+        checkpoint: the model, trimmed.
+        tokenizer: its tokenizer.
+        tokens: the special tokens that texts are generated with.
+        is_chosen: whether the user has chosen the size: then those rows are wanted.
+    """
+    behind = () if is_chosen else range(tokenizer.vocab_size, checkpoint.config.vocab_size)
+    used = {*_ends(tokens), *_starts_and_lines(tokens), tokens.bos_token_id, tokens.pad_token_id}
+    return tuple(sorted({*tokenizer.blank_ids, *(token for token in behind if token not in used)}))
 
 
 def tokens_within(tokens: SpecialTokens, vocab_size: int) -> SpecialTokens:
@@ -154,8 +179,7 @@ def padding_note(checkpoint: Checkpoint) -> str | None:
     For checkpoints without a tokenizer: nothing else says which rows a text can become.
     """
     rows, info = checkpoint.config.vocab_size, checkpoint.info
-    is_chosen = info.source is not None and info.source.vocab_size is not None
-    if is_chosen or _PADDED in info.details or rows < _SMALLEST_PADDED or rows % _MULTIPLES[0]:
+    if has_chosen_size(checkpoint) or _PADDED in info.details or rows < _SMALLEST_PADDED or rows % _MULTIPLES[0]:
         return None
     for size, whose in _KNOWN.items():
         if any(rows == -(-size // multiple) * multiple for multiple in _MULTIPLES):
@@ -176,10 +200,10 @@ def unused_rows_note(checkpoint: Checkpoint, pieces: int) -> str | None:
 
     A copy keeps them, and a SavedModel whose size the user has chosen.
     """
-    rows, source = checkpoint.config.vocab_size, checkpoint.info.source
+    rows = checkpoint.config.vocab_size
     if pieces >= rows:
         return None
-    if source is not None and source.vocab_size is not None:
+    if has_chosen_size(checkpoint):
         kept = f"{_last_rows(rows, pieces)}, which no text becomes, are kept as --vocab-size {rows} says"
         return f"{_where(checkpoint.info)}: {kept}: signatures that are called with ids may draw them"
     kept = f"{_last_rows(rows, pieces)}, which no text becomes, are kept"

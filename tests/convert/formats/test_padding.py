@@ -11,11 +11,21 @@ import pytest
 
 from convert.checkpoint import Checkpoint, CheckpointAdapter, CheckpointInfo
 from convert.conversion import to_checkpoint
-from convert.formats.padding import padding_note, tokens_within, trim_to_tokenizer, trim_vocabulary, unused_rows_note
+from convert.formats.padding import (
+    padding_note,
+    rows_without_text,
+    tokens_within,
+    trim_to_tokenizer,
+    trim_vocabulary,
+    unused_rows_note,
+)
 from convert.formats.registry import CheckpointSpec, open_checkpoint
 from support.errors import CheckpointError
+from tests.helpers.huggingface import random_model
 from tests.helpers.in_memory import InMemory
+from tests.helpers.small_vocabularies import write_tokenizer
 from tf_model.config import GPT2Config
+from tokenization import load_tokenizer
 from tokenization.special_tokens import NO_TOKENS, SpecialTokens
 
 ROWS = 112
@@ -216,3 +226,14 @@ def test_a_copy_keeps_rows_that_a_training_may_need_and_says_so(tmp_path: Path) 
     (note,) = [note for note in result.notes if "no text becomes" in note]
     assert "the last 103 rows of 112 of the vocabulary" in note
     assert "--vocab-size 9 leaves them out" in note
+
+
+def test_rows_between_the_pieces_and_an_end_of_text_behind_them_are_never_drawn(tmp_path: Path) -> None:
+    random_model(vocab_size=96, eos_token_id=95, bos_token_id=95).save_pretrained(tmp_path / "theirs")
+    checkpoint = open_checkpoint(tmp_path / "theirs")
+    tokenizer = load_tokenizer(write_tokenizer("bert", tmp_path / "bert"))
+    tokens = SpecialTokens(eos_token_id=95, pad_token_id=0)
+    assert trim_to_tokenizer(checkpoint, tokenizer.vocab_size, tokens).config.vocab_size == 96
+    blank = rows_without_text(checkpoint, tokenizer, tokens, is_chosen=False)
+    assert blank == tuple(range(tokenizer.vocab_size, 95))
+    assert rows_without_text(checkpoint, tokenizer, tokens, is_chosen=True) == ()
