@@ -122,7 +122,7 @@ def describe_write_error(error: OSError, path: Path, advice: str) -> str:
         file = place if place.is_file() else on_the_way
         if file.is_file():
             return f"{path}: cannot be written: {file} is a file, not a folder: {advice}"
-        if error.errno == errno.ENOENT:
+        if error.errno == errno.ENOENT and not _exists(place.parent):
             return f"{path}: cannot be written: there is no folder {place.parent}: make it, or {advice}"
     return f"{error.filename or path}: cannot be written: {reason}"
 

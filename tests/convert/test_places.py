@@ -192,6 +192,12 @@ def test_a_file_on_the_way_to_an_output_is_named(
     assert_one_line_error(capfd, f"{tmp_path / 'file'} is a file, not a folder: choose another --output")
 
 
+def test_a_folder_that_takes_no_other_is_not_said_to_be_missing() -> None:
+    with pytest.raises(ConvertError) as error, new_folder(Path("/proc/x/y"), force=False, size=0):
+        pass
+    assert str(error.value) == "/proc/x: cannot be written: No such file or directory"
+
+
 @pytest.mark.parametrize("command", WRITING)
 def test_a_disk_that_fills_up_at_any_moment(
     command: str, checkpoint: Path, vocabulary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
