@@ -23,6 +23,8 @@ from tokenization.usual_names import find_part
 
 _SHIFTED = ("XLMRoberta", "XLMR", "Camembert", "MBart", "Barthez", "XGLM", "Nllb", "Pegasus", "BigBirdPegasus")
 """Classes of transformers whose ids are not those of the SentencePiece model: they put pieces in front of it."""
+_USER_DEFINED = 4
+"""``SentencePiece.Type`` of a piece that its trainer asked for."""
 _LARGEST = 200 << 20
 """Bytes of the largest file that is read as a model: a vocabulary of 250,000 pieces has 5 MB."""
 
@@ -84,6 +86,15 @@ def load_processor(path: Path, proto: Any) -> Any:
         raise TokenizerError(f"{path}: not a SentencePiece model: {str(error) or type(error).__name__}") from error
 
 
+def _unusual(proto: Any) -> str | None:
+    """Return what of a model transformers 5 does not take over when it makes a tokenizer of its own of it."""
+    if proto.trainer_spec.treat_whitespace_as_suffix:
+        return "white space behind words"
+    if any(piece.type == _USER_DEFINED and piece.piece.isspace() for piece in proto.pieces):
+        return "a piece of white space, such as a line feed"
+    return None
+
+
 class SentencePieceTokenizer:
     """Text to the ids that the sentencepiece library gives, and back.
 
@@ -97,7 +108,9 @@ class SentencePieceTokenizer:
     def __init__(self, path: str | Path, *, vocab_size: int | None = None) -> None:
         """Read a model; added pieces beyond ``vocab_size``, the number of the GPT-2's rows, are left out."""
         path = Path(path)
-        self._model = load_processor(path, read_proto(path))
+        proto = read_proto(path)
+        self._model = load_processor(path, proto)
+        self.differs_in_transformers = _unusual(proto)
         declared = read_declared(path.parent).within(vocab_size)
         size: int = self._model.get_piece_size()
         pieces = {str(self._model.id_to_piece(index)): index for index in range(size)}

@@ -41,7 +41,12 @@ from convert.formats.tensor_map import (
     matrix_shape,
 )
 from convert.formats.text_pieces import PIECE_OPTIONS
-from convert.formats.tokenizer_files import has_tokenizer, read_special_tokens, save_for_huggingface
+from convert.formats.tokenizer_files import (
+    has_tokenizer,
+    notes_for_huggingface,
+    read_special_tokens,
+    save_for_huggingface,
+)
 from convert.formats.weights import Weights, open_weights
 from convert.tensors import transposed_blocks
 from exports.saved_model_folder import CONFIG, GENERATION_CONFIG
@@ -230,6 +235,7 @@ FORMAT = Format(
             "tie_word_embeddings": ANY,
         },
         save_tokenizer=save_for_huggingface,
+        notes=lambda request: notes_for_huggingface(request.tokenizer),
         options=PIECE_OPTIONS,
     ),
 )

@@ -221,6 +221,16 @@ def save_for_huggingface(tokenizer: Tokenizer, folder: Path) -> list[Path]:
     return list(dict.fromkeys([*files, _write_config(tokenizer, folder, _config_values(tokenizer))]))
 
 
+def notes_for_huggingface(tokenizer: Tokenizer | None) -> list[str]:
+    """Say where ``AutoTokenizer`` encodes the copy of a tokenizer in another way."""
+    if not isinstance(tokenizer, SentencePieceTokenizer) or not tokenizer.differs_in_transformers:
+        return []
+    return [
+        "tokenizer: AutoTokenizer gives other ids for some texts, as its model has "
+        f"{tokenizer.differs_in_transformers}: encode by the sentencepiece library"
+    ]
+
+
 def _config_values(tokenizer: Tokenizer) -> dict[str, str]:
     """Return what ``tokenizer_config.json`` has to say: the class, and the pieces that have a part.
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from convert import open_checkpoint, to_checkpoint
-from convert.formats.tokenizer_files import tokenizer_for, tokens_for
+from convert.formats.tokenizer_files import notes_for_huggingface, tokenizer_for, tokens_for
 from tests.helpers.huggingface import random_model
 from tests.helpers.transformers_tokenizers import WORDS, bert
+from tokenization import load_tokenizer
 
 PIECES = {"eos_token_id": 4, "start_token_ids": [2, 6], "line_token_id": 9}
 
@@ -70,3 +72,28 @@ def test_the_separator_stays_special_where_another_piece_ends_texts(folder: Path
     theirs = AutoTokenizer.from_pretrained(folder.parent / "out")
     assert (theirs.sep_token, theirs.eos_token, theirs.cls_token) == ("[SEP]", "[MASK]", "[CLS]")
     assert theirs.encode("今[SEP]天", add_special_tokens=False) == [9, 3, 10]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"treat_whitespace_as_suffix": True}, "white space behind words"),
+        ({"user_defined_symbols": ["\n"]}, "a piece of white space"),
+        ({"user_defined_symbols": ["<line>"]}, None),
+        ({}, None),
+        ({"model_type": "bpe", "treat_whitespace_as_suffix": True}, "white space behind words"),
+    ],
+)
+def test_a_sentencepiece_model_that_transformers_reads_otherwise_has_a_note(
+    options: dict[str, Any], words: str | None, tmp_path: Path
+) -> None:
+    import sentencepiece
+
+    (tmp_path / "corpus").write_text("\n".join("庭院 深深 几许 rain" + "烟柳"[n % 2] for n in range(100)), "utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "corpus"), model_prefix=str(tmp_path / "own"), vocab_size=30, minloglevel=2,
+        hard_vocab_limit=False, **options,
+    )  # fmt: skip
+    notes = notes_for_huggingface(load_tokenizer(tmp_path / "own.model"))
+    assert [words in note for note in notes if words] == [True] * bool(words)
+    assert bool(notes) is bool(words)
