@@ -169,7 +169,13 @@ class _Merged(CheckpointAdapter):
                     "--uer-layer-norm standard if the adapter was trained with transformers"
                 )
         if self.config.vocab_size != base.vocab_size and self._unties and f"{_HEAD}.weight" not in self._replaced:
-            raise self._mismatch(_HEAD, (self.config.vocab_size, base.n_embd), (base.vocab_size, base.n_embd))
+            rows = self.config.vocab_size
+            if rows < base.vocab_size:
+                raise CheckpointError(
+                    f"{weights}: has {rows} rows of tokens, the checkpoint {base.vocab_size}: if the others are padding, "
+                    f"give --vocab-size {rows} (vocab_size= in Python)"
+                )
+            raise self._mismatch(_HEAD, (rows, base.n_embd), (base.vocab_size, base.n_embd))
         if not modules >= {*adapter.low_rank, *(name.rpartition(".")[0] for name in self._replaced)}:
             raise CheckpointError(f"{weights}: has modules that the checkpoint has not: an adapter of another model")
         if adapter.tokens and (max(adapter.tokens[0]) >= self.config.vocab_size or self._unties):
