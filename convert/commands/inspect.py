@@ -7,7 +7,7 @@ import json
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ def _facts(report: Report) -> dict[str, str | None]:
         "weights": f"{_bytes(report['bytes_of_weights'])}, tensors of "
         + ", ".join(f"{dtype} ({count})" for dtype, count in report["dtypes"].items()),
         "on disk": _bytes(report["bytes_on_disk"]) + (f", {len(report['files'])} files" if "files" in report else ""),
-        "tokenizer": ", ".join(report["tokenizer"] or ["none"]) if "tokenizer" in report else None,
+        "tokenizer": _tokenizer(report) if "tokenizer" in report else None,
         "TensorFlow": _text(report.get("tensorflow")),
         "written by": manifest and _text(manifest.get("program")),
         "converted from": ", ".join(facts) or None,
@@ -184,3 +184,11 @@ def _table(rows: list[tuple[Any, ...]]) -> Iterable[str]:
     widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _tokenizer(report: Mapping[str, Any]) -> str:
+    """Name the files of a SavedModel's tokenizer, or the folder where a checkpoint's lie."""
+    found = report["tokenizer"]
+    if not found:
+        return "none in this folder" if report["kind"] == "checkpoint" else "none"
+    return f"files in {found[0]}" if report["kind"] == "checkpoint" else ", ".join(found)

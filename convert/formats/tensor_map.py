@@ -224,6 +224,19 @@ def check_no_bias(tensor: LazyTensor) -> None:
         raise CheckpointError(f"{tensor.file}: {tensor.name} is not zero: a GPT-2 has no output bias: no GPT-2")
 
 
+def check_not_partitioned(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
+    """Check that the weights are in a rank's file.
+
+    Raises:
+        CheckpointError: all of them are empty: ZeRO-3 has a part of each in every optimizer's file.
+    """
+    if tensors and all(tensor.shape == (0,) for tensor in tensors.values()):
+        raise CheckpointError(
+            f"{path}: its tensors have the shape [0], as ZeRO-3 saves them: run DeepSpeed's zero_to_fp32.py, which is "
+            "in the folder above, and give what it writes"
+        )
+
+
 def matrix_shape(where: Path, tensors: Mapping[str, LazyTensor], name: str) -> tuple[int, int]:
     """Return the shape of a matrix that sizes are read from; dimensions of 1 in front of it are dropped.
 

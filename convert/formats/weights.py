@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from convert.formats import safetensors_file as safetensors
 from convert.formats.rank_files import single_rank_file
 from convert.formats.state_dict import find_state_dict, is_known, pattern_of
-from convert.formats.tensor_map import LazyTensor
+from convert.formats.tensor_map import LazyTensor, check_not_partitioned
 from convert.torch_format.reader import TorchFile
 from support.errors import CheckpointError
 from support.messages import list_names, pluralize
@@ -157,6 +157,7 @@ def open_weights(candidate: Candidate, format: str) -> tuple[Weights, KnownTenso
             f"{weights.where}: a model with a LoRA adapter in it that is not merged: merge it with peft "
             "(merge_and_unload) and save that, or save the adapter alone and give it as --adapter"
         )
+    check_not_partitioned(weights.where, weights.tensors)
     return weights, known_tensors(weights, format)
 
 

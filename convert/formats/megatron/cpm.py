@@ -28,7 +28,6 @@ from convert.formats.megatron.layout import CPM, CPM_NAMES, cpm_name, shard_spec
 from convert.formats.megatron.megatron_lm_args import SavedArgs
 from convert.formats.megatron.rank_state import (
     RankContent,
-    check_not_partitioned,
     find_files,
     first_value,
     read_rank,
@@ -38,7 +37,13 @@ from convert.formats.megatron.rank_state import (
 from convert.formats.megatron.sharding import ShardingError, check_shard_shapes, shard_recipe
 from convert.formats.rank_files import RankFile, check_saved_ranks, find_first_rank_file, has_latest, has_tracker
 from convert.formats.state_dict import MOMENTS
-from convert.formats.tensor_map import LazyTensor, TensorMapCheckpoint, matrix_shape, name_problems
+from convert.formats.tensor_map import (
+    LazyTensor,
+    TensorMapCheckpoint,
+    check_not_partitioned,
+    matrix_shape,
+    name_problems,
+)
 from support.errors import CheckpointError
 from support.messages import list_names, pluralize, short_repr
 from tf_model.config import GPT2Config

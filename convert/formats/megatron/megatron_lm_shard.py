@@ -15,8 +15,8 @@ from typing import Any
 
 from convert.formats.megatron.layout import VERSIONS, megatron_lm_name
 from convert.formats.megatron.megatron_lm_args import SavedArgs
-from convert.formats.megatron.rank_state import RankContent, check_not_partitioned, state_in, without_prefix
-from convert.formats.tensor_map import LazyTensor
+from convert.formats.megatron.rank_state import RankContent, state_in, without_prefix
+from convert.formats.tensor_map import LazyTensor, check_not_partitioned
 from support.errors import CheckpointError
 from support.messages import list_names, short_repr
 

@@ -62,19 +62,6 @@ def read_rank(candidate: Candidate, path: Path) -> RankContent:
     return RankContent(path, file.value, file.tensors, file.saved_name)
 
 
-def check_not_partitioned(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
-    """Check that the weights are in a rank's file.
-
-    Raises:
-        CheckpointError: all of them are empty: ZeRO-3 has a part of each in every optimizer's file.
-    """
-    if tensors and all(tensor.shape == (0,) for tensor in tensors.values()):
-        raise CheckpointError(
-            f"{path}: its tensors have the shape [0], as ZeRO-3 saves them: run DeepSpeed's zero_to_fp32.py, which is "
-            "in the folder above, and give what it writes"
-        )
-
-
 def first_value(candidate: Candidate) -> Any:
     """Return the object in the file that shows what a candidate holds, for recognisers; None where there is none."""
     file = find_first_rank_file(candidate)
