@@ -169,13 +169,7 @@ class _Merged(CheckpointAdapter):
                     "--uer-layer-norm standard if the adapter was trained with transformers"
                 )
         if self.config.vocab_size != base.vocab_size and self._unties and f"{_HEAD}.weight" not in self._replaced:
-            rows = self.config.vocab_size
-            if rows < base.vocab_size:
-                raise CheckpointError(
-                    f"{weights}: has {rows} rows of tokens, the checkpoint {base.vocab_size}: if the others are padding, "
-                    f"give --vocab-size {rows} (vocab_size= in Python)"
-                )
-            raise self._mismatch(_HEAD, (rows, base.n_embd), (base.vocab_size, base.n_embd))
+            raise self._mismatch(_HEAD, (self.config.vocab_size, base.n_embd), (base.vocab_size, base.n_embd))
         if not modules >= {*adapter.low_rank, *(name.rpartition(".")[0] for name in self._replaced)}:
             raise CheckpointError(f"{weights}: has modules that the checkpoint has not: an adapter of another model")
         if adapter.tokens and (max(adapter.tokens[0]) >= self.config.vocab_size or self._unties):
@@ -183,7 +177,14 @@ class _Merged(CheckpointAdapter):
 
     def _mismatch(self, name: str, expected: tuple[int, ...], found: tuple[int, ...]) -> CheckpointError:
         wanted = f"expected the shape {list(expected)}" if expected else "the checkpoint has no such module"
-        weights = self._adapter.files[-1]
+        weights, rows = self._adapter.files[-1], self._checkpoint.config.vocab_size
+        is_shorter = name.removesuffix(".weight") in (_EMBEDDING, _HEAD) and expected[1:] == found[1:]
+        if is_shorter and max(_rows(self._adapter), default=rows) < rows:
+            fewer = max(_rows(self._adapter))
+            return CheckpointError(
+                f"{weights}: {name}: has {fewer} rows of tokens, the checkpoint {rows}: if the others pad it, give "
+                f"--vocab-size {fewer} (vocab_size= in Python)"
+            )
         return CheckpointError(f"{weights}: {name}: {wanted}, found {list(found)}: an adapter of another model")
 
     def _stored_shape(self, name: str) -> tuple[int, ...]:
