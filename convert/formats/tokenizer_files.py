@@ -132,12 +132,19 @@ def tokens_for(given: Path | None, tokenizer: Tokenizer | None, checkpoint: Chec
 
 
 def _is_own(given: Path, tokenizer: Tokenizer, checkpoint: Checkpoint) -> bool:
-    """Whether the ``tokenizer`` in ``given`` has the ids of the checkpoint's own: they mean the same in its files."""
+    """Whether the ``tokenizer`` in ``given`` is the checkpoint's own.
+
+    Another path with the same ids is, where the checkpoint names the pieces of its texts, which mean the same there,
+    and where the tokenizer has no end of a text that could count more.
+    """
     own = checkpoint.tokenizer
     if own is None:
         return False
     if own.resolve() == given.resolve():
         return True
+    names_pieces = any(name in (checkpoint.tokens or NO_TOKENS).defaults for name in PIECE_NAMES)
+    if not names_pieces and tokenizer.eos_token_id is not None:
+        return False
     try:
         return _has_ids_of(load_tokenizer(own, vocab_size=checkpoint.config.vocab_size), tokenizer)
     except TokenizerError:
