@@ -96,7 +96,12 @@ HOSTILE: dict[str, Raw] = {
 }  # fmt: skip
 
 
-FILES = [(name, case) for name in ("last.ckpt", "model.pt") for case in HOSTILE if (name, case) != ("model.pt", COSTLY)]
+FILES = [
+    pytest.param(name, case, marks=[pytest.mark.slow] if case == COSTLY else [])
+    for name in ("last.ckpt", "model.pt")
+    for case in HOSTILE
+    if (name, case) != ("model.pt", COSTLY)
+]
 
 
 @pytest.mark.parametrize(("name", "case"), FILES)

@@ -88,9 +88,14 @@ def drawn_by(signatures: Any, name: str) -> list[int]:
     return [int(token) for token in output["sequences"][0, len(PROMPT) :]]
 
 
+@pytest.fixture(scope="module")
+def loaded(padded: Padded) -> Any:
+    return tf.saved_model.load(str(padded.saved_model))
+
+
 @pytest.mark.parametrize("name", ["serving_default", "generate", "decode", "beam_search"])
-def test_no_signature_draws_padding(name: str, padded: Padded) -> None:
-    drawn = drawn_by(tf.saved_model.load(str(padded.saved_model)), name)
+def test_no_signature_draws_padding(name: str, padded: Padded, loaded: Any) -> None:
+    drawn = drawn_by(loaded, name)
     assert drawn == padded.greedy(PROMPT, NEW)
 
 

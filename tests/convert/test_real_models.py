@@ -126,7 +126,7 @@ MAKERS: dict[str, Callable[[Path], object]] = {
     "ckpt.pt": nanogpt,
 }
 """The path in the table -> what makes a small model of that layout there."""
-QUICK = ("CPM-Generate", "TsinghuaAI-CPM-Generate", "final_model")
+QUICK = ("CPM-Generate", "final_model")
 """Seconds for every graph that is made: the others run with the slow tests."""
 
 

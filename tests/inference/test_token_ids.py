@@ -40,6 +40,7 @@ def greedy(model: TextModel, ids: list[int], number: int) -> list[int]:
 OPTIONS = {"temperature": 0, "max_new_tokens": 8, "eos_token_id": -1}
 
 
+@pytest.mark.slow
 def test_python_goes_on_with_token_ids_as_transformers_does(bert: TextModel, ids_only: Path) -> None:
     generator = inference.load(ids_only)
     for result, prompt in zip(generator.generate(PROMPTS, **OPTIONS), PROMPTS, strict=True):

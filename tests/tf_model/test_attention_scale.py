@@ -44,7 +44,9 @@ def _models(scale: str) -> tuple[GPT2, GPT2Config, dict[str, np.ndarray], np.nda
         return ours, config, values, theirs.double()(torch.tensor(IDS)).logits.numpy()[0]
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(
+    "scale", [pytest.param(scale, marks=[pytest.mark.slow] * (number > 1)) for number, scale in enumerate(SCALES)]
+)
 def test_every_way_through_the_model_scales_attention_as_transformers(scale: str) -> None:
     model, config, values, expected = _models(scale)
     size = len(IDS[0])

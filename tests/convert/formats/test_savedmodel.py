@@ -207,9 +207,6 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "heads that do not fit": (_json("config.json", n_head=5), "5 heads do not divide the hidden size 48"),
     "no layers": (_json("config.json", n_layer=0), "n_layer is 0: expected a whole number"),
     "sizes are missing": (_json("config.json", n_embd=None), "config.json: "),
-    "generation defaults are no JSON": (
-        _bytes("assets/generation_config.json", lambda d: b"{"), "generation_config.json: expected JSON",
-    ),
     "the data is cut off": (_bytes(DATA, lambda d: d[:-1]), "ln_f.bias: cannot be read: "),
     "half of the data": (_bytes(DATA, lambda d: d[: len(d) // 2]), "bytes or more, found"),
     "the data is damaged": (_bytes(DATA, lambda d: d[:-99] + b"\1\2\3" + d[-96:]), "cannot be read: "),

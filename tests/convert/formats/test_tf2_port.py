@@ -121,7 +121,9 @@ def logits_by_transformers(checkpoint: Checkpoint, folder: Path) -> np.ndarray:
         return model(torch.tensor(IDS[np.newaxis])).logits[0].numpy()
 
 
-@pytest.mark.parametrize("made", MADE)
+@pytest.mark.parametrize(
+    "made", [pytest.param(made, marks=[pytest.mark.slow] if "Keras" in made else []) for made in MADE]
+)
 def test_logits_are_those_of_the_ports_formulas_with_the_gelu_that_cpm_was_trained_with(
     made: str, tmp_path: Path
 ) -> None:
@@ -151,6 +153,7 @@ def test_halves_keep_their_bits(tmp_path: Path) -> None:
     assert np.array_equal(kernel[H : 2 * H], tensors["gpt/layer01/attention/key_layer/kernel"].T)
 
 
+@pytest.mark.slow
 def test_layers_are_ordered_by_number(tmp_path: Path) -> None:
     tensors = random_tensors(layers=12)
     checkpoint = open_checkpoint(save(Plain(tensors), tmp_path / "x"), heads=HEADS)
