@@ -19,13 +19,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convert.checkpoint import Checkpoint, CheckpointInfo
 from convert.formats.candidate import Candidate
 from convert.formats.format import Format, OpenOptions
 from convert.formats.huggingface_config import HEAD_BIASES
-from convert.formats.nanogpt_args import ARGS, Arguments, read_arguments
 from convert.formats.tensor_map import (
     ExpectedTensors,
     LazyTensor,
@@ -48,6 +47,9 @@ from support.errors import CheckpointError
 from support.messages import short_repr
 from tf_model.config import GPT2Config
 
+if TYPE_CHECKING:
+    from convert.formats.nanogpt_args import Arguments
+
 NAME = "nanogpt"
 _HEAD = "lm_head.weight"
 _MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias|mask|tril)")
@@ -64,6 +66,8 @@ def _open(candidate: Candidate, options: OpenOptions) -> Checkpoint:
     tensors = dict(known.tensors)
     for name in HEAD_BIASES & tensors.keys():
         check_no_bias(tensors.pop(name))
+    from convert.formats.nanogpt_args import ARGS, read_arguments  # for its own files only
+
     said = read_arguments(weights)
     config, notes = _config(weights, tensors, said, options)
     shapes = config.tensor_shapes()
