@@ -166,7 +166,7 @@ def test_what_may_not_be_searched_below_a_folder_is_no_reason_not_to_name_a_chec
     shutil.rmtree(root / "copy")
     with as_nobody():
         assert main(["inspect", str(root)]) == 2
-    assert f"CPM in it is one: give {root / 'CPM'}" in capsys.readouterr().err
+    assert "CPM in it is one: give " in capsys.readouterr().err  # the path itself, where it is short
 
 
 @pytest.mark.parametrize("command", ["generate", "chat", "score"])
