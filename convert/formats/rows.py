@@ -44,7 +44,6 @@ class FormatRow:
         name: as ``--from`` takes it, and manifests name it.
         object: where the ``Format`` is, as ``module:name``.
         on_disk: what such a checkpoint is, for the documents.
-        looks_for: what a path has where it is recognised, for the message that nothing was.
         commands: the commands that write the format.
         also_written_by: commands that write it, too, and whose row is elsewhere.
         aliases: other names of the format.
@@ -56,7 +55,6 @@ class FormatRow:
     name: str
     object: str
     on_disk: str
-    looks_for: str
     commands: tuple[WriterCommand, ...] = ()
     also_written_by: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
@@ -107,7 +105,6 @@ ROWS: tuple[FormatRow, ...] = (
         "convert.formats.megatron.cpm:FORMAT",
         on_disk="CPM's releases and DeepSpeed (`80000/mp_rank_00_model_states.pt`), plain Megatron of 2020 "
         "(`iter_0080000/mp_rank_00/model_optim_rng.pt`), any number of ranks",
-        looks_for="latest_checkpointed_iteration.txt, mp_rank_* files, or a .pt file with 'module' or 'model' in it",
         commands=(
             WriterCommand(
                 "to-megatron",
@@ -133,7 +130,6 @@ ROWS: tuple[FormatRow, ...] = (
         "convert.formats.megatron.megatron_lm:FORMAT",
         on_disk="newer Megatron-LM: `language_model` inside, `checkpoint_version` 0, 1.0, 2.0, 3.0, `mp_rank_TT` or "
         "`mp_rank_TT_PPP`, with or without `args`",
-        looks_for="mp_rank_*/model_optim_rng.pt with a language_model in it",
         also_written_by=("to-megatron --layout megatron-lm",),
         tensor_names=r"language_model\.\w+|embedding\.(?:word|position)_embeddings|encoder\.layers\.\d+"
         r"|decoder\.(?:layers\.\d+|final_layernorm)|output_layer|word_embeddings_for_head",
@@ -143,7 +139,6 @@ ROWS: tuple[FormatRow, ...] = (
         "convert.formats.huggingface:FORMAT",
         on_disk="a folder with `config.json` and `model.safetensors`, its index and shards, or `pytorch_model.bin`, or "
         "`tf_model.h5`",
-        looks_for="a folder with model.safetensors, pytorch_model.bin or tf_model.h5 (or an index) and config.json",
         commands=(
             WriterCommand(
                 "to-huggingface",
@@ -167,14 +162,12 @@ ROWS: tuple[FormatRow, ...] = (
         "nanogpt",
         "convert.formats.nanogpt:FORMAT",
         on_disk="nanoGPT's `ckpt.pt`, also minGPT's and build-nanogpt's: linear layers `[out, in]`, alone or in a dict",
-        looks_for="a .pt file with tensors as transformers names them and matrices of nn.Linear",
         tensor_names=r"wte|wpe|h\.\d+|ln_f|lm_head",
     ),
     FormatRow(
         "uer",
         "convert.formats.uer:FORMAT",
         on_disk="UER-py's `.bin` file, alone or with its `config.json`",
-        looks_for="a .bin file with tensors named embedding.word... and encoder.transformer...",
         commands=(
             WriterCommand(
                 "to-uer",
@@ -190,7 +183,6 @@ ROWS: tuple[FormatRow, ...] = (
         "openai-tf1",
         "convert.formats.openai_tf1:FORMAT",
         on_disk="`hparams.json` and a TensorFlow 1 checkpoint (`model.ckpt` or gpt-2-simple's `model-1000`)",
-        looks_for="a folder with hparams.json, checkpoint and model.ckpt.index",
         commands=(
             WriterCommand(
                 "to-openai",
@@ -204,14 +196,12 @@ ROWS: tuple[FormatRow, ...] = (
         "savedmodel",
         "convert.formats.savedmodel:FORMAT",
         on_disk="a SavedModel that gpt2-savedmodel wrote",
-        looks_for="a folder with saved_model.pb that gpt2-savedmodel wrote",
         also_written_by=("to-tf", "pytorch-to-tf", "tf-to-tf"),
     ),
     FormatRow(
         "tf2-port",
         "convert.formats.tf2_port:FORMAT",
         on_disk="a SavedModel of CPM-LM-TF2, the first port of CPM to TensorFlow 2, or weights that its model saved",
-        looks_for="a folder with saved_model.pb and no assets/config.json",
         tensor_names=r"embedding\.embeddings|position_embedding\w*|LayerNorm_final_norm"
         r"|layer\d+\.(?:attention|intermediate|output|LayerNorm_mlp_ln\d)",
     ),
