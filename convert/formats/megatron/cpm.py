@@ -36,7 +36,7 @@ from convert.formats.megatron.rank_state import (
 )
 from convert.formats.megatron.sharding import ShardingError, check_shard_shapes, shard_recipe
 from convert.formats.rank_files import RankFile, check_saved_ranks, find_first_rank_file, has_latest, has_tracker
-from convert.formats.state_dict import MOMENTS
+from convert.formats.state_dict import MOMENTS, key_text
 from convert.formats.tensor_map import (
     LazyTensor,
     TensorMapCheckpoint,
@@ -168,14 +168,12 @@ def _load_shard(file: RankContent) -> _Shard:
     numbers = {key: content[key] for key in ("iteration", "mp_world_size") if type(content.get(key)) is int}
     # Upstream's change_mp.py leaves None where something was.
     known = {weights, *numbers, *_COUNTS}
-    others = {} if state is content else _by_text(content)
-    left_out = [name for name, value in others.items() if value is not None and name not in known]
-    left_out += [str(name) for name, value in state.items() if isinstance(value, dict) and state is content]
-    own = {
-        name: value
-        for name, value in state.items()
-        if not (isinstance(value, dict) and state is content) and not str(name).endswith(MOMENTS)
-    }
+    others = {key_text(key): value for key, value in content.items() if value is not None and state is not content}
+    own = {name: value for name, value in state.items() if not key_text(name).endswith(MOMENTS)}
+    if state is content:  # the state dict is the whole file: dicts in it are something else
+        others = {key_text(name): value for name, value in own.items() if isinstance(value, dict)}
+        own = {name: value for name, value in own.items() if not isinstance(value, dict)}
+    left_out = [name for name in others if name not in known]
     tensors = file.tensors(without_prefix(own, _KNOWN))
     check_not_partitioned(file.path, tensors)
     return _Shard(
@@ -188,11 +186,6 @@ def _load_shard(file: RankContent) -> _Shard:
         file.is_pickle,
         left_out,
     )
-
-
-def _by_text(values: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return a dict with texts for keys, whatever the file has."""
-    return {key if isinstance(key, str) else short_repr(key): value for key, value in values.items()}
 
 
 def _check_names(shards: Sequence[_Shard]) -> int:
