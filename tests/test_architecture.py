@@ -20,7 +20,8 @@ MAY_IMPORT = {
     "exports": {"tf_model", "tokenization", "support"},
     "convert": {"exports", "tf_model", "tokenization", "support"},
     "inference": {"exports", "tokenization", "support"},
-    "gpt2_savedmodel": {"convert", "inference", "support"},
+    "training": {"convert", "exports", "inference", "tf_model", "tokenization", "support"},
+    "gpt2_savedmodel": {"convert", "inference", "training", "support"},
 }
 """Package -> the others that it may import."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("support", "tokenization", "tf_model", "exports", "convert", "inference", "gpt2_savedmodel")
+PACKAGES = ("support", "tokenization", "tf_model", "exports", "convert", "inference", "training", "gpt2_savedmodel")
 
 
 class Import(NamedTuple):
