@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from support.errors import UserError
 from support.files import UTF16, is_utf16
 from support.messages import describe_json
 
-_JSON_SUFFIXES = (".jsonl", ".ndjson")
+_JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
+JSON_SUFFIXES = (*_JSON_LINES_SUFFIXES, ".json")
+"""The files that may have several documents."""
 
 _MAX_BYTES = 1 << 30
 """Bytes of a text file that are read at most, and of one line of JSON lines."""
@@ -29,12 +32,14 @@ class Document(NamedTuple):
         line: its line in JSON lines, or its element in an array, from 1; None where the document is a text file.
         is_cut: whether the file has more text than ``max_characters`` allowed.
         unit: what ``line`` counts: lines or elements.
+        fields: the object that the text is of; empty where it was none.
     """
 
     text: str
     line: int | None = None
     is_cut: bool = False
     unit: str = "line"
+    fields: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def is_complete(self) -> bool:
@@ -56,9 +61,9 @@ def read_documents(path: Path, error: type[UserError], max_characters: int | Non
 
     Args:
         path: JSON lines where the name ends in ``.jsonl`` or ``.ndjson``: each line a string, or an object with
-            ``"text"``. JSON where it ends in ``.json`` and the content is an array or begins like a value: its elements
-            or lines are such documents. JSON lines that are an array or an indented object are read so, too. Any other
-            file is one document.
+            ``"text"``, or with ``"lines"``, a list of strings between which line feeds go. JSON where it ends in
+            ``.json`` and the content is an array or begins like a value: its elements or lines are such documents. JSON
+            lines that are an array or an indented object are read so, too. Any other file is one document.
         error: the class of error that is raised.
         max_characters: how much of a text file is read; None for all of it. JSON lines are read line by line anyway.
 
@@ -66,9 +71,9 @@ def read_documents(path: Path, error: type[UserError], max_characters: int | Non
         error: the file cannot be read, is not UTF-8, or a line has no text. A file without any text is an error, too.
     """
     suffix = path.suffix.lower()
-    if suffix in _JSON_SUFFIXES and not _begins_as_array(path, error):
+    if suffix in _JSON_LINES_SUFFIXES and not _begins_as_array(path, error):
         documents = _json_lines(path, error)
-    elif suffix in _JSON_SUFFIXES or (suffix == ".json" and _begins_as_json(path, error)):
+    elif suffix in _JSON_LINES_SUFFIXES or (suffix == ".json" and _begins_as_json(path, error)):
         documents = _json_values(path, error)
     else:
         documents = _whole_file(path, error, max_characters)
@@ -163,13 +168,20 @@ def _json_values(path: Path, error: type[UserError]) -> Iterator[Document]:
 
 
 def _document(path: Path, error: type[UserError], value: Any, number: int, unit: str = "line") -> Document:
-    text = value.get("text") if isinstance(value, dict) else value
+    fields = value if isinstance(value, dict) else {}
+    text = fields.get("text", _joined(fields.get("lines"))) if fields else value
     if not isinstance(text, str) or not text.strip():
         found = describe_json(value) if not isinstance(value, str) else "one without characters"
         raise error(
             f'{path}: {unit} {number}: expected a string with a text, or an object with one as "text", found {found}'
         )
-    return Document(text, number, unit=unit)
+    return Document(text, number, unit=unit, fields=fields)
+
+
+def _joined(lines: Any) -> str | None:
+    """Return a list of lines as one text; None where it is no list of strings."""
+    is_text = isinstance(lines, list) and all(isinstance(line, str) for line in lines)
+    return "\n".join(lines) if is_text else None
 
 
 def _lines(path: Path, error: type[UserError]) -> Iterator[str]:

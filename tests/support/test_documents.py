@@ -32,7 +32,7 @@ def test_each_json_line_is_a_complete_document(tmp_path: Path) -> None:
     file = tmp_path / "text.jsonl"
     file.write_text("\ufeff" + "\n\n".join(map(json.dumps, ["明月", {"text": "春风", "title": "x"}])), "utf-8")
     documents = list(read_documents(file, UserError))
-    assert documents == [Document("明月", 1), Document("春风", 3)]
+    assert documents == [Document("明月", 1), Document("春风", 3, fields={"text": "春风", "title": "x"})]
     assert all(document.is_complete for document in documents)
     assert documents[1].place(file) == f"{file}: line 3"
 
