@@ -24,7 +24,7 @@ from support.errors import UserError
 from tf_model import quantization
 from tf_model.config import GPT2Config
 from tf_model.gpt2 import GPT2
-from tf_model.precision import OFFSET, PRECISIONS, SCALE, STACKS, WEIGHTS, is_transposed, stack_name
+from tf_model.precision import OFFSET, SCALE, STACKS, WEIGHTS, stack_name
 from tf_model.tensorflow_internals import object_graph, save_graph
 from tokenization.special_tokens import SpecialTokens
 
@@ -107,9 +107,8 @@ def _write_slot(
 
     def quantized(member: str) -> np.ndarray:
         matrix = read(member, np.dtype(np.float32))
-        weight, scales[member] = quantization.quantize(matrix, PRECISIONS[dtype].levels)
-        offsets[member] = quantization.offset(weight)
-        return weight.T if is_transposed(member, dtype) else weight
+        weight, scales[member], offsets[member] = quantization.stored(member, matrix, dtype)
+        return weight
 
     _add(bundle, slot, members, "", quantized)
     _add(bundle, slots[name + SCALE], members, SCALE, scales.__getitem__)

@@ -155,11 +155,15 @@ class GPT2(keras.Model):
 
     def canonical_variables(self) -> dict[str, tf.Variable]:
         """Return the weights as TensorFlow variables under their canonical names (``precision.stored_tensors``)."""
+        return {name: variable.value for name, variable in self.named_variables().items()}
+
+    def named_variables(self) -> dict[str, keras.Variable]:
+        """Return Keras's variables, which know whether they are trained, under their canonical names."""
         named = {}
         for variable in self.variables:
             scope, leaf = variable.path.removeprefix(f"{self.name}/").rsplit("/", 1)
             name = scope.replace("/", ".").replace("h_", "h.", 1) if scope.startswith("h_") else scope
-            named[f"{name}.{_KERAS_NAMES.get(leaf, leaf)}"] = variable.value
+            named[f"{name}.{_KERAS_NAMES.get(leaf, leaf)}"] = variable
         return {name: named[name] for name in stored_tensors(self.config, self.weight_dtype)}
 
 

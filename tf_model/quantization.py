@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_model.precision import INT8_CONV_OP, INT8_MATMUL_OP
+from tf_model.precision import INT8_CONV_OP, INT8_MATMUL_OP, PRECISIONS, is_transposed
 from tf_model.tensorflow_internals import apply_op
 
 Array = np.ndarray[Any, Any]
@@ -52,6 +52,22 @@ def offset(quantized: Array) -> Array:
     """-128 times the sum of each row of int8 ``[out, in]``: float32 ``[out]``, exact for up to 132,000 columns."""
     sums: Array = quantized.sum(axis=1, dtype=np.int64)
     return np.multiply(sums, -_ZERO, dtype=np.float32)
+
+
+def stored(name: str, matrix: Array, dtype: str) -> tuple[Array, Array, Array]:
+    """Return what a model of an int8 ``dtype`` stores of a float32 matrix ``[out, in]``: weights, scales, offsets.
+
+    Args:
+        name: the canonical one.
+        matrix: beside it only the results and blocks are allocated.
+        dtype: the model's, one of ``precision.DTYPES`` with int8 matrices.
+
+    Returns:
+        int8 ``[out, in]``, or a view ``[in, out]`` where the dtype has its matrices transposed; the scales float32
+        ``[out]``; ``offset`` of the weights.
+    """
+    weight, scale = quantize(matrix, PRECISIONS[dtype].levels)
+    return weight.T if is_transposed(name, dtype) else weight, scale, offset(weight)
 
 
 def product(

@@ -1,0 +1,105 @@
+"""A checkpoint's weights in a Keras model, and which of them are trained."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+
+from convert.checkpoint import Checkpoint
+from convert.tensors import BFLOAT16, Array, DType
+from support.errors import UserError
+from support.progress import Progress, no_progress
+from tf_model import quantization
+from tf_model.config import GPT2Config
+from tf_model.gpt2 import GPT2
+from tf_model.precision import OFFSET, SCALE
+from training.new_model import NewModel
+
+FLOAT32: DType = np.dtype(np.float32)
+WEIGHT_DTYPES = ("float32", "bfloat16", "int8")
+"""What the weights of a model in training can be; only float32 ones are trained."""
+
+_ALIGNMENT = 64
+"""Bytes. TensorFlow takes over NumPy's memory where it is aligned to so many, and copies it otherwise."""
+
+EMBEDDINGS, BLOCKS, EVERYTHING = "embeddings", "blocks", "everything"
+_RANGE = re.compile(rf"{BLOCKS}:(\d{{1,6}})(?:-(\d{{1,6}}))?")
+
+
+def load_gpt2(checkpoint: Checkpoint, dtype: str = "float32", progress: Progress = no_progress) -> GPT2:
+    """Read a checkpoint into a Keras model. Memory: the weights in their type, and one tensor.
+
+    Args:
+        checkpoint: of any types; one that was int8 has been multiplied with its scales by its reader.
+        dtype: one of ``WEIGHT_DTYPES``. Other weights than float32 are frozen: an update of a common size is rounded
+            to nothing there.
+        progress: called with the bytes that have been read, as the stage ``load``.
+
+    Raises:
+        CheckpointError: the weights are damaged, or ``dtype`` cannot hold them.
+    """
+    gpt2 = GPT2(checkpoint.config, dtype=dtype, initialize=False)
+    variables = gpt2.canonical_variables()
+    matrices = [name for name in variables if name + SCALE in variables]
+    shapes = checkpoint.config.tensor_shapes()
+    scratch = _aligned(max([math.prod(shapes[name]) for name in matrices], default=0) * FLOAT32.itemsize)
+    total, done = sum(math.prod(shape) * checkpoint.dtypes[name].itemsize for name, shape in shapes.items()), 0
+    progress("load", done, total)
+    for name, shape in shapes.items():
+        if name in matrices:
+            matrix = checkpoint.read(name, FLOAT32, scratch)
+            for suffix, value in zip(("", SCALE, OFFSET), quantization.stored(name, matrix, dtype), strict=True):
+                variables[name + suffix].assign(value)
+        else:
+            kind = BFLOAT16 if variables[name].dtype.name == "bfloat16" else FLOAT32
+            variables[name].assign(checkpoint.read(name, kind, _aligned(math.prod(shape) * kind.itemsize)))
+        done += math.prod(shape) * checkpoint.dtypes[name].itemsize
+        progress("load", done, total)
+    gpt2.trainable = dtype == "float32"
+    return gpt2
+
+
+def new_gpt2(config: GPT2Config, seed: int) -> GPT2:
+    """Return a model as it is before a training: GPT-2's random weights, the same for the same seed."""
+    return load_gpt2(NewModel(config, seed))
+
+
+def freeze(gpt2: GPT2, names: Sequence[str]) -> None:
+    """Train the weights of ``gpt2`` but for those in ``names``.
+
+    Args:
+        gpt2: its variables' ``trainable`` is set.
+        names: ``embeddings``: tokens and positions, and the output matrix where that is the token embedding;
+            ``blocks:0-15``, ``blocks:3``; or ``everything``.
+
+    Raises:
+        UserError: a name means nothing, or blocks that the model lacks.
+    """
+    layers = {name: _layers(gpt2, name) for name in names}
+    for layer in (layer for found in layers.values() for layer in found):
+        layer.trainable = False
+
+
+def _layers(gpt2: GPT2, name: str) -> Sequence[keras.layers.Layer]:
+    if name == EVERYTHING:
+        return [gpt2]
+    if name == EMBEDDINGS:
+        return [gpt2.wte, gpt2.wpe]
+    match = _RANGE.fullmatch(name)
+    if match is None:
+        raise UserError(f"--freeze {name!r}: expected {EMBEDDINGS}, {BLOCKS}:0-15, {BLOCKS}:3 or {EVERYTHING}")
+    first, last = int(match[1]), int(match[2] or match[1])
+    if not first <= last < len(gpt2.h):
+        raise UserError(f"--freeze {name}: expected blocks from 0 to {len(gpt2.h) - 1}, which the model has")
+    return gpt2.h[first : last + 1]
+
+
+def _aligned(nbytes: int) -> Array:
+    """Return uint8 memory that TensorFlow can take over as it is."""
+    memory = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + nbytes]
