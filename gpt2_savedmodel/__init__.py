@@ -1,1 +1,1 @@
-"""The command ``gpt2-savedmodel``: every command of ``convert`` and ``inference`` under one name."""
+"""The command ``gpt2-savedmodel``: every command of ``convert``, ``inference`` and ``training`` under one name."""

@@ -1,7 +1,7 @@
 """The command line: ``gpt2-savedmodel COMMAND``.
 
-It joins the tables of ``python -m convert`` and ``python -m inference``. A console script does not put the current
-folder on Python's path, so a file ``convert.py`` there cannot take it over.
+It joins the tables of ``python -m convert``, ``python -m inference`` and ``python -m training``. A console script does
+not put the current folder on Python's path, so a file ``convert.py`` there cannot take it over.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from convert import __version__
 from convert.cli import GROUPS as CONVERT
 from inference.cli import GROUPS as INFERENCE
 from support.command_line import Program
+from training.cli import GROUPS as TRAINING
 
 EXIT_CODES = """\
 exit codes:
@@ -21,8 +22,9 @@ exit codes:
 
 PROGRAM = Program(
     prog="gpt2-savedmodel",
-    description="Converts GPT-2 checkpoints to and from TensorFlow SavedModels, compares models, and generates text.",
-    groups=(*CONVERT, *INFERENCE),
+    description="Converts GPT-2 checkpoints to and from TensorFlow SavedModels, compares and fine-tunes models, and "
+    "generates text.",
+    groups=(*CONVERT, *INFERENCE, *TRAINING),
     examples=(
         "{program} pytorch-to-tf --checkpoint demo/song-ci --tokenizer demo/song-ci/tokenizer --heads 4 "
         "--output out/song-ci-2",

@@ -90,6 +90,7 @@ _OWN = (
     "support",
     "tf_model",
     "tokenization",
+    "training",
 )
 """Packages of this project: if one of their modules is missing, that is a defect."""
 

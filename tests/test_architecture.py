@@ -158,6 +158,7 @@ HEAVY = {"tensorflow", "keras", "torch", "transformers"}
         "tokenization",
         "convert, convert.cli",
         "inference, inference.cli",
+        "training, training.cli",
         "gpt2_savedmodel, gpt2_savedmodel.cli",
     ],
 )

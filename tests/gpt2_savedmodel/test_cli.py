@@ -11,17 +11,18 @@ import pytest
 import convert
 import convert.cli
 import inference.cli
+import training.cli
 from gpt2_savedmodel.cli import PROGRAM, main
 from tests.conftest import ROOT
 
 
-def test_every_command_of_both_packages_is_there() -> None:
-    both = [*convert.cli.PROGRAM.commands, *inference.cli.PROGRAM.commands]
-    assert [*PROGRAM.commands] == both
-    assert len(set(both)) == len(both)
+def test_every_command_of_the_packages_is_there() -> None:
+    all_ = [name for package in (convert, inference, training) for name in package.cli.PROGRAM.commands]
+    assert [*PROGRAM.commands] == all_
+    assert len(set(all_)) == len(all_)
     listed = {"pytorch-to-tf", "to-tf", "tf-to-tf", "to-huggingface", "tf-to-pytorch", "to-openai", "to-uer"}
-    listed |= {"to-megatron", "reshard", "verify", "inspect", "check", "generate", "chat", "ask", "score"}
-    assert listed <= {*both}
+    listed |= {"to-megatron", "reshard", "verify", "inspect", "check", "generate", "chat", "ask", "score", "finetune"}
+    assert listed <= {*all_}
 
 
 @pytest.mark.parametrize("name", PROGRAM.commands)

@@ -1,0 +1,97 @@
+"""``finetune``: texts and a model in, a model that writes such texts out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from convert.commands.options import CHECKPOINT_HELP, add_source_options, checkpoint_spec, print_notes
+from support.command_line import check_paths, utf8_text
+from training.finetuning import finetune
+from training.setting import Setting, flag
+from training.settings import DEFAULTS, SETTINGS
+
+DESCRIPTION = """\
+Trains a model on texts, and writes a SavedModel that generates such texts. The model may be a checkpoint of any format,
+or a SavedModel of this program. While it runs, its state is in DIR.training: the same command goes on where a run was
+stopped, however it ended. DIR appears when it is complete.
+"""
+EXAMPLES = (
+    "{command} --model out/song-ci --text demo/held-out.jsonl --output out/song-ci-4 --steps 2",
+    "{command} --model out/song-ci --text demo/held-out.jsonl --output out/song-ci-5 --steps 2 --lora 4",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", dest="checkpoint", type=Path, metavar="PATH", help=CHECKPOINT_HELP)
+    parser.add_argument(
+        "--text",
+        type=Path,
+        required=True,
+        nargs="+",
+        metavar="FILE",
+        help="what to learn: text files, JSON lines (strings, or objects with a text), or folders of them; UTF-8",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the result's folder, to be made")
+    for name, setting in SETTINGS.items():
+        _add(parser, name, setting)
+    add_source_options(parser)
+    parser.add_argument(
+        "--fresh", action="store_true", help="start over, where DIR.training has the state of a run that was stopped"
+    )
+    parser.add_argument("--force", action="store_true", help="replace an older result in DIR, once the new is complete")
+    parser.add_argument("--quiet", action="store_true", help="no progress, no notes and no closing line")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _add(parser: argparse.ArgumentParser, name: str, setting: Setting) -> None:
+    """Add the option of a setting. One that is left out is None: the table of settings has the defaults."""
+    default = setting.shown_default or DEFAULTS[name]
+    shown = f"{setting.help} (default: {'none' if default in (None, ()) else default})".replace("%", "%%")
+    if setting.kind is bool:
+        parser.add_argument(flag(name), action=argparse.BooleanOptionalAction, help=shown)
+        return
+    parser.add_argument(
+        flag(name),
+        type=utf8_text if setting.kind is str else setting.kind,
+        nargs="+" if setting.is_list else None,
+        choices=setting.choices or None,
+        metavar=setting.metavar,
+        help=shown,
+    )
+
+
+def given_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that were given, by name."""
+    values = {name: getattr(args, name) for name in SETTINGS}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def run(args: argparse.Namespace) -> None:
+    check_paths(args.text)
+    is_quiet = args.quiet or args.json
+    result = finetune(
+        None if args.checkpoint is None else checkpoint_spec(args),
+        args.text,
+        args.output,
+        fresh=args.fresh,
+        overwrite=args.force,
+        message=_ignore if is_quiet else _print_message,
+        **given_settings(args),
+    )
+    if args.json:
+        print(json.dumps(result.to_dict(), ensure_ascii=False, allow_nan=False))
+    elif not args.quiet:
+        print_notes(result.notes)
+        print(result.summary())
+
+
+def _ignore(line: str) -> None:
+    """Show nothing."""
+
+
+def _print_message(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,89 @@
+"""One setting: what values it can have, and the line that says what is wrong with another."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+from support.errors import UserError
+from support.messages import short_repr
+
+_KINDS = {int: "a whole number", float: "a number", str: "text", bool: "True or False", Path: "a path"}
+
+
+class SettingError(UserError, ValueError):
+    """A setting that does not exist, cannot have its value, or contradicts another one; the message is one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What one setting can be.
+
+    Attributes:
+        help: one line for the command's help, without the default.
+        kind: the type of a value.
+        low, high: the least and the greatest number; ``above`` is a number that is too small by itself.
+        choices: all values, where only some are possible.
+        is_list: whether it is a tuple of such values.
+        metavar: what the help calls a value.
+        shown_default: what the help says is the default, where the field's own default says too little.
+        may_change: whether a run that was stopped can go on with another value.
+    """
+
+    help: str
+    kind: type = str
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    choices: tuple[str, ...] = ()
+    is_list: bool = False
+    metavar: str | None = None
+    shown_default: str | None = None
+    may_change: bool = False
+
+    def check(self, name: str, value: Any) -> Any:
+        """Return ``value`` as it is kept: a whole number where a float is expected becomes one, a list a tuple.
+
+        Raises:
+            SettingError: the setting cannot have this value.
+        """
+        if self.is_list:
+            values = [value] if isinstance(value, str) else value
+            if not isinstance(values, (list, tuple)):
+                raise SettingError(f"{flag(name)} {short_repr(value)}: expected a list")
+            return tuple(self._check_one(name, one) for one in values)
+        return self._check_one(name, value)
+
+    def _check_one(self, name: str, value: Any) -> Any:
+        if self.kind is float and type(value) is int:
+            value = float(value)
+        if self.kind is Path and isinstance(value, (str, Path)):
+            return Path(value)
+        if type(value) is not self.kind or (isinstance(value, float) and not math.isfinite(value)):
+            raise SettingError(f"{flag(name)} {short_repr(value)}: expected {_KINDS[self.kind]}")
+        if self.choices and value not in self.choices:
+            raise SettingError(f"{flag(name)} {short_repr(value)}: expected one of {', '.join(self.choices)}")
+        if isinstance(value, (int, float)) and not self._is_within(value):
+            raise SettingError(f"{flag(name)} {value}: expected {_KINDS[self.kind]} {self._limits()}")
+        return value
+
+    def _is_within(self, value: float) -> bool:
+        low = self.low is None or value >= self.low
+        high = self.high is None or value <= self.high
+        return low and high and (self.above is None or value > self.above)
+
+    def _limits(self) -> str:
+        limits = {"of at least": self.low, "above": self.above, "of at most": self.high}
+        return " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if limit is not None)
+
+
+def flag(name: str) -> str:
+    """Return what a setting is called on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def row(default: Any, help: str, kind: type = str, **limits: Any) -> Any:
+    """Return a field of a dataclass whose metadata has the ``Setting``: a row of a table."""
+    return dataclasses.field(default=default, metadata={"setting": Setting(help, kind, **limits)})
