@@ -6,6 +6,7 @@ No more of a text file or of JSON lines is read than is asked for, so a file may
 from __future__ import annotations
 
 import codecs
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from support.errors import UserError
-from support.files import UTF16, is_utf16
+from support.files import GB18030, UTF16, is_gb18030, is_utf16
 from support.messages import describe_json
 
 _JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
@@ -188,22 +189,40 @@ def _lines(path: Path, error: type[UserError]) -> Iterator[str]:
     start = 0
     try:
         with path.open("rb") as file:
-            while line := file.readline(_MAX_BYTES):
-                yield _decode(path, line, error, start)
+            for number in itertools.count(1):
+                line = file.readline(_MAX_BYTES)
+                if not line:
+                    return
+                if len(line) == _MAX_BYTES:
+                    raise error(
+                        f"{path}: line {number}: has more than {_MAX_BYTES >> 30} GB: expected a document a line"
+                    )
+                yield _decode(path, line, error, start, first_line=number)
                 start += len(line)
     except OSError as failure:
         raise error(f"{path}: cannot be read: {failure.strerror}") from failure
 
 
-def _decode(path: Path, content: bytes, error: type[UserError], start: int = 0, *, is_end: bool = True) -> str:
-    """Decode what a file has from byte ``start`` on; without ``is_end`` it may stop within a character."""
+def _decode(
+    path: Path, content: bytes, error: type[UserError], start: int = 0, *, first_line: int = 1, is_end: bool = True
+) -> str:
+    """Decode what a file has from byte ``start`` on, which is in line ``first_line``.
+
+    Without ``is_end`` it may stop within a character.
+    """
+
+    def place(offset: int) -> str:
+        lines = content.count(b"\n", 0, offset)
+        return f"byte {start + offset} (line {first_line + lines})"
+
     if not start and is_utf16(content):
         raise error(f"{path}: {UTF16}")
     try:
         text = codecs.getincrementaldecoder("utf-8")().decode(content, final=is_end)
     except UnicodeDecodeError as failure:
-        found = f"another encoding at byte {start + failure.start}"
+        advice = f"it looks like {GB18030}" if is_gb18030(content, failure.start) else "save it as UTF-8"
+        found = f"another encoding at {place(failure.start)}: {advice}"
         raise error(f"{path}: expected UTF-8 text, found {found}") from failure
     if (zero := content.find(0)) >= 0:
-        raise error(f"{path}: expected UTF-8 text, found a NUL at byte {start + zero}: not a text file")
+        raise error(f"{path}: expected UTF-8 text, found a NUL at {place(zero)}: not a text file")
     return text if start else text.removeprefix("\ufeff")

@@ -16,8 +16,12 @@ from support.messages import short_repr
 
 UTF16 = "UTF-16 text, which Notepad calls Unicode: save it as UTF-8"
 """What messages say of such a file."""
+GB18030 = "GB18030, which Windows in China calls ANSI: save it as UTF-8, or iconv -f GB18030 -t UTF-8 FILE > NEW"
+"""What messages say of such a file."""
 _TWO_BYTES = re.compile(rb"(?:[\x09-\x7e]\0|\0[\x09-\x7e]){2}")
 """Two characters of UTF-16 without a byte order mark; no text has a NUL."""
+_GB18030_SAMPLE = 4096
+"""Bytes by which the encoding is told."""
 _SMALL = 1 << 26
 """Bytes of a file that is read whole: the index of the largest models has a few megabytes."""
 
@@ -86,6 +90,18 @@ def is_utf16(content: bytes) -> bool:
     """Whether a text begins as one of UTF-16 or UTF-32: with a byte order mark, or an ASCII character and a NUL."""
     marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
     return content.startswith(marks) or _TWO_BYTES.match(content) is not None
+
+
+def is_gb18030(content: bytes, start: int) -> bool:
+    """Whether bytes from ``start`` on, which are not UTF-8, are Chinese text in GB18030 or GBK, its older form."""
+    sample = content[start : start + _GB18030_SAMPLE]
+    try:
+        text = codecs.getincrementaldecoder("gb18030")().decode(sample)
+    except UnicodeDecodeError:
+        return False
+    others = [character for character in text if not character.isascii()]
+    chinese = sum("\u3000" <= character <= "\u9fff" or "\uff00" <= character <= "\uffef" for character in others)
+    return len(sample) > 1 and 2 * chinese > len(others)
 
 
 def describe_read_error(error: OSError, path: Path) -> str:

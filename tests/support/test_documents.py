@@ -37,6 +37,14 @@ def test_each_json_line_is_a_complete_document(tmp_path: Path) -> None:
     assert documents[1].place(file) == f"{file}: line 3"
 
 
+def test_lines_of_an_object_are_one_text(tmp_path: Path) -> None:
+    file = tmp_path / "songs.jsonl"
+    file.write_text('{"lines": ["明月", "几时有"], "tune": "水调歌头"}\n', "utf-8")
+    (document,) = read_documents(file, UserError)
+    assert document.text == "明月\n几时有"
+    assert document.fields["tune"] == "水调歌头"
+
+
 FILES = {
     "capitals.JSONL": '"明月"\r\n\r\n{"text": "春风", "title": "x"}\r\n',
     "with a mark.NDJSON": '\ufeff"明月"\n\n{"text": "春风"}',
@@ -106,7 +114,12 @@ def test_json_lines_are_read_as_they_are_asked_for(tmp_path: Path) -> None:
         ("text.txt", b"", "text.txt: expected a text, found none"),
         ("text.txt", b"\xef\xbb\xbf \r\n", "text.txt: expected a text, found none"),
         ("text.txt", "明月".encode("gb18030"), "text.txt: expected UTF-8 text, found another encoding at byte 0"),
-        ("text.txt", "明月\0".encode(), "text.txt: expected UTF-8 text, found a NUL at byte 6"),
+        ("text.txt", "明月\n几时有，".encode("gb18030"), r"byte 0 \(line 1\): it looks like GB18030.*iconv -f GB18030"),
+        ("text.txt", b"caf\xe9\n", r"another encoding at byte 3 \(line 1\): save it as UTF-8"),
+        ("text.txt", "明\n月\n\0".encode(), r"text.txt: expected UTF-8 text, found a NUL at byte 8 \(line 3\)"),
+        ("text.jsonl", '"明"\n"月"\n"\0"'.encode(), r"found a NUL at byte 13 \(line 3\)"),
+        ("text.jsonl", b'"a"\n"\xff"\n', r"another encoding at byte 5 \(line 2\): save it as UTF-8"),
+        ("text.jsonl", b'{"lines": ["a", 5]}', "found an object with 'lines'"),
         ("text.jsonl", b"\n\n", "text.jsonl: expected a text, found none"),
         ("text.jsonl", b'"a"\n{', "text.jsonl: line 2: not JSON: "),
         ("text.ndjson", b'{"prompt": "a"}', "line 1: expected a string with a text, or an object with one as"),
