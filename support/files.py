@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import errno
 import json
 import os
 import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -155,6 +157,33 @@ def _exists(path: Path) -> bool:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON in UTF-8; a surrogate, as in the name of a file, becomes an escape."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8", errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give the path of a new file next to ``path``; it takes the place of ``path`` when the block ends.
+
+    Whenever the process or the machine stops, ``path`` is the old file or the new one as a whole. When the block
+    raises, the old one stays.
+    """
+    new = path.with_name(f"{path.name}.new")
+    try:
+        yield new
+        flush_to_disk(new)
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+    flush_to_disk(path.parent)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until the disk has what was written to a file, or the names of a folder's files."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def read_utf8_lines(path: Path, error: type[UserError]) -> list[str]:

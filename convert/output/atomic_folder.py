@@ -15,7 +15,7 @@ from pathlib import Path
 
 from convert.output.manifest import MANIFEST, has_only_its_own
 from support.errors import ConvertError
-from support.files import describe_write_error
+from support.files import describe_write_error, flush_to_disk
 from support.messages import show_bytes
 
 _NEW, _OLD = "new", "old"
@@ -89,7 +89,7 @@ def new_folder(
             _flush(partial / _NEW)
             check_destination(destination, force, inputs, kind)  # again: it may have appeared in the meantime
             _move(partial, destination)
-        _flush_entry(destination.parent)
+        flush_to_disk(destination.parent)
 
 
 def partial_name(destination: Path) -> str:
@@ -239,16 +239,8 @@ def _clear(partial: Path) -> None:
 def _flush(folder: Path) -> None:
     for directory, _, files in os.walk(folder):
         for name in files:
-            _flush_entry(Path(directory, name))
-        _flush_entry(Path(directory))
-
-
-def _flush_entry(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+            flush_to_disk(Path(directory, name))
+        flush_to_disk(Path(directory))
 
 
 def _move(partial: Path, destination: Path) -> None:

@@ -1,0 +1,119 @@
+"""A training that takes seconds: a model of its own with dropout, a schedule, AdamW and clipping, on random tokens."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from training.callbacks import FitOptions, Observers
+from training.fitting import FitResult, fit
+from training.run_folder import open_run
+
+VOCABULARY, ROWS, LENGTH = 13, 4, 5
+
+
+class TinyModel(keras.Model):
+    """Predicts the next token from one token, through a hidden layer with dropout that is keyed by the step."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(name="tiny")
+        random = keras.initializers.RandomNormal(stddev=0.5, seed=seed)
+        self.frozen = self.add_weight(name="frozen", shape=(8,), initializer="ones", trainable=False)
+        self.table = self.add_weight(name="table", shape=(VOCABULARY, 8), initializer=random)
+        self.output_matrix = self.add_weight(name="output", shape=(8, VOCABULARY), initializer=random)
+        self.built = True
+
+    def call(self, batch: dict[str, tf.Tensor], step: tf.Tensor | None = None) -> tf.Tensor:
+        hidden = tf.tanh(tf.gather(tf.convert_to_tensor(self.table.value), batch["ids"])) * self.frozen.value
+        if step is not None:
+            seed = tf.stack([7, tf.cast(step, tf.int32)])
+            hidden = tf.where(tf.random.stateless_uniform(tf.shape(hidden), seed) < 0.9, hidden / 0.9, 0.0)
+        logits = tf.tensordot(hidden, self.output_matrix.value, 1)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(batch["labels"], logits)
+        return tf.reduce_sum(losses * batch["weights"]), tf.reduce_sum(batch["weights"])
+
+    def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        with tf.GradientTape() as tape:
+            total, count = self(batch, self.optimizer.iterations.value)
+            loss = total / count
+        variables = self.trainable_variables
+        self.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        return self._logs(loss, count)
+
+    def test_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        total, count = self(batch)
+        return self._logs(total / count, count)
+
+    def _logs(self, loss: tf.Tensor, count: tf.Tensor) -> dict[str, tf.Tensor]:
+        self._loss_tracker.update_state(loss, sample_weight=count)
+        return {"loss": self._loss_tracker.result()}
+
+
+class TinyData:
+    """Batches that follow from the step, and one batch to validate with."""
+
+    steps_per_epoch = 10
+
+    def __init__(self, poison_from: int | None = None) -> None:
+        self._poison = poison_from
+
+    def batch(self, step: int) -> dict[str, np.ndarray[Any, Any]]:
+        random = np.random.default_rng([1, step])
+        ids = random.integers(0, VOCABULARY, (ROWS, LENGTH + 1)).astype(np.int32)
+        ids[:, 1::2] = (ids[:, :-1:2] + 1) % VOCABULARY  # something to be learnt
+        weights = (random.random((ROWS, LENGTH)) < 0.8).astype(np.float32)
+        if self._poison is not None and step >= self._poison:
+            weights[0, 0] = np.inf
+        return {"ids": ids[:, :-1], "labels": ids[:, 1:], "weights": weights}
+
+    def dataset(self, first: int = 100_000, last: int = 100_001) -> tf.data.Dataset:
+        batches = [self.batch(step) for step in range(first, last)]
+        dataset = tf.data.Dataset.from_tensor_slices(
+            {name: np.stack([b[name] for b in batches]) for name in batches[0]}
+        )
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        return dataset.with_options(options)
+
+
+def compiled(learning_rate: float = 0.05, seed: int = 0) -> TinyModel:
+    model = TinyModel(seed)
+    rate = keras.optimizers.schedules.PolynomialDecay(learning_rate, 60, 0.0)
+    optimizer = keras.optimizers.AdamW(rate, weight_decay=0.01, global_clipnorm=1.0)
+    model.compile(optimizer=optimizer, jit_compile=False)
+    return model
+
+
+def weights_hash(model: keras.Model) -> str:
+    return hashlib.sha256(b"".join(v.numpy().tobytes() for v in model.trainable_variables)).hexdigest()
+
+
+def train(
+    folder: Path,
+    options: FitOptions,
+    *,
+    observers: Observers = Observers(),  # noqa: B008
+    model: TinyModel | None = None,
+    data: TinyData | None = None,
+    validation: TinyData | None = TinyData(),  # noqa: B008
+) -> tuple[TinyModel, FitResult]:
+    model, data = model or compiled(), data or TinyData()
+    with open_run(folder, {"options": "the same"}) as run:
+        return model, fit(model, data, validation, options, run, observers)
+
+
+class RaiseAt(keras.callbacks.Callback):
+    """Ends a training with an exception at the end of a step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if int(self.model.optimizer.iterations.numpy()) == self.step:
+            raise ZeroDivisionError

@@ -1,0 +1,160 @@
+"""Run Keras's ``fit`` from wherever a run is to its last step."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Protocol
+
+import keras
+
+from training.callbacks import FitOptions, Observers, RunCallback
+from training.log import read_log
+from training.run_folder import RunFolder
+from training.state import Counters, restore_state
+from training.stopping import stop_request
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+class TrainingData(Protocol):
+    """``Batches``: the batch of a step is a function of the step alone."""
+
+    steps_per_epoch: int
+
+    def dataset(self, first: int, last: int) -> tf.data.Dataset:
+        """Return the batches of the steps from ``first`` on, before ``last``."""
+
+
+class ValidationData(Protocol):
+    """``ValidationBatches``."""
+
+    def dataset(self) -> tf.data.Dataset:
+        """Return all batches."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """What training came to; losses are in nats a token, and None without validation.
+
+    Attributes:
+        steps: updates in all, of this call and those before it.
+        tokens: predicted tokens of all updates.
+        seconds: all calls together.
+        stopped_early: whether patience has ended it.
+        loss_before, loss: validation loss before the first update and after the last.
+        best_loss: the lowest, of step ``best_step``; its weights are ``RunFolder.best``.
+        resumed_at: the step that an earlier call had reached; 0 for none.
+        rows: the log: a row a step.
+    """
+
+    steps: int
+    tokens: int
+    seconds: float
+    stopped_early: bool
+    loss_before: float | None
+    loss: float | None
+    best_loss: float | None
+    best_step: int
+    resumed_at: int
+    rows: list[dict[str, float]] = dataclasses.field(repr=False)
+
+
+class _OneTraining(keras.callbacks.CallbackList):
+    """Callbacks that see one training, although each interval is a ``fit`` of its own: ``begin`` and ``end`` tell them.
+
+    ``fit`` has epochs of one length, and a run that goes on in the middle of an interval has a first one that is
+    shorter.
+    """
+
+    def begin(self) -> None:
+        super().on_train_begin()
+
+    def end(self, logs: dict[str, Any] | None) -> None:
+        super().on_train_end(logs)
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Wait for ``begin``."""
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Wait for ``end``."""
+
+
+def fit(
+    model: keras.Model,
+    batches: TrainingData,
+    validation: ValidationData | None,
+    options: FitOptions,
+    run: RunFolder,
+    observers: Observers = Observers(),  # noqa: B008  nobody changes it
+) -> FitResult:
+    """Train a compiled model up to ``options.steps`` updates, from the state of the run if there is one.
+
+    The validation loss before the first update counts as one to be improved. The model ends with the weights of the
+    last step; ``state.restore_best`` reads the best ones.
+
+    Raises:
+        RunError: the state cannot be read or written.
+        DivergedError: the loss is not a finite number; the last state and the best weights stay.
+    """
+    model.optimizer.build(model.trainable_variables)
+    counters = restore_state(run, model) or Counters()
+    resumed_at = counters.step
+    with stop_request() as stop:
+        keeper = RunCallback(run, options, counters, batches.steps_per_epoch, stop, observers)
+        try:
+            _train(model, batches, validation, options, keeper, observers)
+        finally:
+            keeper.close()
+    return FitResult(
+        steps=counters.step,
+        tokens=counters.tokens,
+        seconds=counters.seconds,
+        stopped_early=counters.is_stopped,
+        loss_before=counters.loss_before,
+        loss=counters.loss,
+        best_loss=counters.best_loss,
+        best_step=counters.best_step,
+        resumed_at=resumed_at,
+        rows=read_log(run.log),
+    )
+
+
+def _train(
+    model: keras.Model,
+    batches: TrainingData,
+    validation: ValidationData | None,
+    options: FitOptions,
+    keeper: RunCallback,
+    observers: Observers,
+) -> None:
+    """Call ``fit`` for one interval after the other."""
+    counters = keeper.counters
+    if options.is_interval_end(counters.step) and counters.evaluated < counters.step:  # step 0, or it was interrupted
+        _evaluate(model, validation, keeper)
+    calls = _OneTraining([keeper, *observers.callbacks], add_history=True, model=model, epochs=1, steps=options.steps)
+    calls.begin()
+    while counters.step < options.steps and not counters.is_stopped:
+        end = options.interval_end(counters.step)
+        epoch = (end - 1) // options.evaluate_every
+        model.fit(
+            batches.dataset(counters.step, end),
+            initial_epoch=epoch,
+            epochs=epoch + 1,
+            steps_per_epoch=end - counters.step,
+            validation_data=None if validation is None else validation.dataset(),
+            verbose=0,
+            shuffle=False,  # the batches have an order, and Keras would warn
+            callbacks=calls,
+        )
+    calls.end({})
+
+
+def _evaluate(model: keras.Model, validation: ValidationData | None, keeper: RunCallback) -> None:
+    """Do the evaluation that belongs to the current step."""
+    keeper.set_model(model)
+    if validation is None:
+        keeper.evaluated(None)
+        return
+    logs = model.evaluate(validation.dataset(), verbose=0, return_dict=True, callbacks=[keeper])
+    keeper.evaluated(logs["loss"])

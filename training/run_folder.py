@@ -1,0 +1,184 @@
+"""``DIR.training/``: what a training run keeps on the disk, so that the same command goes on where it was stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from convert.output.hashing import hash_file
+from support.errors import UserError
+from support.files import describe_read_error, describe_write_error, read_json_object, replacing, write_json
+from support.messages import list_names
+
+_LOCK = "lock"
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class RunError(UserError):
+    """A run that cannot go on: of another command, damaged, in use, or out of disk space."""
+
+
+class RunFolder:
+    """The files of a run; ``open_run`` makes one.
+
+    Attributes:
+        folder: ``DIR.training``.
+        record: ``run.json``: what decides the weights that come out: options, hashes of texts and model.
+        state: trained variables, optimizer and counters of the last step that was saved.
+        best: the trained variables that had the best validation loss.
+        log: a row a step.
+        events: what TensorBoard shows.
+        samples: texts that the model wrote while it was trained.
+        plot: a picture of both losses.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.record = folder / "run.json"
+        self.state = folder / "state.safetensors"
+        self.best = folder / "best.safetensors"
+        self.log = folder / "log.csv"
+        self.events = folder / "events"
+        self.samples = folder / "samples"
+        self.plot = folder / "plot.png"
+
+    def own(self) -> list[Path]:
+        """Return the files and folders that a run writes, but for the lock, whether or not they are there."""
+        files = [self.record, self.state, self.best, self.log, self.plot]
+        return [*files, *(path.with_name(f"{path.name}.new") for path in files), self.events, self.samples]
+
+
+def training_folder(output: Path) -> Path:
+    """Return where a run that will make ``output`` keeps its files meanwhile."""
+    return output.with_name(f"{output.name}.training")
+
+
+@contextlib.contextmanager
+def open_run(folder: Path, record: Mapping[str, Any], *, fresh: bool = False) -> Iterator[RunFolder]:
+    """Give the folder of a run, which no other process may use meanwhile.
+
+    Args:
+        folder: it and its parents are made if need be.
+        record: what decides the weights that come out, as JSON has it. A run goes on only with the same.
+        fresh: drop what an earlier run has left.
+
+    Raises:
+        RunError: the folder is in use, has files of something else, or a run with another record.
+    """
+    run = RunFolder(folder)
+    with writing_to(folder, "choose another --output"):
+        folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        with writing_to(folder, "choose another --output"):
+            _begin(run, record, fresh)
+        yield run
+
+
+def _begin(run: RunFolder, record: Mapping[str, Any], fresh: bool) -> None:
+    """Check what an earlier run has left, or drop it; write the record."""
+    known = {_LOCK, *(path.name for path in run.own())}
+    if others := sorted(path.name for path in run.folder.iterdir() if path.name not in known):
+        raise RunError(f"{run.folder}: has {list_names(others)} in it, which no training left there: move it elsewhere")
+    if fresh or not run.state.exists():  # without a state nothing was trained
+        for path in run.own():
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    else:
+        _check_record(run, record)
+    with replacing(run.record) as new:
+        write_json(new, record)
+
+
+def _check_record(run: RunFolder, record: Mapping[str, Any]) -> None:
+    """Check that an earlier run had the same record."""
+    hint = "start over with --fresh (fresh=True in Python)"
+    old = read_json_object(run.record, RunError, hint)
+    if changed := differences(old, json.loads(json.dumps(record))):
+        raise RunError(
+            f"{run.folder}: was trained with other options or files: {list_names(changed, 4)}: "
+            f"give the same again, or {hint}"
+        )
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return how two records differ, as ``learning_rate is 0.001, was 0.0005``; a hash is too long to be shown."""
+    before, after = _flat(old), _flat(new)
+    found = []
+    for name in sorted(before.keys() | after.keys()):
+        if name not in after:
+            found.append(f"{name} is missing, was {_shown(before[name])}")
+        elif name not in before:
+            found.append(f"{name} is new")
+        elif before[name] != after[name]:
+            known = not _is_hash(before[name])
+            found.append(
+                f"{name} is {_shown(after[name])}, was {_shown(before[name])}" if known else f"{name} has changed"
+            )
+    return found
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested objects under names as ``files.songs.txt``."""
+    flat: dict[str, Any] = {}
+    for name, value in record.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _is_hash(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def hash_files(paths: Sequence[Path]) -> dict[str, str]:
+    """Return the SHA-256 of files, and of all files in folders, by path as given.
+
+    Raises:
+        RunError: one cannot be read.
+    """
+    hashes = {}
+    for path in paths:
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        for file in files:
+            try:
+                hashes[str(file)] = hash_file(file)["sha256"]
+            except OSError as error:
+                raise RunError(describe_read_error(error, file)) from error
+    return hashes
+
+
+@contextlib.contextmanager
+def writing_to(path: Path, advice: str) -> Iterator[None]:
+    """Errors of the file system as one line; ``advice`` is what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            raise RunError(f"{path}: the disk is full: {advice}") from error
+        raise RunError(describe_write_error(error, path, advice)) from error
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder; the kernel drops it with the process, however that ends."""
+    with writing_to(folder, "choose another --output"):
+        file = (folder / _LOCK).open("wb")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{folder}: another run is training in it now") from None
+        yield

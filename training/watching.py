@@ -1,0 +1,52 @@
+"""What a caller can see of training while it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class StepReport:
+    """A step that is done.
+
+    Attributes:
+        step: its number, from 1 on, of ``steps``.
+        loss: mean loss of its predicted tokens, nats.
+        learning_rate: of this update.
+        tokens_per_second: predicted tokens, over the last steps.
+        seconds_left: until the last step, evaluations left out.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    tokens_per_second: float
+    seconds_left: float
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationReport:
+    """A validation after ``step`` updates; ``is_best`` says whether no earlier loss was as low."""
+
+    step: int
+    loss: float
+    perplexity: float
+    is_best: bool
+
+
+class Watcher:
+    """Is told what happens; this one shows nothing."""
+
+    def step(self, report: StepReport) -> None:
+        """Take a step that is done."""
+
+    def evaluation(self, report: EvaluationReport) -> None:
+        """Take a validation loss."""
+
+    def samples(self, step: int, texts: Sequence[str]) -> None:
+        """Take texts that the model wrote after ``step`` updates."""
+
+    def note(self, text: str) -> None:
+        """Take a fact, on one line."""
