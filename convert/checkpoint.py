@@ -11,6 +11,9 @@ from convert.tensors import Array, DType
 from tf_model.config import GPT2Config
 from tokenization.special_tokens import SpecialTokens
 
+TRAINED = "trained"
+"""The detail of a checkpoint that says what of it was trained after it was read."""
+
 
 class Checkpoint(Protocol):
     """A model: its sizes, and its weights, each read when asked for.

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from convert import __version__
-from convert.checkpoint import Checkpoint
+from convert.checkpoint import TRAINED, Checkpoint, CheckpointInfo
 from convert.output.hashing import Hasher
 from convert.output.manifest import MODEL_CARD, ROOT_MANIFEST, describe_file, write_manifest
 from convert.verification.report import ParityReport
 from exports.generation_config import PIECE_NAMES
 from exports.model_card import model_card
+from support.messages import pluralize
 from tf_model.config import GPT2Config
 from tokenization.special_tokens import SpecialTokens
 
@@ -64,7 +65,7 @@ def describe(
     card = model_card(
         checkpoint.config,
         dtype,
-        source=source["release"] or f"a {checkpoint.info.format} checkpoint of {len(checkpoint.info.files)} files",
+        source=_origin(checkpoint.info, source["release"]),
         program=_PROGRAM,
         eos_token_id=tokens.eos_token_id,
         pieces={name: value for name, value in tokens.defaults.items() if name in PIECE_NAMES},
@@ -94,6 +95,13 @@ def describe_copy(folder: Path, checkpoint: Checkpoint, options: Mapping[str, An
         "versions": _versions("numpy"),
     }
     write_manifest(folder, content, hasher, ROOT_MANIFEST)
+
+
+def _origin(info: CheckpointInfo, release: str | None) -> str:
+    """Say in some words what a model was made from."""
+    files = f"a {info.format} checkpoint of {pluralize(len(info.files), 'file')}"
+    found = release or (files if info.files else "random weights")
+    return f"{found}, trained further ({info.details[TRAINED]})," if TRAINED in info.details else found
 
 
 def _source(checkpoint: Checkpoint, hasher: Hasher) -> dict[str, Any]:

@@ -19,6 +19,9 @@ LAYER_NORMS = (STANDARD, UER)
 """``standard``: (x - mean) / sqrt(variance + epsilon), with the biased variance, as everywhere. ``uer``: (x - mean) /
 (deviation + epsilon), with the unbiased deviation, as UER-py (``uer/layers/layer_norm.py``)."""
 
+LINEAR_LAYERS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+"""The four matrices of a block, by their canonical names, in the order of the forward pass."""
+
 MAX_SIZE, MAX_LAYERS = 2**31 - 1, 10_000
 """What a config may say: more is a damaged file."""
 

@@ -15,12 +15,9 @@ from training import functions
 PRODUCTS = ("float32", "bfloat16")
 """What matrices are multiplied in; sums, weights and their gradients are float32 in both."""
 
-LINEAR_LAYERS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-"""The four products of a block, in the order of the forward pass."""
-
 
 def linear_layer(block: Block, target: str) -> Linear:
-    """Return the layer of ``block`` that ``LINEAR_LAYERS`` calls ``target``."""
+    """Return the layer of ``block`` that ``tf_model.config.LINEAR_LAYERS`` calls ``target``."""
     part, name = target.split(".")
     layer: Linear = getattr(getattr(block, part), name)
     return layer

@@ -22,10 +22,8 @@ from convert.tensors import Array
 from support.errors import UserError
 from support.files import write_json
 from support.messages import short_repr
+from tf_model.config import LINEAR_LAYERS
 from tf_model.gpt2 import GPT2
-
-TARGETS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-"""The matrices of a block, as the canonical names have them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +33,7 @@ class LoraConfig:
     Attributes:
         r: the rank.
         alpha: the adapters are multiplied by alpha / r; 2 r when None.
-        targets: of ``TARGETS``, or the ends of their names as peft takes them: ``c_proj`` is two of them.
+        targets: of ``LINEAR_LAYERS``, or the ends of their names as peft takes them: ``c_proj`` is two of them.
 
     Raises:
         UserError: a rank or alpha that is not positive, no target, or one that does not exist.
@@ -43,7 +41,7 @@ class LoraConfig:
 
     r: int
     alpha: float | None = None
-    targets: tuple[str, ...] = TARGETS
+    targets: tuple[str, ...] = LINEAR_LAYERS
 
     def __post_init__(self) -> None:
         if type(self.r) is not int or self.r < 1:
@@ -61,14 +59,14 @@ class LoraConfig:
 
 
 def _resolve(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the ``TARGETS`` that ``names`` mean, in the order of the forward pass."""
-    meant = {name: [target for target in TARGETS if f".{target}".endswith(f".{name}")] for name in names}
+    """Return the ``LINEAR_LAYERS`` that ``names`` mean, in the order of the forward pass."""
+    meant = {name: [target for target in LINEAR_LAYERS if f".{target}".endswith(f".{name}")] for name in names}
     for name, targets in meant.items():
         if not targets:
-            raise UserError(f"--lora-targets {name!r}: expected some of {', '.join(TARGETS)}")
+            raise UserError(f"--lora-targets {name!r}: expected some of {', '.join(LINEAR_LAYERS)}")
     if not meant:
-        raise UserError(f"--lora-targets: none given: expected some of {', '.join(TARGETS)}")
-    return tuple(target for target in TARGETS if any(target in targets for targets in meant.values()))
+        raise UserError(f"--lora-targets: none given: expected some of {', '.join(LINEAR_LAYERS)}")
+    return tuple(target for target in LINEAR_LAYERS if any(target in targets for targets in meant.values()))
 
 
 class Adapters(keras.layers.Layer):
@@ -88,7 +86,7 @@ class Adapters(keras.layers.Layer):
         shapes = gpt2.config.tensor_shapes()
         self._pairs: dict[tuple[int, str], tuple[keras.Variable, keras.Variable]] = {}
         for block in range(gpt2.config.n_layer):
-            for place, target in enumerate(TARGETS):
+            for place, target in enumerate(LINEAR_LAYERS):
                 if target in lora.targets:
                     out, inputs = shapes[f"h.{block}.{target}.weight"]
                     start = _kaiming_uniform((lora.r, inputs), [seed, block, place])

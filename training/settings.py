@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tf_model.config import LINEAR_LAYERS
 from training.setting import Setting, SettingError, flag, row
 
-TARGETS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-"""The matrices of a block that LoRA may adapt, by peft's names."""
 FORMATS = ("savedmodel", "huggingface", "megatron", "uer", "openai")
 """What a fine-tuned model may be written as; a ``savedmodel`` is ready to generate."""
 
@@ -111,7 +110,12 @@ class Settings:
         None, "LoRA's alpha: adapters count alpha / R", float, above=0, metavar="X", shown_default="twice the rank"
     )
     lora_targets: tuple[str, ...] = row(
-        TARGETS, "the matrices with adapters", is_list=True, choices=TARGETS, metavar="NAME", shown_default="all four"
+        LINEAR_LAYERS,
+        "the matrices with adapters",
+        is_list=True,
+        choices=LINEAR_LAYERS,
+        metavar="NAME",
+        shown_default="all four",
     )
     freeze: tuple[str, ...] = row(
         (), "what is not trained: embeddings, or blocks as in blocks:0-15", is_list=True, metavar="PART"
@@ -230,7 +234,7 @@ def _contradictions(settings: Settings) -> list[str]:
         wrong += [
             f"{flag(name)}: needs --lora" for name in ("alpha", "frozen_dtype") if getattr(settings, name) is not None
         ]
-        if settings.lora_targets != TARGETS:
+        if settings.lora_targets != LINEAR_LAYERS:
             wrong.append("--lora-targets: needs --lora")
     elif not settings.lora_targets:
         wrong.append("--lora-targets: expected one or more")

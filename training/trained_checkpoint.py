@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from convert.checkpoint import Checkpoint, CheckpointAdapter
+from convert.checkpoint import TRAINED, Checkpoint, CheckpointAdapter
 from convert.tensors import Array, DType, assign, check_finite, empty, row_blocks, widest
 from tf_model.gpt2 import GPT2
 from training.lora import Adapters
@@ -26,12 +26,22 @@ class TrainedCheckpoint(CheckpointAdapter):
     """
 
     def __init__(self, checkpoint: Checkpoint, gpt2: GPT2, adapters: Adapters | None = None) -> None:
-        # Nothing can open this model again from the files.
-        info = dataclasses.replace(checkpoint.info, source=None, is_changed=True)
-        super().__init__(checkpoint, info=info)
         self._variables = {name: variable for name, variable in gpt2.named_variables().items() if variable.trainable}
         self._adapters = adapters
+        info = checkpoint.info
+        # Without a source: nothing can open this model again from the files.
+        changed = dataclasses.replace(
+            info, source=None, is_changed=True, details={**info.details, TRAINED: self._trained(checkpoint)}
+        )
+        super().__init__(checkpoint, info=changed)
         self.dtypes = {name: widest((dtype, _FLOAT32)) for name, dtype in checkpoint.dtypes.items()}
+
+    def _trained(self, checkpoint: Checkpoint) -> str:
+        """Say what was trained."""
+        if self._adapters is not None:
+            return f"LoRA adapters of rank {self._adapters.lora.r}"
+        count, total = len(self._variables), len(checkpoint.config.tensor_shapes())
+        return "all weights" if count == total else f"{count} of {total} tensors"
 
     def read(self, name: str, dtype: DType, buffer: Array | None = None) -> Array:
         """Read a tensor as ``Checkpoint.read``."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from convert.checkpoint import Checkpoint
 from convert.tensors import BFLOAT16, Array, DType
@@ -24,9 +25,9 @@ WEIGHT_DTYPES = ("float32", "bfloat16", "int8")
 """What the weights of a model in training can be; only float32 ones are trained."""
 
 _ALIGNMENT = 64
-"""Bytes. TensorFlow takes over NumPy's memory where it is aligned to so many, and copies it otherwise."""
+"""Bytes: where TensorFlow's own tensors begin, which its kernels may rely on."""
 
-EMBEDDINGS, BLOCKS, EVERYTHING = "embeddings", "blocks", "everything"
+EMBEDDINGS, BLOCKS = "embeddings", "blocks"
 _RANGE = re.compile(rf"{BLOCKS}:(\d{{1,6}})(?:-(\d{{1,6}}))?")
 
 
@@ -46,17 +47,16 @@ def load_gpt2(checkpoint: Checkpoint, dtype: str = "float32", progress: Progress
     variables = gpt2.canonical_variables()
     matrices = [name for name in variables if name + SCALE in variables]
     shapes = checkpoint.config.tensor_shapes()
-    scratch = _aligned(max([math.prod(shapes[name]) for name in matrices], default=0) * FLOAT32.itemsize)
     total, done = sum(math.prod(shape) * checkpoint.dtypes[name].itemsize for name, shape in shapes.items()), 0
     progress("load", done, total)
     for name, shape in shapes.items():
         if name in matrices:
-            matrix = checkpoint.read(name, FLOAT32, scratch)
-            for suffix, value in zip(("", SCALE, OFFSET), quantization.stored(name, matrix, dtype), strict=True):
-                variables[name + suffix].assign(value)
+            stored = quantization.stored(name, checkpoint.read(name, FLOAT32), dtype)
+            for suffix, value in zip(("", SCALE, OFFSET), stored, strict=True):
+                give(variables[name + suffix], value)
         else:
             kind = BFLOAT16 if variables[name].dtype.name == "bfloat16" else FLOAT32
-            variables[name].assign(checkpoint.read(name, kind, _aligned(math.prod(shape) * kind.itemsize)))
+            give(variables[name], checkpoint.read(name, kind, _aligned(math.prod(shape) * kind.itemsize)))
         done += math.prod(shape) * checkpoint.dtypes[name].itemsize
         progress("load", done, total)
     gpt2.trainable = dtype == "float32"
@@ -74,7 +74,7 @@ def freeze(gpt2: GPT2, names: Sequence[str]) -> None:
     Args:
         gpt2: its variables' ``trainable`` is set.
         names: ``embeddings``: tokens and positions, and the output matrix where that is the token embedding;
-            ``blocks:0-15``, ``blocks:3``; or ``everything``.
+            ``blocks:0-15``, ``blocks:3``.
 
     Raises:
         UserError: a name means nothing, or blocks that the model lacks.
@@ -85,17 +85,30 @@ def freeze(gpt2: GPT2, names: Sequence[str]) -> None:
 
 
 def _layers(gpt2: GPT2, name: str) -> Sequence[keras.layers.Layer]:
-    if name == EVERYTHING:
-        return [gpt2]
     if name == EMBEDDINGS:
         return [gpt2.wte, gpt2.wpe]
     match = _RANGE.fullmatch(name)
     if match is None:
-        raise UserError(f"--freeze {name!r}: expected {EMBEDDINGS}, {BLOCKS}:0-15, {BLOCKS}:3 or {EVERYTHING}")
+        raise UserError(f"--freeze {name!r}: expected {EMBEDDINGS}, {BLOCKS}:0-15 or {BLOCKS}:3")
     first, last = int(match[1]), int(match[2] or match[1])
     if not first <= last < len(gpt2.h):
         raise UserError(f"--freeze {name}: expected blocks from 0 to {len(gpt2.h) - 1}, which the model has")
     return gpt2.h[first : last + 1]
+
+
+def give(variable: tf.Variable, value: Array) -> None:
+    """Assign ``value``, which nobody may change afterwards, to a variable without a copy.
+
+    ``assign`` of an array makes two copies of it before one of them is let go (TensorFlow 2.21). A first update in
+    place copies the memory, which is NumPy's.
+    """
+    if value.ctypes.data % _ALIGNMENT or not value.flags.c_contiguous:
+        memory = _aligned(value.nbytes).view(value.dtype).reshape(value.shape)
+        memory[...] = value
+        value = memory
+    is_bfloat16 = value.dtype == BFLOAT16
+    tensor = tf.experimental.dlpack.from_dlpack((value.view(np.uint16) if is_bfloat16 else value).__dlpack__())
+    variable.assign(tf.bitcast(tensor, tf.bfloat16) if is_bfloat16 else tensor)
 
 
 def _aligned(nbytes: int) -> Array:
