@@ -30,27 +30,40 @@ class TerminalProgress:
 
     Args:
         quiet: show nothing.
+        unit: what is counted, ``" steps"`` for example.
         interval: seconds between two lines where stderr is no terminal.
         clock: seconds from some moment on.
     """
 
     def __init__(
-        self, *, quiet: bool = False, interval: float = INTERVAL, clock: Callable[[], float] = time.monotonic
+        self,
+        *,
+        quiet: bool = False,
+        unit: str = "B",
+        interval: float = INTERVAL,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._quiet, self._interval, self._clock = quiet, interval, clock
+        self._quiet, self._unit, self._interval, self._clock = quiet, unit, interval, clock
         self._stage: str | None = None
         self._show: _Bar | _Lines | None = None
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Show how far a stage has come; ``note`` follows, such as what was measured last."""
         if self._quiet:
             return
         if stage != self._stage or self._show is None:
             self._close()
             self._stage = stage
-            self._show = (
-                _Bar(stage, total) if sys.stderr.isatty() else _Lines(stage, total, self._interval, self._clock)
-            )
-        self._show.update(done)
+            if sys.stderr.isatty():
+                self._show = _Bar(stage, total, self._unit, done)
+            else:
+                self._show = _Lines(stage, total, self._unit, self._interval, self._clock)
+        self._show.update(done, note)
+
+    def write(self, text: str) -> None:
+        """Print lines above the bar."""
+        if not self._quiet:
+            tqdm.write(text, file=sys.stderr)
 
     def __enter__(self) -> TerminalProgress:
         return self
@@ -67,10 +80,11 @@ class TerminalProgress:
 
 
 class _Bar:
-    def __init__(self, stage: str, total: int) -> None:
-        self._bar = tqdm(total=total, unit="B", unit_scale=True, desc=stage)
+    def __init__(self, stage: str, total: int, unit: str, before: int) -> None:
+        self._bar = tqdm(total=total, unit=unit, unit_scale=True, desc=stage, initial=before)
 
-    def update(self, done: int) -> None:
+    def update(self, done: int, note: str) -> None:
+        self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
@@ -80,11 +94,12 @@ class _Bar:
 class _Lines:
     """Prints ``convert: 3.10G of 10.4GB, 412MB/s, 00:18 left`` when the last line is long enough ago."""
 
-    def __init__(self, stage: str, total: int, interval: float, clock: Callable[[], float]) -> None:
-        self._stage, self._total, self._interval, self._clock = stage, total, interval, clock
+    def __init__(self, stage: str, total: int, unit: str, interval: float, clock: Callable[[], float]) -> None:
+        self._stage, self._total, self._unit = stage, total, unit
+        self._interval, self._clock = interval, clock
         self._started: float | None = None
 
-    def update(self, done: int) -> None:
+    def update(self, done: int, note: str) -> None:
         if not done:  # it has not begun
             return
         now = self._clock()
@@ -98,7 +113,8 @@ class _Lines:
         left = tqdm.format_interval(max(0, self._total - done) / rate)
         amounts = (tqdm.format_sizeof(value) for value in (done, self._total, rate))
         done_text, total_text, rate_text = amounts
-        print(f"{self._stage}: {done_text} of {total_text}B, {rate_text}B/s, {left} left", file=sys.stderr, flush=True)
+        line = f"{self._stage}: {done_text} of {total_text}{self._unit}, {rate_text}{self._unit}/s, {left} left"
+        print(f"{line}, {note}" if note else line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Nothing is to be closed."""

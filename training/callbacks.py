@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import keras
 
-from training.log import Log, perplexity
+from training.events import Events
+from training.log import Log, perplexity, read_log
 from training.run_folder import RunFolder, writing_to
 from training.state import Counters, DivergedError, save_best, save_state
 from training.stopping import Stopped, StopRequest
@@ -128,14 +129,16 @@ class RunCallback(keras.callbacks.Callback):
         self.counters = counters
         self._steps_per_epoch, self._observers = steps_per_epoch, observers
         self._log = Log(run.log, counters.step)
+        self._events = Events(run.events, read_log(run.log), counters.seconds)
         self._speed = Speed(time.monotonic)
         self._saved = self._started = time.monotonic()
         self._seconds_before = counters.seconds
         self._learning_rate = 0.0
 
     def close(self) -> None:
-        """Close the log."""
+        """Close the log and the events."""
         self._log.close()
+        self._events.close()
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._speed.begin()
@@ -227,6 +230,7 @@ class RunCallback(keras.callbacks.Callback):
         """Write the row that waits."""
         if self.counters.row is not None:
             self._log.append(self.counters.row)
+            self._events.append(self.counters.row)
         self.counters.row = None
 
     def _report(self, loss: float) -> None:

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import keras
 
+from support.files import describe_write_error
+from support.main_guard import missing_package
 from training.callbacks import FitOptions, Observers, RunCallback
 from training.log import read_log
+from training.plot import draw_losses
 from training.run_folder import RunFolder
 from training.state import Counters, restore_state
 from training.stopping import stop_request
@@ -106,6 +109,8 @@ def fit(
             _train(model, batches, validation, options, keeper, observers)
         finally:
             keeper.close()
+    rows = read_log(run.log)
+    _draw(rows, counters, run, observers)
     return FitResult(
         steps=counters.step,
         tokens=counters.tokens,
@@ -116,8 +121,18 @@ def fit(
         best_loss=counters.best_loss,
         best_step=counters.best_step,
         resumed_at=resumed_at,
-        rows=read_log(run.log),
+        rows=rows,
     )
+
+
+def _draw(rows: list[dict[str, float]], counters: Counters, run: RunFolder, observers: Observers) -> None:
+    """Draw both losses; without matplotlib or room for it there is a note instead."""
+    try:
+        draw_losses(rows, None if counters.best_loss is None else counters.best_step, run.plot)
+    except ModuleNotFoundError:
+        observers.watcher.note(f"{run.plot}: not drawn: {missing_package('matplotlib')}")
+    except OSError as error:
+        observers.watcher.note(describe_write_error(error, run.plot, "make room"))
 
 
 def _train(

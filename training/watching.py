@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from support.progress import TerminalProgress
+
 
 @dataclasses.dataclass(frozen=True)
 class StepReport:
@@ -50,3 +52,30 @@ class Watcher:
 
     def note(self, text: str) -> None:
         """Take a fact, on one line."""
+
+
+class TerminalWatcher(Watcher):
+    """Shows steps as ``progress`` does, and a line for each evaluation, sample and note.
+
+    Args:
+        progress: counts steps: ``TerminalProgress(unit=" steps")``.
+    """
+
+    def __init__(self, progress: TerminalProgress) -> None:
+        self._progress = progress
+
+    def step(self, report: StepReport) -> None:
+        note = f"loss {report.loss:.4f}, {report.tokens_per_second:,.0f} tokens/s"
+        self._progress("train", report.step, report.steps, note)
+
+    def evaluation(self, report: EvaluationReport) -> None:
+        best = ", the best so far" if report.is_best and report.step else ""
+        line = f"step {report.step}: validation loss {report.loss:.4f}, perplexity {report.perplexity:.2f}{best}"
+        self._progress.write(line)
+
+    def samples(self, step: int, texts: Sequence[str]) -> None:
+        for number, text in enumerate(texts, 1):
+            self._progress.write(f"--- step {step}, sample {number}\n{text}\n---")
+
+    def note(self, text: str) -> None:
+        self._progress.write(f"note: {text}")
