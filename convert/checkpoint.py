@@ -91,6 +91,7 @@ class CheckpointInfo:
         source: what opens the checkpoint again; None where it was not opened by ``open_checkpoint``.
         is_changed: whether the model differs from the one in the files: an adapter is merged, rows are left out. The
             files alone are not the model then.
+        training: what is recorded of a training that has changed the weights: texts, settings, perplexity.
     """
 
     format: str
@@ -102,6 +103,7 @@ class CheckpointInfo:
     without_checksums: tuple[Path, ...] = ()
     source: CheckpointSource | None = None
     is_changed: bool = False
+    training: Mapping[str, Any] | None = None
 
     @property
     def inputs(self) -> tuple[Path, ...]:

@@ -118,10 +118,9 @@ def to_checkpoint(
     checkpoint, folder = opened(checkpoint), Path(folder)
     row, writer = find_row(format), find_writer(format)
     dtype = writer.default_dtype if dtype is None else dtype
-    chosen = _Tokenizer(None if tokenizer is None else Path(tokenizer), tokenizer_kind)
-    request = _request(checkpoint, writer, row.name, dtype, chosen, options)
-    check_holds(request.checkpoint.config, writer.holds, f"the format {row.name}")
-    writer.check(request)
+    request = check_writable(
+        checkpoint, format, dtype=dtype, tokenizer=tokenizer, tokenizer_kind=tokenizer_kind, options=options
+    )
     inputs = [*checkpoint.info.inputs, *([] if tokenizer is None else [Path(tokenizer)])]
     size = writer.size(request) + _MANIFEST_BYTES
     with new_folder(folder, force=overwrite, size=size, inputs=inputs, kind=COPY) as new:
@@ -151,6 +150,28 @@ def to_checkpoint(
             *writer.notes(request),
         ),
     )
+
+
+def check_writable(
+    checkpoint: Checkpoint,
+    format: str,
+    *,
+    dtype: str | None,
+    tokenizer: str | Path | None = None,
+    tokenizer_kind: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> WriteRequest:
+    """Return what is to be written, after checking that the format can hold it; no weight is read.
+
+    Raises:
+        ConvertError, TokenizerError: as ``to_checkpoint``, but for the folder.
+    """
+    row, writer = find_row(format), find_writer(format)
+    chosen = _Tokenizer(None if tokenizer is None else Path(tokenizer), tokenizer_kind)
+    request = _request(checkpoint, writer, row.name, dtype, chosen, options)
+    check_holds(request.checkpoint.config, writer.holds, f"the format {row.name}")
+    writer.check(request)
+    return request
 
 
 def find_writer(format: str) -> Writer:

@@ -13,10 +13,11 @@ from typing import Any
 from convert import __version__
 from convert.checkpoint import TRAINED, Checkpoint, CheckpointInfo
 from convert.output.hashing import Hasher
-from convert.output.manifest import MODEL_CARD, ROOT_MANIFEST, describe_file, write_manifest
+from convert.output.manifest import FOLDER, MODEL_CARD, ROOT_MANIFEST, TRAINING, describe_file, write_manifest
 from convert.verification.report import ParityReport
 from exports.generation_config import PIECE_NAMES
 from exports.model_card import model_card
+from support.files import write_json
 from support.messages import pluralize
 from tf_model.config import GPT2Config
 from tokenization.special_tokens import SpecialTokens
@@ -81,6 +82,7 @@ def describe(
         "versions": _versions(*_LIBRARIES),
         "fingerprint": tf.saved_model.experimental.read_fingerprint(str(folder)).singleprint(),
         "parity": report,
+        **_training(folder / FOLDER, checkpoint),
     }
     write_manifest(folder, content, hasher)
 
@@ -93,6 +95,7 @@ def describe_copy(folder: Path, checkpoint: Checkpoint, options: Mapping[str, An
         "config": checkpoint.config.to_dict(),
         "options": dict(options),
         "versions": _versions("numpy"),
+        **_training(folder, checkpoint),
     }
     write_manifest(folder, content, hasher, ROOT_MANIFEST)
 
@@ -102,6 +105,15 @@ def _origin(info: CheckpointInfo, release: str | None) -> str:
     files = f"a {info.format} checkpoint of {pluralize(len(info.files), 'file')}"
     found = release or (files if info.files else "random weights")
     return f"{found}, trained further ({info.details[TRAINED]})," if TRAINED in info.details else found
+
+
+def _training(folder: Path, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Write what is recorded of a training into ``folder``; return what the manifest says about it."""
+    record = checkpoint.info.training
+    if record is None:
+        return {}
+    write_json(folder / TRAINING, record)
+    return {"training": dict(record)}
 
 
 def _source(checkpoint: Checkpoint, hasher: Hasher) -> dict[str, Any]:

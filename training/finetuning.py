@@ -6,16 +6,22 @@ The module is not called ``finetune``, as the function is: ``training.finetune``
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import os
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from convert.checkpoint import Checkpoint, CheckpointSource
-from support.errors import UserError
+from convert.checkpoint import CheckpointAdapter
+from support.progress import Progress, no_progress
+from support.tensorflow_runtime import quiet_stderr
+from training.preparation import Model, Preparation, prepare
+from training.run_folder import hash_files, open_run, training_folder
 from training.settings import Settings
+from training.watching import Watcher
 
-Model = Checkpoint | CheckpointSource | str | Path
-"""A checkpoint, what opens one, or where one is."""
+if TYPE_CHECKING:
+    from training.running import Training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,10 +31,13 @@ class FinetuneResult:
     Attributes:
         folder: where it is.
         format: in which format.
-        parameters, trainable: the number of weights, and of those that were trained.
+        parameters, trainable: the number of weights, and of those that were trained (of adapters with LoRA).
         steps, tokens: updates, and tokens that were predicted in them.
-        validation, training: perplexity before and after, of the held-out documents and of a sample of the others.
-        seconds: how long it took, this run alone.
+        kept_step: the step whose weights were written.
+        validation: perplexity of the held-out documents before and after; None where there are none.
+        training: perplexity of a sample of the documents that were trained on, before and after.
+        seconds: of this call.
+        command: what to go on with: the command that generates, or one that makes a SavedModel.
         notes: what a user should know, a line each.
     """
 
@@ -38,19 +47,30 @@ class FinetuneResult:
     trainable: int
     steps: int
     tokens: int
+    kept_step: int
     validation: tuple[float, float] | None
     training: tuple[float, float]
     seconds: float
+    command: str
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        values = dataclasses.asdict(self)
-        return {**values, "folder": str(self.folder), "notes": list(self.notes)}
+        return {**dataclasses.asdict(self), "folder": str(self.folder), "notes": list(self.notes)}
 
     def summary(self) -> str:
-        """Return one line for people."""
-        return str(self.folder)
+        """Return what has changed, and the command that goes on with it."""
+        learnt = f"of texts that it learnt {_change(self.training)}"
+        held_out = f"of held-out texts {_change(self.validation)}, " if self.validation else ""
+        return (
+            f"{self.folder}: {self.steps:,} steps, {self.tokens:,} tokens, {self.seconds:,.0f} s; perplexity "
+            f"{held_out}{learnt}; go on with: {self.command}"
+        )
+
+
+def _change(perplexities: tuple[float, float]) -> str:
+    before, after = perplexities
+    return f"{before:.4g} -> {after:.4g}"
 
 
 def finetune(
@@ -60,22 +80,79 @@ def finetune(
     *,
     fresh: bool = False,
     overwrite: bool = False,
-    message: Callable[[str], object] = lambda line: None,
+    watcher: Watcher | None = None,
+    progress: Progress = no_progress,
     **settings: Any,
 ) -> FinetuneResult:
     """Train ``model`` on texts, and write the result to ``output``.
 
     Args:
-        model: a checkpoint of any format, or a SavedModel of this project; None for one from nothing (``init``).
+        model: a checkpoint of any format, or a SavedModel of this program; None for one from nothing (``init``).
         text: files and folders of texts.
         output: where the result goes; ``output.training`` beside it has the state while it runs.
         fresh: start over where a run was stopped, instead of going on.
         overwrite: replace an older result at ``output``.
-        message: called with lines that tell how it goes.
+        watcher: is told how the training goes.
+        progress: called with the bytes that are read and written.
         settings: see ``training.Settings``.
 
     Raises:
-        UserError: texts, model, settings or destination cannot be used.
+        UserError: texts, model, settings or destination cannot be used; or the training cannot go on. What was trained
+            until then is kept: the same call goes on from it.
+        TokenizerError: the tokenizer cannot be used.
     """
-    Settings.of(settings)
-    raise UserError("finetune: not there yet")
+    started = time.monotonic()
+    watcher = watcher or Watcher()
+    paths = [Path(path) for path in ([text] if isinstance(text, (str, Path)) else text)]
+    prepared = prepare(model, paths, Path(output), Settings.of(settings), fresh=fresh, overwrite=overwrite)
+    watcher.note(prepared.summary())
+    with open_run(training_folder(prepared.destination.folder), prepared.record, fresh=fresh) as run:
+        _set_environment()
+        with quiet_stderr():  # takes seconds: only once everything else is known to be good
+            from training.callbacks import Observers
+            from training.running import train
+        training = train(prepared, run, Observers(watcher), progress)
+        notes = _export(prepared, training, progress)
+        run.finish()
+    return _result(prepared, training, notes, time.monotonic() - started)
+
+
+def _set_environment() -> None:
+    """Switch oneDNN on, which TensorFlow leaves off without AVX-512: a step takes 20 to 28 % less with AVX2 alone."""
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+
+def _export(prepared: Preparation, training: Training, progress: Progress) -> tuple[str, ...]:
+    """Write the result with its record, which is in ``training.json`` and in the manifest."""
+    texts, fitted = prepared.texts, training.fitted
+    record = {
+        **prepared.record,
+        "files": hash_files(prepared.files),
+        "documents": len(texts.train),
+        "held_out": len(texts.held_out),
+        "trained_steps": fitted.steps,
+        "kept_step": training.kept_step,
+        "tokens": fitted.tokens,
+        "perplexity": {"validation": training.validation, "training": training.sample},
+    }
+    info = dataclasses.replace(training.checkpoint.info, training=record)
+    return prepared.destination.write(CheckpointAdapter(training.checkpoint, info=info), progress)
+
+
+def _result(prepared: Preparation, training: Training, notes: Sequence[str], seconds: float) -> FinetuneResult:
+    fitted = training.fitted
+    stopped = f"stopped after {fitted.steps} of {prepared.steps} steps, as --patience says"
+    return FinetuneResult(
+        folder=prepared.destination.folder,
+        format=prepared.destination.format,
+        parameters=prepared.checkpoint.config.parameter_count,
+        trainable=prepared.trainable,
+        steps=fitted.steps,
+        tokens=fitted.tokens,
+        kept_step=training.kept_step,
+        validation=training.validation,
+        training=training.sample,
+        seconds=seconds,
+        command=prepared.destination.next_command(prepared.prompt),
+        notes=tuple(dict.fromkeys([*prepared.notes, *([stopped] if fitted.stopped_early else []), *notes])),
+    )

@@ -37,6 +37,7 @@ class RunFolder:
         events: what TensorBoard shows.
         samples: texts that the model wrote while it was trained.
         plot: a picture of both losses.
+        adapter: of LoRA, in peft's format.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,11 +49,23 @@ class RunFolder:
         self.events = folder / "events"
         self.samples = folder / "samples"
         self.plot = folder / "plot.png"
+        self.adapter = folder / "adapter"
 
     def own(self) -> list[Path]:
         """Return the files and folders that a run writes, but for the lock, whether or not they are there."""
         files = [self.record, self.state, self.best, self.log, self.plot]
-        return [*files, *(path.with_name(f"{path.name}.new") for path in files), self.events, self.samples]
+        return [
+            *files,
+            *(path.with_name(f"{path.name}.new") for path in files),
+            self.events,
+            self.samples,
+            self.adapter,
+        ]
+
+    def finish(self) -> None:
+        """Drop what only a run that goes on needs: as long as the result is there, the weights are in it."""
+        for path in (self.state, self.best):
+            path.unlink(missing_ok=True)
 
 
 def training_folder(output: Path) -> Path:

@@ -15,7 +15,8 @@ from typing import Any
 from tf_model.config import LINEAR_LAYERS
 from training.setting import Setting, SettingError, flag, row
 
-FORMATS = ("savedmodel", "huggingface", "megatron", "uer", "openai")
+SAVEDMODEL = "savedmodel"
+FORMATS = (SAVEDMODEL, "huggingface", "megatron", "uer", "openai")
 """What a fine-tuned model may be written as; a ``savedmodel`` is ready to generate."""
 
 
@@ -31,10 +32,10 @@ class Settings:
     preset: str | None = row(
         None,
         "how files become documents: lyric (a blank line between songs, an end of text after each line), poem (line "
-        "feeds are kept, an end of text after the last), novel (windows over the whole), plain (a file or JSON line "
-        "each)",
-        metavar="NAME",
-        shown_default="plain",
+        "feeds are kept, an end of text after the last), novel (windows over the whole), plain (a file is one); a JSON "
+        "line is one always",
+        choices=("lyric", "poem", "novel", "plain"),
+        shown_default="plain for JSON lines, else poem",
     )
     prefix: tuple[str, ...] = row(
         (),
@@ -43,7 +44,7 @@ class Settings:
         is_list=True,
         metavar="FIELD",
     )
-    validation: str | None = row(
+    validation: str | float | Path | None = row(
         None,
         "documents that are held out, to measure with: a share such as 0.1, a number of documents, a file; 0 for none",
         metavar="SHARE|N|FILE",
@@ -84,7 +85,7 @@ class Settings:
     batch_size: int = row(8, "rows of an update", int, low=1, high=1 << 16, metavar="N")
     micro_batch: int | None = row(
         None,
-        "rows that are computed at once, which takes memory; it divides --batch-size",
+        "rows that are computed at once, which takes memory",
         int,
         low=1,
         metavar="N",
@@ -141,7 +142,7 @@ class Settings:
     )
     init: str | None = row(
         None,
-        "train a model from nothing, instead of --model: its sizes, as in layers=6,width=256,heads=4,positions=128; "
+        "train a model from nothing, instead of --model: its sizes, as in layers=6,hidden=256,heads=4,positions=128; "
         "needs --tokenizer",
         metavar="SIZES",
     )
@@ -174,7 +175,7 @@ class Settings:
         may_change=True,
     )
     # What is written
-    format: str = row("savedmodel", "format of the result", choices=FORMATS, may_change=True)
+    format: str = row(SAVEDMODEL, "format of the result", choices=FORMATS, may_change=True)
     dtype: str | None = row(
         None,
         "type of the weights that are written, as to-tf and the other commands that write have it",
@@ -194,6 +195,8 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
+        if isinstance(self.validation, (int, float, Path)):
+            object.__setattr__(self, "validation", str(self.validation))
         for name, setting in SETTINGS.items():
             value = getattr(self, name)
             if value is not None or DEFAULTS[name] is not None:
@@ -246,8 +249,8 @@ def _contradictions(settings: Settings) -> list[str]:
         wrong.append("--init: all of a model from nothing has to be trained: leave out --lora and --freeze")
     if settings.tensor_parallel is not None and settings.format != "megatron":
         wrong.append("--tensor-parallel: needs --format megatron")
-    if settings.micro_batch is not None and settings.batch_size % settings.micro_batch:
-        wrong.append(f"--micro-batch {settings.micro_batch}: expected a divisor of --batch-size {settings.batch_size}")
+    if settings.micro_batch is not None and settings.micro_batch > settings.batch_size:
+        wrong.append(f"--micro-batch {settings.micro_batch}: expected --batch-size {settings.batch_size} at most")
     if settings.patience is not None and settings.validation == "0":
         wrong.append("--patience: needs held-out documents: leave out --validation 0")
     return wrong

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from convert.checkpoint import Checkpoint
 from convert.tensors import BFLOAT16, Array, DType
-from support.errors import UserError
 from support.progress import Progress, no_progress
 from tf_model import quantization
 from tf_model.config import GPT2Config
 from tf_model.gpt2 import GPT2
 from tf_model.precision import OFFSET, SCALE
+from training.freezing import frozen_tensors
 from training.new_model import NewModel
 
 FLOAT32: DType = np.dtype(np.float32)
@@ -26,9 +24,6 @@ WEIGHT_DTYPES = ("float32", "bfloat16", "int8")
 
 _ALIGNMENT = 64
 """Bytes: where TensorFlow's own tensors begin, which its kernels may rely on."""
-
-EMBEDDINGS, BLOCKS = "embeddings", "blocks"
-_RANGE = re.compile(rf"{BLOCKS}:(\d{{1,6}})(?:-(\d{{1,6}}))?")
 
 
 def load_gpt2(checkpoint: Checkpoint, dtype: str = "float32", progress: Progress = no_progress) -> GPT2:
@@ -73,27 +68,15 @@ def freeze(gpt2: GPT2, names: Sequence[str]) -> None:
 
     Args:
         gpt2: its variables' ``trainable`` is set.
-        names: ``embeddings``: tokens and positions, and the output matrix where that is the token embedding;
-            ``blocks:0-15``, ``blocks:3``.
+        names: as ``frozen_tensors`` has them.
 
     Raises:
         UserError: a name means nothing, or blocks that the model lacks.
     """
-    layers = {name: _layers(gpt2, name) for name in names}
-    for layer in (layer for found in layers.values() for layer in found):
-        layer.trainable = False
-
-
-def _layers(gpt2: GPT2, name: str) -> Sequence[keras.layers.Layer]:
-    if name == EMBEDDINGS:
-        return [gpt2.wte, gpt2.wpe]
-    match = _RANGE.fullmatch(name)
-    if match is None:
-        raise UserError(f"--freeze {name!r}: expected {EMBEDDINGS}, {BLOCKS}:0-15 or {BLOCKS}:3")
-    first, last = int(match[1]), int(match[2] or match[1])
-    if not first <= last < len(gpt2.h):
-        raise UserError(f"--freeze {name}: expected blocks from 0 to {len(gpt2.h) - 1}, which the model has")
-    return gpt2.h[first : last + 1]
+    frozen = frozen_tensors(gpt2.config, names)
+    for name, variable in gpt2.named_variables().items():
+        if name in frozen:
+            variable.trainable = False
 
 
 def give(variable: tf.Variable, value: Array) -> None:

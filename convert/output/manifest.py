@@ -22,6 +22,8 @@ MANIFEST = f"{FOLDER}/manifest.json"
 ROOT_MANIFEST = "manifest.json"
 """Of a folder that is no SavedModel."""
 MODEL_CARD = f"{FOLDER}/README.md"
+TRAINING = "training.json"
+"""Next to the manifest of a model that was fine-tuned here."""
 VERSION = 1
 
 

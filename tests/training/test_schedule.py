@@ -30,7 +30,9 @@ def transformers_rates(name: str, **steps: int) -> list[float]:
 @pytest.mark.parametrize("kind", SHAPES)
 def test_after_the_warm_up_the_rates_are_those_of_transformers(kind):
     expected = transformers_rates(kind, **({} if kind == "constant" else {"num_training_steps": STEPS}))
-    np.testing.assert_allclose(rates(Schedule(3e-4, STEPS, kind=kind))[RISING:], expected[RISING:], rtol=2e-6, atol=1e-10)
+    np.testing.assert_allclose(
+        rates(Schedule(3e-4, STEPS, kind=kind))[RISING:], expected[RISING:], rtol=2e-6, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("kind", SHAPES)

@@ -13,6 +13,7 @@ from support.command_line import check_paths, utf8_text
 from training.finetuning import finetune
 from training.setting import Setting, flag
 from training.settings import DEFAULTS, SETTINGS
+from training.watching import EvaluationReport, Watcher
 
 DESCRIPTION = """\
 Trains a model on texts, and writes a SavedModel that generates such texts. The model may be a checkpoint of any format,
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
         args.output,
         fresh=args.fresh,
         overwrite=args.force,
-        message=_ignore if is_quiet else _print_message,
+        watcher=Watcher() if is_quiet else _Printer(),
         **given_settings(args),
     )
     if args.json:
@@ -89,9 +90,12 @@ def run(args: argparse.Namespace) -> None:
         print(result.summary())
 
 
-def _ignore(line: str) -> None:
-    """Show nothing."""
+class _Printer(Watcher):
+    """Prints how it goes on stderr."""
 
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
 
-def _print_message(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    def evaluation(self, report: EvaluationReport) -> None:
+        best = ", the best so far" if report.is_best else ""
+        print(f"step {report.step}: perplexity of held-out texts {report.perplexity:.4g}{best}", file=sys.stderr)

@@ -1,0 +1,132 @@
+"""How much memory a training takes, and what of it fits into this machine. No TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from support.errors import UserError
+from support.messages import show_bytes
+from tf_model.config import GPT2Config
+
+BASE = 700_000_000
+"""Bytes of Python and TensorFlow with the graph of a step."""
+ROWS_OF_LOGITS = 256
+"""Rows whose logits are in memory at once."""
+FASTEST_TOKENS = 2048
+"""Tokens of a micro-batch above which a step is no faster."""
+_WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+_PER_WEIGHT = 16
+"""Bytes of a trained weight: itself, its gradient and two moments, float32."""
+_SHARE = 0.9
+"""Of the free memory that a training may take."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What is computed, as far as memory depends on it.
+
+    Attributes:
+        config: the sizes.
+        trained: weights that are trained, adapters among them.
+        frozen: weights that are not.
+        trains_embedding: whether the token embedding is trained: its gradient is as large as it is.
+        length: tokens of a row.
+        batch_size: rows of an update.
+    """
+
+    config: GPT2Config
+    trained: int
+    frozen: int
+    trains_embedding: bool
+    length: int
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How the work is done, and the bytes that this takes."""
+
+    micro_batch: int
+    recompute: bool
+    frozen_dtype: str
+    nbytes: int
+
+
+def estimate(work: Work, micro_batch: int, *, recompute: bool, frozen_dtype: str = "float32") -> int:
+    """Return the bytes that a training takes at its peak, about."""
+    config = work.config
+    h, inner = config.n_embd, config.n_inner
+    tokens = micro_batch * work.length
+    weights = _PER_WEIGHT * work.trained + _WEIGHT_BYTES[frozen_dtype] * work.frozen
+    if work.trains_embedding:
+        weights += 4 * config.vocab_size * h
+    if frozen_dtype != "float32":
+        weights += 4 * max(3 * h * h, h * inner)  # the matrix at hand, made float32
+    block = 4 * (8 * h + 2 * inner) + 4 * config.n_head * work.length
+    kept = config.n_layer * (4 * h if recompute else block)
+    activations = tokens * (kept + 3 * block)
+    logits = 3 * 4 * min(tokens, ROWS_OF_LOGITS) * config.vocab_size
+    return BASE + weights + activations + logits
+
+
+def available_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Return the bytes that are free for this process; None where the system does not say."""
+    return min(_limits(meminfo, cgroup), default=None)
+
+
+def _limits(meminfo: Path, cgroup: Path) -> Iterator[int]:
+    with contextlib.suppress(OSError):
+        if found := re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text()):
+            yield int(found[1]) * 1024
+    with contextlib.suppress(OSError):
+        limit = (cgroup / "memory.max").read_text().strip()
+        used = re.search(r"^anon (\d+)", (cgroup / "memory.stat").read_text(), re.MULTILINE)
+        if limit.isdecimal() and used:  # "max" is no limit
+            yield int(limit) - int(used[1])
+
+
+def make_plan(
+    work: Work,
+    available: int | None,
+    *,
+    micro_batch: int | None = None,
+    recompute: bool | None = None,
+    frozen_dtype: str | None = None,
+) -> Plan:
+    """Choose what is None so that the work fits: the least that costs time, of the widest type.
+
+    Raises:
+        UserError: nothing fits.
+    """
+    dtypes = [frozen_dtype] if frozen_dtype else list(_WEIGHT_BYTES)
+    plans = [
+        Plan(rows, again, dtype, estimate(work, rows, recompute=again, frozen_dtype=dtype))
+        for dtype in dtypes
+        for again in ([False, True] if recompute is None else [recompute])
+        for rows in ([micro_batch] if micro_batch else _micro_batches(work))
+    ]
+    if available is None:
+        return plans[0]
+    fitting = [plan for plan in plans if plan.nbytes <= _SHARE * available]
+    if fitting:
+        return fitting[0]
+    least = min(plans, key=lambda plan: plan.nbytes)
+    raise UserError(
+        f"{show_bytes(least.nbytes)} of memory are needed at least, {show_bytes(available)} are free: {_advice(work)}"
+    )
+
+
+def _micro_batches(work: Work) -> list[int]:
+    """Return how many rows may be computed at once, most first."""
+    most = max(1, min(work.batch_size, FASTEST_TOKENS // work.length))
+    return [rows for rows in range(most, 0, -1) if rows in (most, 4, 2, 1)]
+
+
+def _advice(work: Work) -> str:
+    if work.trained > work.frozen:
+        return "give --lora 8, or a smaller --length"
+    return "give a smaller --length or --batch-size, or --frozen-dtype int8 where it is not"

@@ -1,0 +1,274 @@
+"""Everything that can be checked and decided before TensorFlow is started and weights are read."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from convert.checkpoint import Checkpoint, CheckpointSource
+from convert.conversion import opened
+from convert.dtype_choice import cpu_flags
+from convert.formats.padding import trim_to_tokenizer
+from convert.formats.registry import CheckpointSpec
+from convert.formats.tokenizer_files import tokenizer_for, tokens_for
+from exports.generation_config import resolve_pieces
+from inference.model_tokenizer import ModelTokenizer
+from support.errors import UserError
+from support.files import read_json_object
+from support.messages import pluralize, show_bytes
+from tf_model.config import GPT2Config
+from tokenization import Tokenizer, load_tokenizer
+from tokenization.special_tokens import SpecialTokens
+from training.batches import Batches
+from training.documents import find_files
+from training.export import Destination
+from training.freezing import count_weights, frozen_tensors
+from training.memory import Plan, Work, available_memory, make_plan
+from training.new_model import NewModel, parse_sizes
+from training.run_folder import RunError, RunFolder, hash_files, training_folder
+from training.setting import SettingError
+from training.settings import SETTINGS, Settings
+from training.texts import Texts, held_out_share, read_texts
+
+Model = Checkpoint | CheckpointSource | str | Path
+"""A checkpoint, what opens one, or where one is."""
+
+EPOCHS = 3.0
+MOST_POSITIONS = 1024
+"""Tokens of a row where nobody says how many."""
+LEARNING_RATES = ((1e9, 1e-5), (20e6, 5e-5), (0, 3e-4))
+"""Parameters from which on a learning rate is taken, and the rate."""
+LORA_FACTOR = 10
+PROMPT_CHARACTERS = 12
+_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
+_CHOSEN = ("micro_batch", "frozen_dtype")
+"""What depends on the machine, and decides the weights that come out: a run goes on with what it began with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """A training that can begin.
+
+    Attributes:
+        checkpoint: the model, without the rows of its vocabulary that no text becomes.
+        tokenizer: the model's, with the pieces that it begins and ends texts with.
+        destination: where the result goes.
+        settings: as given.
+        texts: what is trained on.
+        files: those that have the texts.
+        plan: micro-batches, recomputing, and the type of frozen weights.
+        products: type of the matrix products.
+        steps, evaluate_every: updates in all, and between two evaluations.
+        learning_rate: the greatest.
+        trainable: weights that are trained.
+        record: ``run.json``: what decides the weights that come out.
+        notes: what a user should know, a line each.
+    """
+
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    destination: Destination
+    settings: Settings
+    texts: Texts
+    files: tuple[Path, ...]
+    plan: Plan
+    products: str
+    steps: int
+    evaluate_every: int
+    learning_rate: float
+    trainable: int
+    record: dict[str, Any]
+    notes: tuple[str, ...]
+
+    @property
+    def batches(self) -> Batches:
+        return Batches(self.texts.rows, self.settings.batch_size, self.plan.micro_batch, self.settings.seed)
+
+    @property
+    def prompt(self) -> str:
+        """What samples begin with: as given, else the beginning of a document that is held out, if there is one."""
+        document = [*self.texts.held_out, *self.texts.train][0]
+        first = (document.prefix + document.text).strip().partition("\n")[0]
+        return first[:PROMPT_CHARACTERS] if self.settings.sample_prompt is None else self.settings.sample_prompt
+
+    def summary(self) -> str:
+        """Say in one line what will be done."""
+        rows, parameters = self.texts.rows, self.checkpoint.config.parameter_count
+        return (
+            f"{self.trainable:,} weights are trained, of a model of {parameters:,}, in {pluralize(self.steps, 'step')} "
+            f"on {pluralize(len(self.texts.train), 'document')} ({rows.tokens:,} tokens in "
+            f"{pluralize(len(rows.ids), 'row')} of {rows.ids.shape[1] - 1}, {rows.fill:.0%} filled), "
+            f"{len(self.texts.held_out)} held out; {show_bytes(self.plan.nbytes)} of memory, about"
+        )
+
+
+def prepare(
+    model: Model | None,
+    paths: Sequence[Path],
+    output: Path,
+    settings: Settings,
+    *,
+    fresh: bool = False,
+    overwrite: bool = False,
+) -> Preparation:
+    """Check model, texts, destination, memory and disk, and decide what the settings leave open.
+
+    Raises:
+        UserError: something cannot be used; nothing was written.
+        TokenizerError: the tokenizer cannot be used.
+    """
+    checkpoint = _open(model, settings)
+    tokenizer, tokens, notes = _tokenizer(checkpoint, settings)
+    checkpoint = trim_to_tokenizer(checkpoint, tokenizer.vocab_size, tokens)
+    destination = Destination.of(output, settings, overwrite)
+    named = [settings.tokenizer] if settings.tokenizer else []
+    inputs = [*checkpoint.info.inputs, *paths, *named, *_validation_file(settings)]
+    destination.check(checkpoint, inputs)
+    config = checkpoint.config
+    length = _length(config, settings)
+    own = ModelTokenizer(tokenizer, resolve_pieces(tokens.defaults), tokens.eos_token_id)
+    texts = read_texts(paths, settings, cast(Tokenizer, own), length)
+    trainable, work = _work(config, settings, length, min(settings.batch_size, len(texts.rows.ids)))
+    before = {} if fresh else _chosen_before(output)
+    plan = make_plan(
+        work,
+        available_memory(),
+        micro_batch=settings.micro_batch or before.get("micro_batch"),
+        recompute=settings.recompute,
+        frozen_dtype=settings.frozen_dtype or before.get("frozen_dtype"),
+    )
+    destination.check_space(config.parameter_count, trainable)
+    batches = Batches(texts.rows, settings.batch_size, plan.micro_batch, settings.seed)
+    epochs = EPOCHS if settings.epochs is None else settings.epochs
+    steps = math.ceil(epochs * batches.steps_per_epoch) if settings.steps is None else settings.steps
+    products, product_notes = _products(settings, plan)
+    chosen = {
+        "steps": steps,
+        "evaluate_every": min(settings.evaluate_every or batches.steps_per_epoch, max(1, steps)),
+        "learning_rate": settings.learning_rate or _learning_rate(config, settings),
+        "length": length,
+        "products": products,
+        **{name: getattr(plan, name) for name in _CHOSEN},
+    }
+    return Preparation(
+        checkpoint,
+        tokenizer,
+        destination,
+        settings,
+        texts,
+        tuple(find_files([*paths, *_validation_file(settings)])),
+        plan,
+        products,
+        steps,
+        chosen["evaluate_every"],
+        chosen["learning_rate"],
+        trainable,
+        _record(checkpoint, settings, chosen, texts),
+        (*checkpoint.info.notes, *notes, *texts.notes, *product_notes, *_plan_notes(plan, settings)),
+    )
+
+
+def _open(model: Model | None, settings: Settings) -> Checkpoint:
+    """Open the model, or make one from nothing."""
+    if settings.init is None:
+        if model is None:
+            raise SettingError("--model: expected the model to train, or --init SIZES for one from nothing")
+        return model.open() if isinstance(model, CheckpointSpec) else opened(cast(Checkpoint | str | Path, model))
+    if model is not None:
+        raise SettingError("--init: makes a model from nothing: leave out --model")
+    assert settings.tokenizer is not None  # Settings has checked it
+    tokenizer = load_tokenizer(settings.tokenizer, settings.tokenizer_kind)
+    tokens = SpecialTokens(tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return NewModel(parse_sizes(settings.init, tokenizer.vocab_size), settings.seed, tokens, settings.tokenizer)
+
+
+def _tokenizer(checkpoint: Checkpoint, settings: Settings) -> tuple[Tokenizer, SpecialTokens, tuple[str, ...]]:
+    """Return the tokenizer, the special tokens, and notes about them.
+
+    Raises:
+        UserError: there is no tokenizer.
+        TokenizerError: it cannot be used.
+    """
+    tokenizer, notes = tokenizer_for(settings.tokenizer, checkpoint, settings.tokenizer_kind)
+    if tokenizer is None and checkpoint.tokenizer is not None:
+        tokenizer, notes = tokenizer_for(checkpoint.tokenizer, checkpoint)  # raises: a note is too little here
+    if tokenizer is None:
+        raise UserError(f"{checkpoint.info.where}: there is no tokenizer next to the weights: give --tokenizer PATH")
+    return tokenizer, tokens_for(settings.tokenizer, tokenizer, checkpoint), notes
+
+
+def _length(config: GPT2Config, settings: Settings) -> int:
+    if settings.length is not None and settings.length > config.n_positions:
+        raise SettingError(f"--length {settings.length}: expected {config.n_positions} at most, the model's positions")
+    return settings.length or min(config.n_positions, MOST_POSITIONS)
+
+
+def _work(config: GPT2Config, settings: Settings, length: int, batch_size: int) -> tuple[int, Work]:
+    """Return how many weights are trained, and what memory depends on."""
+    frozen = frozen_tensors(config, settings.freeze)
+    trained = config.parameter_count - count_weights(config, frozen)
+    trains_embedding = "wte.weight" not in frozen
+    if settings.lora is not None:
+        shapes = config.tensor_shapes()
+        matrices = [shapes[f"h.0.{target}.weight"] for target in settings.lora_targets]
+        trained = config.n_layer * settings.lora * sum(sum(shape) for shape in matrices)
+        trains_embedding = False
+    elif not trained:
+        raise SettingError(f"--freeze {' '.join(settings.freeze)}: leaves nothing to train")
+    held = config.parameter_count if settings.lora is not None else config.parameter_count - trained
+    return trained, Work(config, trained, held, trains_embedding, length, batch_size)
+
+
+def _learning_rate(config: GPT2Config, settings: Settings) -> float:
+    rate = next(rate for parameters, rate in LEARNING_RATES if config.parameter_count >= parameters)
+    return rate * (LORA_FACTOR if settings.lora is not None else 1)
+
+
+def _products(settings: Settings, plan: Plan) -> tuple[str, list[str]]:
+    """Return the type of the matrix products, and notes about it.
+
+    ``auto`` is bfloat16 only where that loses nothing: the weights that are multiplied with have no more digits.
+    """
+    has_instructions = bool(_BFLOAT16_FLAGS & (cpu_flags() or set()))
+    if settings.products == "bfloat16" and not has_instructions:
+        return "bfloat16", ["--products bfloat16: this processor has no instructions for it: float32 is faster here"]
+    if settings.products != "auto":
+        return settings.products, []
+    return ("bfloat16" if has_instructions and plan.frozen_dtype == "bfloat16" else "float32"), []
+
+
+def _plan_notes(plan: Plan, settings: Settings) -> list[str]:
+    """Say what was chosen because the memory is short."""
+    notes = []
+    if plan.recompute and settings.recompute is None:
+        notes.append("blocks are computed again for their gradients, as memory is short (--no-recompute: never)")
+    if plan.frozen_dtype != "float32" and settings.frozen_dtype is None:
+        notes.append(f"the frozen weights are {plan.frozen_dtype} in memory, as it is short; the result's are not")
+    return notes
+
+
+def _chosen_before(output: Path) -> dict[str, Any]:
+    """Return what an earlier run that can go on has chosen for its machine."""
+    run = RunFolder(training_folder(output))
+    if not run.state.exists():
+        return {}
+    return read_json_object(run.record, RunError, "start over with --fresh (fresh=True in Python)")
+
+
+def _record(checkpoint: Checkpoint, settings: Settings, chosen: Mapping[str, Any], texts: Texts) -> dict[str, Any]:
+    """Return what decides the weights that come out, by the names of the settings."""
+    fixed = {name: value for name, value in settings.to_dict().items() if not SETTINGS[name].may_change}
+    del fixed["epochs"]  # steps say it
+    files = hash_files(checkpoint.info.files)
+    model = hashlib.sha256(json.dumps([checkpoint.config.to_dict(), *files.values()]).encode()).hexdigest()
+    return {**fixed, **chosen, "model": model, "texts": texts.sha256}
+
+
+def _validation_file(settings: Settings) -> list[Path]:
+    """Return the file with the held-out documents, if it is one."""
+    return [] if held_out_share(settings.validation) is not None else [Path(str(settings.validation))]

@@ -1,0 +1,110 @@
+"""From a training that is prepared to a model that is trained: TensorFlow begins here."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from convert.checkpoint import Checkpoint
+from support.progress import Progress
+from training.batches import ValidationBatches
+from training.callbacks import FitOptions, Observers
+from training.fitting import FitResult, fit
+from training.log import perplexity
+from training.lora import Adapters, LoraConfig
+from training.model import TrainedGPT2
+from training.optimizer import make_optimizer
+from training.packing import PackedRows
+from training.preparation import Preparation
+from training.run_folder import RunFolder, writing_to
+from training.state import restore_best
+from training.trained_checkpoint import TrainedCheckpoint
+from training.weights import freeze, load_gpt2
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A model that has been trained.
+
+    Attributes:
+        checkpoint: the weights that are to be written.
+        kept_step: the step that they are of.
+        fitted: how it went.
+        validation: perplexity of the held-out documents before and after; None where there are none.
+        sample: the same of some of the documents that were trained on.
+    """
+
+    checkpoint: Checkpoint
+    kept_step: int
+    fitted: FitResult
+    validation: tuple[float, float] | None
+    sample: tuple[float, float]
+
+
+def train(prepared: Preparation, run: RunFolder, observers: Observers, progress: Progress) -> Training:
+    """Load the model, train it as far as its run has not yet, and measure it.
+
+    Raises:
+        UserError: weights are damaged, the loss is not a number, the disk is full.
+    """
+    settings = prepared.settings
+    gpt2 = load_gpt2(prepared.checkpoint, prepared.plan.frozen_dtype, progress)
+    adapters = None
+    if settings.lora is not None:
+        adapters = Adapters(gpt2, LoraConfig(settings.lora, settings.alpha, settings.lora_targets), settings.seed)
+    else:
+        freeze(gpt2, settings.freeze)
+    model = TrainedGPT2(
+        gpt2,
+        adapters=adapters,
+        dropout=settings.dropout,
+        seed=settings.seed,
+        recompute=prepared.plan.recompute,
+        products=prepared.products,
+    )
+    optimizer = make_optimizer(
+        prepared.learning_rate,
+        max(1, prepared.steps),
+        schedule=settings.schedule,
+        warmup=settings.warmup,
+        weight_decay=settings.weight_decay,
+        clip=settings.clip or None,
+    )
+    model.compile(optimizer=optimizer, jit_compile=False)
+    rows = prepared.plan.micro_batch
+    held_out = prepared.texts.validation
+    sample_before = _perplexity(model, prepared.texts.sample, rows)  # of the model as it was: nothing is restored yet
+    fitted = fit(
+        model,
+        prepared.batches,
+        None if held_out is None else ValidationBatches(held_out, rows),
+        FitOptions(prepared.steps, prepared.evaluate_every, patience=settings.patience or 0),
+        run,
+        observers,
+    )
+    kept_step, loss = fitted.steps, fitted.loss
+    if held_out is not None and settings.keep == "best" and fitted.best_step != fitted.steps:
+        restore_best(run, model)
+        kept_step, loss = fitted.best_step, fitted.best_loss
+    if adapters is not None:
+        _write_adapter(adapters, run)
+    before = fitted.loss_before
+    return Training(
+        TrainedCheckpoint(prepared.checkpoint, gpt2, adapters),
+        kept_step,
+        fitted,
+        None if before is None or loss is None else (perplexity(before), perplexity(loss)),
+        (sample_before, _perplexity(model, prepared.texts.sample, rows)),
+    )
+
+
+def _perplexity(model: Any, rows: PackedRows, micro_batch: int) -> float:
+    return perplexity(
+        model.evaluate(ValidationBatches(rows, micro_batch).dataset(), verbose=0, return_dict=True)["loss"]
+    )
+
+
+def _write_adapter(adapters: Adapters, run: RunFolder) -> None:
+    with writing_to(run.adapter, "make room and give the same command again: it goes on from the last state"):
+        run.adapter.mkdir(exist_ok=True)
+        adapters.write(run.adapter)
