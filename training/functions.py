@@ -140,8 +140,22 @@ PIECE = 256
 """Rows of logits that exist at once: 31 MB of a vocabulary of 30,000."""
 
 
+Judge = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+"""Of logits ``[n, V]`` and the places ``[n]`` of their rows: the losses ``[n]`` in nats, their slopes ``[n, V]``."""
+
+
 def cross_entropy(rows: tf.Tensor, table: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """Return the sum of the weighted losses in nats of rows ``[N, h]``, whose logits are rows x table^T.
+    """Return the sum of the weighted losses in nats of rows ``[N, h]``, whose logits are rows x table^T."""
+
+    def judge(logits: tf.Tensor, places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        loss, slope = tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(features=logits, labels=tf.gather(labels, places))
+        return loss, slope
+
+    return loss_in_pieces(rows, table, weights, judge)
+
+
+def loss_in_pieces(rows: tf.Tensor, table: tf.Tensor, weights: tf.Tensor, judge: Judge) -> tf.Tensor:
+    """Return the sum of the weighted losses that ``judge`` finds of rows ``[N, h]``, whose logits are rows x table^T.
 
     Rows of weight 0 do not meet the table. The gradients of rows and table are made in the forward pass, as in Liger's
     fused linear cross-entropy: no product is made twice, and nothing of ``[N, V]`` is kept.
@@ -157,9 +171,7 @@ def cross_entropy(rows: tf.Tensor, table: tf.Tensor, labels: tf.Tensor, weights:
         ) -> tuple[tf.Tensor, ...]:
             place = places[start : start + PIECE]
             x, weight = tf.gather(rows, place), tf.gather(weights, place)
-            loss, slope = tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(
-                features=tf.matmul(x, table, transpose_b=True), labels=tf.gather(labels, place)
-            )
+            loss, slope = judge(tf.matmul(x, table, transpose_b=True), place)
             slope *= weight[:, tf.newaxis]
             return (
                 start + PIECE,
