@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from convert.checkpoint import CheckpointInfo
+from convert.formats.uer_layer_norm import EPSILONS
 from convert.tensors import Array, DType, assign, empty
 from support.errors import UserError
 from support.messages import short_repr
-from tf_model.config import ConfigError, GPT2Config
+from tf_model.config import UER, ConfigError, GPT2Config
 from tokenization.special_tokens import SpecialTokens
 
 _STDDEV = 0.02
@@ -31,7 +32,7 @@ def parse_sizes(text: str, vocab_size: int) -> GPT2Config:
         UserError: a word that is not ``name=value``, a name that is unknown, twice there or missing, or sizes that do
             not make a GPT-2.
     """
-    values: dict[str, int | str] = {}
+    values: dict[str, int | str | float] = {}
     known = {**_SIZES, **_CHOICES}
     for word in text.split(","):
         name, _, value = (part.strip() for part in word.partition("="))
@@ -44,6 +45,8 @@ def parse_sizes(text: str, vocab_size: int) -> GPT2Config:
         values[known[name]] = int(value) if name in _SIZES else value
     if missing := [name for name in _REQUIRED if _SIZES[name] not in values]:
         raise UserError(f"--init: {missing[0]} is missing: expected {', '.join(f'{name}=N' for name in _REQUIRED)}")
+    if values.get("layer_norm") == UER:
+        values["layer_norm_epsilon"] = EPSILONS[UER]  # UER-py has no other
     try:
         return GPT2Config(vocab_size=vocab_size, **values)  # type: ignore[arg-type]
     except ConfigError as error:

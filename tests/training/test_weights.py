@@ -1,15 +1,36 @@
 """Reading a checkpoint into a Keras model, new models, and what is frozen."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from benchmarks.random_checkpoint import parse_shape, write_checkpoint
 from convert.tensors import BFLOAT16
 from support.errors import UserError
 from tests.helpers.in_memory import InMemory
 from tf_model.config import GPT2Config
 from training.new_model import NewModel
-from training.weights import freeze, load_gpt2, new_gpt2
+from training.weights import freeze, give, load_gpt2, new_gpt2
 
+MEASURE = """
+import sys
+from convert import open_checkpoint
+from training.weights import load_gpt2
+import tensorflow as tf
+
+def peak():
+    return next(1024 * int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+tf.Variable(tf.zeros([10])).assign_add(tf.ones([10]))
+checkpoint = open_checkpoint(sys.argv[1], heads=16)
+before = peak()
+gpt2 = load_gpt2(checkpoint, sys.argv[2])
+print(peak() - before)
+"""
 CONFIG = GPT2Config(vocab_size=50, n_positions=16, n_embd=16, n_layer=3, n_head=2, tie_word_embeddings=False)
 
 
@@ -44,6 +65,46 @@ def test_int8_weights_times_their_scales_are_half_a_level_from_the_originals_and
         assert np.allclose(scale, np.abs(own).max(axis=1) / 127)
         assert (np.abs(variables[name] * scale[:, None] - own) <= 0.501 * scale[:, None]).all(), name
     assert not gpt2.trainable_variables
+
+
+def test_loading_reports_bytes_up_to_all_of_them() -> None:
+    calls: list[tuple[str, int, int]] = []
+    load_gpt2(InMemory(CONFIG), progress=lambda *call: calls.append(call))
+    total = 4 * CONFIG.parameter_count
+    assert calls[0] == ("load", 0, total)
+    assert calls[-1] == ("load", total, total)
+    assert [done for _, done, _ in calls] == sorted(done for _, done, _ in calls)
+
+
+def test_a_model_keeps_its_weights_when_the_checkpoints_memory_is_written_again() -> None:
+    checkpoint = InMemory(CONFIG)
+    gpt2 = load_gpt2(checkpoint)
+    before = {name: variable.numpy() for name, variable in gpt2.canonical_variables().items()}
+    for value in checkpoint.weights.values():
+        value[...] = 9
+    assert all(np.array_equal(variable, before[name]) for name, variable in gpt2.canonical_variables().items())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int8, BFLOAT16])
+def test_an_array_given_to_a_variable_is_its_value_and_can_be_changed_in_place(dtype: type) -> None:
+    for array in (np.arange(40).reshape(5, 8).astype(dtype), np.arange(40).reshape(8, 5).astype(dtype).T):
+        variable = tf.Variable(tf.zeros([5, 8], tf.as_dtype(dtype)))
+        give(variable, array)
+        assert np.array_equal(variable.numpy(), array)
+        variable.assign_add(tf.cast(tf.ones([5, 8]), variable.dtype))
+        assert np.array_equal(variable.numpy(), array + np.ones((), dtype))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "nbytes"), [("float32", 4), ("bfloat16", 2), ("int8", 1)])
+def test_loading_takes_the_weights_and_little_more_than_one_tensor(dtype: str, nbytes: int, tmp_path: Path) -> None:
+    config = parse_shape("3x1024x16x30000x1024")
+    write_checkpoint(tmp_path / "base", config, 1, np.dtype(np.float16))
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path / "base"), dtype], capture_output=True, text=True, check=True
+    )
+    tensor = config.vocab_size * config.n_embd * 4
+    assert int(done.stdout) < config.parameter_count * nbytes + 1.5 * tensor + 30e6
 
 
 def test_a_new_model_has_gpt2s_deviations_and_depends_on_its_seed_alone() -> None:
