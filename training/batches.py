@@ -51,7 +51,7 @@ class Batches:
 
     def dataset(self, first: int, last: int) -> tf.data.Dataset:
         """Return the batches of steps ``first`` to ``last - 1``."""
-        return _dataset(self.batch, first, last)
+        return as_dataset(self.batch, first, last)
 
 
 class ValidationBatches:
@@ -70,7 +70,7 @@ class ValidationBatches:
 
     def dataset(self) -> tf.data.Dataset:
         """Return all batches."""
-        return _dataset(self.batch, 0, self.steps)
+        return as_dataset(self.batch, 0, self.steps)
 
 
 def _gather(rows: PackedRows, chosen: NDArray[np.intp], shape: tuple[int, int]) -> Batch:
@@ -91,7 +91,7 @@ def _gather(rows: PackedRows, chosen: NDArray[np.intp], shape: tuple[int, int]) 
     }
 
 
-def _dataset(batch: Callable[[int], Batch], first: int, last: int) -> tf.data.Dataset:
+def as_dataset(batch: Callable[[int], Batch], first: int, last: int) -> tf.data.Dataset:
     """Return the batches of steps as a data set that knows how many they are.
 
     tf.data's autotuning is off: with TensorFlow 2.21 the end of ``fit`` waits for it, up to twice as long as the work

@@ -18,6 +18,7 @@ import tensorflow as tf
 from tf_model.gpt2 import GPT2
 from training import functions
 from training.forward import Forward
+from training.strategy import as_log, micro_batch_number, sum_over_workers
 
 Batch = Mapping[str, tf.Tensor]
 
@@ -56,8 +57,8 @@ class TrainedGPT2(keras.Model):
 
     def train_step(self, data: Batch) -> dict[str, tf.Tensor]:
         """Make one update of all micro-batches ``[M, b, S]``; the log is the loss in nats per predicted token."""
-        tokens = self._count(data["weights"])
         gradients, loss = self.gradients(data, self.optimizer.iterations)
+        loss, tokens = self._totals(loss, data["weights"])
         gradients = [gradient / tokens for gradient in gradients]
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
         return self._log(loss, tokens)
@@ -73,7 +74,7 @@ class TrainedGPT2(keras.Model):
                 tf.reshape(micro["labels"], [-1]),
                 tf.reshape(micro["weights"], [-1]),
             )
-        return self._log(loss, self._count(data["weights"]))
+        return self._log(*self._totals(loss, data["weights"]))
 
     def micro_loss(self, rows: tf.Tensor, batch: Batch) -> tf.Tensor:
         """Return what one micro-batch adds to the loss that is trained: summed over its predicted tokens, in nats.
@@ -85,9 +86,10 @@ class TrainedGPT2(keras.Model):
         labels, weights = (tf.reshape(batch[name], [-1]) for name in ("labels", "weights"))
         return functions.cross_entropy(rows, self.forward.head(), labels, weights)
 
-    def _count(self, weights: tf.Tensor) -> tf.Tensor:
-        """Return the predicted tokens of all micro-batches, at least 1."""
-        return tf.maximum(tf.reduce_sum(weights), 1.0)
+    def _totals(self, loss: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return the loss and the predicted tokens, at least 1, of the micro-batches of all workers."""
+        loss, tokens = sum_over_workers([loss, tf.reduce_sum(weights)])
+        return loss, tf.maximum(tokens, 1.0)
 
     def gradients(self, data: Batch, step: tf.Tensor | None = None) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Return the gradients and the loss, summed over the predicted tokens of all micro-batches.
@@ -103,7 +105,7 @@ class TrainedGPT2(keras.Model):
             micro = {name: value[index] for name, value in data.items()}
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(variables)
-                micro_loss = self.micro_loss(self.forward.hidden(micro, step, index), micro)
+                micro_loss = self.micro_loss(self.forward.hidden(micro, step, micro_batch_number(index)), micro)
             gradients = tape.gradient(micro_loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
             totals = [total + gradient for total, gradient in zip(totals, gradients, strict=True)]
             loss += micro_loss
@@ -111,4 +113,14 @@ class TrainedGPT2(keras.Model):
 
     def _log(self, loss: tf.Tensor, tokens: tf.Tensor) -> dict[str, tf.Tensor]:
         self._loss_tracker.update_state(loss / tokens, sample_weight=tokens)
-        return {"loss": self._loss_tracker.result()}
+        return {"loss": as_log(self._loss_tracker.result())}
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Make the optimizer's variables.
+
+        Keras 3.15 would make a tensor of a batch here, which fails with the batches of several workers (keras issue
+        20585); nothing else is left to build.
+        """
+        if self.optimizer is not None and not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
