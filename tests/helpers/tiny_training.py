@@ -98,10 +98,10 @@ def train(
     options: FitOptions,
     *,
     observers: Observers = Observers(),  # noqa: B008
-    model: TinyModel | None = None,
-    data: TinyData | None = None,
-    validation: TinyData | None = TinyData(),  # noqa: B008
-) -> tuple[TinyModel, FitResult]:
+    model: keras.Model | None = None,
+    data: Any = None,
+    validation: Any = TinyData(),  # noqa: B008
+) -> tuple[keras.Model, FitResult]:
     model, data = model or compiled(), data or TinyData()
     with open_run(folder, {"options": "the same"}) as run:
         return model, fit(model, data, validation, options, run, observers)
@@ -117,3 +117,29 @@ class RaiseAt(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if int(self.model.optimizer.iterations.numpy()) == self.step:
             raise ZeroDivisionError
+
+
+def _gpt2(rows: int = 24) -> dict[str, Any]:
+    """A GPT-2 of one layer with the optimizer and the batches of a fine-tuning, for ``train``."""
+    from tf_model.config import GPT2Config
+    from tf_model.gpt2 import GPT2
+    from training.batches import Batches, ValidationBatches
+    from training.model import TrainedGPT2
+    from training.optimizer import make_optimizer
+    from training.packing import pack
+    from training.presets import EncodedDocument
+
+    keras.utils.set_random_seed(3)
+    model = TrainedGPT2(GPT2(GPT2Config(vocab_size=50, n_positions=16, n_embd=16, n_layer=1, n_head=2)), dropout=0.1)
+    model.compile(optimizer=make_optimizer(0.01, 60, clip=0.5), jit_compile=False)
+    random = np.random.default_rng(0)
+    documents = [EncodedDocument(tuple(random.integers(0, 50, random.integers(5, 30)).tolist())) for _ in range(rows)]
+    return {
+        "model": model,
+        "data": Batches(pack(documents, 15), 6, 2, seed=5),
+        "validation": ValidationBatches(pack(documents[:5], 15), 2),
+    }
+
+
+KINDS = {"tiny": dict, "gpt2": _gpt2}
+"""What is trained, for ``train``."""

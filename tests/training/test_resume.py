@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.helpers.tiny_training import FitOptions, Observers, RaiseAt, train, weights_hash
+from tests.conftest import ROOT
 
 
-@pytest.mark.parametrize("interrupted_at", [3, 10, 17])
-def test_a_run_that_was_interrupted_ends_with_the_same_weights(tmp_path: Path, interrupted_at: int) -> None:
-    options = FitOptions(steps=20, evaluate_every=10, save_every=4)
-    whole, _ = train(tmp_path / "whole", options)
-    with pytest.raises(ZeroDivisionError):
-        train(tmp_path / "parts", options, observers=Observers(callbacks=[RaiseAt(interrupted_at)]))
-    parts, result = train(tmp_path / "parts", options)
-    assert result.resumed_at <= interrupted_at
-    assert weights_hash(parts) == weights_hash(whole)
+def check_that_kills_change_nothing(kind: str, folder: Path, steps: int, kills: list[dict[str, Any]]) -> None:
+    """Check the SHA-256 of the weights of a run that was killed and started again, several times."""
+    command = [sys.executable, "-m", "tests.helpers.killed_training", kind, str(folder), str(steps), json.dumps(kills)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    killed, whole = done.stdout.split()
+    assert killed == whole
+
+
+@pytest.mark.tensorflow
+def test_a_run_that_is_killed_three_times_ends_with_the_same_weights(tmp_path: Path) -> None:
+    kills = [{"step": 3}, {"step": 7, "in_file_of": 2500}, {"step": 10}]
+    check_that_kills_change_nothing("tiny", tmp_path / "run", 14, kills)
+
+
+@pytest.mark.slow
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("kind", ["tiny", "gpt2"])
+def test_a_run_that_is_killed_at_every_tenth_step_and_in_every_state_ends_with_the_same_weights(
+    kind: str, tmp_path: Path
+) -> None:
+    size = {"tiny": 2500, "gpt2": 30_000}[kind]
+    kills: list[dict[str, Any]] = []
+    for step in range(10, 60, 10):
+        kills += [{"step": step - 3, "in_file_of": size}, {"step": step}]
+    check_that_kills_change_nothing(kind, tmp_path / "run", 60, kills)
