@@ -109,9 +109,8 @@ def finetune(
     with open_run(training_folder(prepared.destination.folder), prepared.record, fresh=fresh) as run:
         _set_environment()
         with quiet_stderr():  # takes seconds: only once everything else is known to be good
-            from training.callbacks import Observers
             from training.running import train
-        training = train(prepared, run, Observers(watcher), progress)
+        training = train(prepared, run, watcher, progress)
         notes = _export(prepared, training, progress)
         run.finish()
     return _result(prepared, training, notes, time.monotonic() - started)

@@ -57,6 +57,7 @@ class Preparation:
     Attributes:
         checkpoint: the model, without the rows of its vocabulary that no text becomes.
         tokenizer: the model's, with the pieces that it begins and ends texts with.
+        prompt, prompt_ids: what samples begin with.
         destination: where the result goes.
         settings: as given.
         texts: what is trained on.
@@ -71,7 +72,9 @@ class Preparation:
     """
 
     checkpoint: Checkpoint
-    tokenizer: Tokenizer
+    tokenizer: ModelTokenizer
+    prompt: str
+    prompt_ids: tuple[int, ...]
     destination: Destination
     settings: Settings
     texts: Texts
@@ -88,13 +91,6 @@ class Preparation:
     @property
     def batches(self) -> Batches:
         return Batches(self.texts.rows, self.settings.batch_size, self.plan.micro_batch, self.settings.seed)
-
-    @property
-    def prompt(self) -> str:
-        """What samples begin with: as given, else the beginning of a document that is held out, if there is one."""
-        document = [*self.texts.held_out, *self.texts.train][0]
-        first = (document.prefix + document.text).strip().partition("\n")[0]
-        return first[:PROMPT_CHARACTERS] if self.settings.sample_prompt is None else self.settings.sample_prompt
 
     def summary(self) -> str:
         """Say in one line what will be done."""
@@ -142,6 +138,7 @@ def prepare(
         recompute=settings.recompute,
         frozen_dtype=settings.frozen_dtype or before.get("frozen_dtype"),
     )
+    prompt = _prompt(texts, settings)
     destination.check_space(config.parameter_count, trainable)
     batches = Batches(texts.rows, settings.batch_size, plan.micro_batch, settings.seed)
     epochs = EPOCHS if settings.epochs is None else settings.epochs
@@ -157,7 +154,9 @@ def prepare(
     }
     return Preparation(
         checkpoint,
-        tokenizer,
+        own,
+        prompt,
+        tuple(own.encode_prompt(prompt)[: config.n_positions // 2]),
         destination,
         settings,
         texts,
@@ -227,6 +226,13 @@ def _work(config: GPT2Config, settings: Settings, length: int, batch_size: int) 
 def _learning_rate(config: GPT2Config, settings: Settings) -> float:
     rate = next(rate for parameters, rate in LEARNING_RATES if config.parameter_count >= parameters)
     return rate * (LORA_FACTOR if settings.lora is not None else 1)
+
+
+def _prompt(texts: Texts, settings: Settings) -> str:
+    """Return what samples begin with: as given, else the beginning of a document that is held out, if there is one."""
+    document = [*texts.held_out, *texts.train][0]
+    first = (document.prefix + document.text).strip().partition("\n")[0]
+    return first[:PROMPT_CHARACTERS] if settings.sample_prompt is None else settings.sample_prompt
 
 
 def _products(settings: Settings, plan: Plan) -> tuple[str, list[str]]:

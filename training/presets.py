@@ -66,6 +66,11 @@ class Preset:
     parts: Callable[[str], list[str]]
     ends: bool
 
+    @property
+    def ends_lines(self) -> bool:
+        """Whether a document has an end of text after each of its lines, as lyrics have."""
+        return self.ends and self.parts is _lines
+
     def split(self, text: str) -> list[tuple[int, str]]:
         """Cut a text file into documents: the line on which each begins, from 1, and its text."""
         return list(self.passages(text))

@@ -6,7 +6,9 @@ import dataclasses
 from typing import Any
 
 from convert.checkpoint import Checkpoint
+from convert.dtype_choice import runs_here
 from support.progress import Progress
+from tf_model.gpt2 import GPT2
 from training.batches import ValidationBatches
 from training.callbacks import FitOptions, Observers
 from training.fitting import FitResult, fit
@@ -17,8 +19,10 @@ from training.optimizer import make_optimizer
 from training.packing import PackedRows
 from training.preparation import Preparation
 from training.run_folder import RunFolder, writing_to
+from training.samples import SampleOptions, TextSampler
 from training.state import restore_best
 from training.trained_checkpoint import TrainedCheckpoint
+from training.watching import Watcher
 from training.weights import freeze, load_gpt2
 
 
@@ -41,7 +45,7 @@ class Training:
     sample: tuple[float, float]
 
 
-def train(prepared: Preparation, run: RunFolder, observers: Observers, progress: Progress) -> Training:
+def train(prepared: Preparation, run: RunFolder, watcher: Watcher, progress: Progress) -> Training:
     """Load the model, train it as far as its run has not yet, and measure it.
 
     Raises:
@@ -74,13 +78,14 @@ def train(prepared: Preparation, run: RunFolder, observers: Observers, progress:
     rows = prepared.plan.micro_batch
     held_out = prepared.texts.validation
     sample_before = _perplexity(model, prepared.texts.sample, rows)  # of the model as it was: nothing is restored yet
+    sampler = _sampler(prepared, gpt2, adapters)
     fitted = fit(
         model,
         prepared.batches,
         None if held_out is None else ValidationBatches(held_out, rows),
         FitOptions(prepared.steps, prepared.evaluate_every, patience=settings.patience or 0),
         run,
-        observers,
+        Observers(watcher, sampler),
     )
     kept_step, loss = fitted.steps, fitted.loss
     if held_out is not None and settings.keep == "best" and fitted.best_step != fitted.steps:
@@ -96,6 +101,19 @@ def train(prepared: Preparation, run: RunFolder, observers: Observers, progress:
         None if before is None or loss is None else (perplexity(before), perplexity(loss)),
         (sample_before, _perplexity(model, prepared.texts.sample, rows)),
     )
+
+
+def _sampler(prepared: Preparation, gpt2: GPT2, adapters: Adapters | None) -> TextSampler | None:
+    """Return what writes texts during the training, if any are wanted and this machine can compute them."""
+    count = prepared.settings.sample
+    if not count or not runs_here(prepared.plan.frozen_dtype):
+        return None
+    options = SampleOptions(
+        seed=prepared.settings.seed,
+        eos_token_id=prepared.tokenizer.eos_token_id,
+        goes_on=prepared.texts.preset.ends_lines,
+    )
+    return TextSampler(gpt2, prepared.tokenizer.decode, [prepared.prompt_ids] * count, options, adapters)
 
 
 def _perplexity(model: Any, rows: PackedRows, micro_batch: int) -> float:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from convert.commands.options import CHECKPOINT_HELP, add_source_options, checkpoint_spec, print_notes
 from support.command_line import check_paths, utf8_text
+from support.progress import TerminalProgress
 from training.finetuning import finetune
 from training.setting import Setting, flag
 from training.settings import DEFAULTS, SETTINGS
-from training.watching import EvaluationReport, Watcher
+from training.watching import TerminalWatcher
 
 DESCRIPTION = """\
 Trains a model on texts, and writes a SavedModel that generates such texts. The model may be a checkpoint of any format,
@@ -73,29 +73,20 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def run(args: argparse.Namespace) -> None:
     check_paths(args.text)
-    is_quiet = args.quiet or args.json
-    result = finetune(
-        None if args.checkpoint is None else checkpoint_spec(args),
-        args.text,
-        args.output,
-        fresh=args.fresh,
-        overwrite=args.force,
-        watcher=Watcher() if is_quiet else _Printer(),
-        **given_settings(args),
-    )
+    with TerminalProgress(quiet=args.quiet) as progress, TerminalProgress(quiet=args.quiet, unit=" steps") as steps:
+        result = finetune(
+            None if args.checkpoint is None else checkpoint_spec(args),
+            args.text,
+            args.output,
+            fresh=args.fresh,
+            overwrite=args.force,
+            watcher=TerminalWatcher(steps),
+            progress=progress,
+            **given_settings(args),
+        )
+    if not args.quiet:
+        print_notes(result.notes)
     if args.json:
         print(json.dumps(result.to_dict(), ensure_ascii=False, allow_nan=False))
     elif not args.quiet:
-        print_notes(result.notes)
         print(result.summary())
-
-
-class _Printer(Watcher):
-    """Prints how it goes on stderr."""
-
-    def note(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    def evaluation(self, report: EvaluationReport) -> None:
-        best = ", the best so far" if report.is_best else ""
-        print(f"step {report.step}: perplexity of held-out texts {report.perplexity:.4g}{best}", file=sys.stderr)
