@@ -11,10 +11,9 @@ from typing import Any, Protocol
 
 import keras
 
-from training.events import Events
-from training.log import Log, perplexity, read_log
-from training.run_folder import RunFolder, writing_to
-from training.state import Counters, DivergedError, save_best, save_state
+from training.log import perplexity
+from training.records import Records
+from training.state import Counters, DivergedError
 from training.stopping import Stopped, StopRequest
 from training.watching import EvaluationReport, StepReport, Watcher
 
@@ -107,7 +106,7 @@ class RunCallback(keras.callbacks.Callback):
     interval are in ``Counters``, in float64.
 
     Args:
-        run: the folder.
+        records: where it keeps it.
         options: when to do what.
         counters: where the run is; they go on counting here.
         steps_per_epoch: updates that see the whole text once, for the log.
@@ -117,7 +116,7 @@ class RunCallback(keras.callbacks.Callback):
 
     def __init__(
         self,
-        run: RunFolder,
+        records: Records,
         options: FitOptions,
         counters: Counters,
         steps_per_epoch: int,
@@ -125,20 +124,17 @@ class RunCallback(keras.callbacks.Callback):
         observers: Observers,
     ) -> None:
         super().__init__()
-        self._run, self._options, self._stop = run, options, stop
+        self._records, self._options, self._stop = records, options, stop
         self.counters = counters
         self._steps_per_epoch, self._observers = steps_per_epoch, observers
-        self._log = Log(run.log, counters.step)
-        self._events = Events(run.events, read_log(run.log), counters.seconds)
         self._speed = Speed(time.monotonic)
         self._saved = self._started = time.monotonic()
         self._seconds_before = counters.seconds
         self._learning_rate = 0.0
 
     def close(self) -> None:
-        """Close the log and the events."""
-        self._log.close()
-        self._events.close()
+        """Close the records."""
+        self._records.close()
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._speed.begin()
@@ -203,16 +199,15 @@ class RunCallback(keras.callbacks.Callback):
         is_best = counters.best_loss is None or loss < counters.best_loss
         if is_best:
             counters.best_loss, counters.best_step, counters.waited = loss, counters.step, 0
-            save_best(self._run, self.model)
+            self._records.save_best(self.model)
         else:
             counters.waited += 1
             counters.is_stopped = 0 < self._options.patience <= counters.waited
         self._observers.watcher.evaluation(EvaluationReport(counters.step, loss, perplexity(loss), is_best))
 
     def _diverged(self, what: str) -> str:
-        kept = f"{self._run.folder} keeps the last state and the best weights" if self._run.state.exists() else ""
         advice = f"start over with a learning rate below {self._learning_rate:.3g} and --fresh"
-        return "; ".join(filter(None, [f"{what}: {advice}", kept]))
+        return "; ".join(filter(None, [f"{what}: {advice}", self._records.kept]))
 
     def _row(self, loss: float) -> dict[str, Any]:
         counters = self.counters
@@ -229,8 +224,7 @@ class RunCallback(keras.callbacks.Callback):
     def _write_row(self) -> None:
         """Write the row that waits."""
         if self.counters.row is not None:
-            self._log.append(self.counters.row)
-            self._events.append(self.counters.row)
+            self._records.write_row(self.counters.row)
         self.counters.row = None
 
     def _report(self, loss: float) -> None:
@@ -246,10 +240,7 @@ class RunCallback(keras.callbacks.Callback):
         if self._observers.sampler is None:
             return
         texts = self._observers.sampler.draw()
-        file = self._run.samples / f"step-{self.counters.step}.txt"
-        with writing_to(file, "make room and give the same command again: it goes on from the last state"):
-            file.parent.mkdir(exist_ok=True)
-            file.write_text("\n\n".join(texts) + "\n", "utf-8")
+        self._records.write_samples(self.counters.step, texts)
         self._observers.watcher.samples(self.counters.step, texts)
 
     def _save_if_due(self) -> None:
@@ -260,9 +251,8 @@ class RunCallback(keras.callbacks.Callback):
 
     def _save(self) -> None:
         self.counters.seconds = self._seconds()
-        self._log.sync()
         try:
-            save_state(self._run, self.model, self.counters)
+            self._records.save(self.model, self.counters)
         except DivergedError as error:
             raise DivergedError(self._diverged(f"after step {self.counters.step} {error}")) from error
         self._saved = time.monotonic()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import keras
 
@@ -12,28 +12,11 @@ from support.main_guard import missing_package
 from training.callbacks import FitOptions, Observers, RunCallback
 from training.log import read_log
 from training.plot import draw_losses
+from training.records import NoRecords, Records
 from training.run_folder import RunFolder
-from training.state import Counters, restore_state
+from training.state import Counters, restore_state, state_variables
 from training.stopping import stop_request
-
-if TYPE_CHECKING:
-    import tensorflow as tf
-
-
-class TrainingData(Protocol):
-    """``Batches``: the batch of a step is a function of the step alone."""
-
-    steps_per_epoch: int
-
-    def dataset(self, first: int, last: int) -> tf.data.Dataset:
-        """Return the batches of the steps from ``first`` on, before ``last``."""
-
-
-class ValidationData(Protocol):
-    """``ValidationBatches``."""
-
-    def dataset(self) -> tf.data.Dataset:
-        """Return all batches."""
+from training.strategy import Cluster, TrainingData, ValidationData
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,29 +71,34 @@ def fit(
     batches: TrainingData,
     validation: ValidationData | None,
     options: FitOptions,
-    run: RunFolder,
+    run: RunFolder | None,
     observers: Observers = Observers(),  # noqa: B008  nobody changes it
+    cluster: Cluster = Cluster(),  # noqa: B008  it has no state
 ) -> FitResult:
     """Train a compiled model up to ``options.steps`` updates, from the state of the run if there is one.
 
     The validation loss before the first update counts as one to be improved. The model ends with the weights of the
     last step; ``state.restore_best`` reads the best ones.
 
+    Of several workers the chief has the ``run``; the others, None: they begin with the chief's state.
+
     Raises:
         RunError: the state cannot be read or written.
         DivergedError: the loss is not a finite number; the last state and the best weights stay.
     """
-    model.optimizer.build(model.trainable_variables)
-    counters = restore_state(run, model) or Counters()
+    with cluster.scope():
+        model.optimizer.build(model.trainable_variables)
+    counters = (None if run is None else restore_state(run, model)) or Counters()
+    counters = Counters(**cluster.share(state_variables(model), dataclasses.asdict(counters)))
+    records = NoRecords() if run is None else Records(run, counters)
     resumed_at = counters.step
     with stop_request() as stop:
-        keeper = RunCallback(run, options, counters, batches.steps_per_epoch, stop, observers)
+        keeper = RunCallback(records, options, counters, batches.steps_per_epoch, stop, observers)
         try:
-            _train(model, batches, validation, options, keeper, observers)
+            _train(model, _Data(batches, validation, cluster), options, keeper, observers)
         finally:
             keeper.close()
-    rows = read_log(run.log)
-    _draw(rows, counters, run, observers)
+    rows = [] if run is None else _draw(run, counters, observers)
     return FitResult(
         steps=counters.step,
         tokens=counters.tokens,
@@ -125,20 +113,42 @@ def fit(
     )
 
 
-def _draw(rows: list[dict[str, float]], counters: Counters, run: RunFolder, observers: Observers) -> None:
-    """Draw both losses; without matplotlib or room for it there is a note instead."""
+def _draw(run: RunFolder, counters: Counters, observers: Observers) -> list[dict[str, float]]:
+    """Draw both losses, and return the log; without matplotlib or room for it there is a note instead."""
+    rows = read_log(run.log)
     try:
         draw_losses(rows, None if counters.best_loss is None else counters.best_step, run.plot)
     except ModuleNotFoundError:
         observers.watcher.note(f"{run.plot}: not drawn: {missing_package('matplotlib')}")
     except OSError as error:
         observers.watcher.note(describe_write_error(error, run.plot, "make room"))
+    return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class _Data:
+    """What this worker trains on and measures with."""
+
+    batches: TrainingData
+    held_out: ValidationData | None
+    cluster: Cluster
+
+    def training(self, first: int, last: int) -> Any:
+        """Return the data set of the steps ``first`` to ``last - 1``."""
+        return self.cluster.dataset(self.batches, first, last)
+
+    def validation(self, data: str, steps: str) -> dict[str, Any]:
+        """Return the data set and its number of steps, by the names that a method of Keras has for them."""
+        return (
+            {}
+            if self.held_out is None
+            else dict(zip((data, steps), self.cluster.validation(self.held_out), strict=True))
+        )
 
 
 def _train(
     model: keras.Model,
-    batches: TrainingData,
-    validation: ValidationData | None,
+    data: _Data,
     options: FitOptions,
     keeper: RunCallback,
     observers: Observers,
@@ -146,18 +156,18 @@ def _train(
     """Call ``fit`` for one interval after the other."""
     counters = keeper.counters
     if options.is_interval_end(counters.step) and counters.evaluated < counters.step:  # step 0, or it was interrupted
-        _evaluate(model, validation, keeper)
+        _evaluate(model, data, keeper)
     calls = _OneTraining([keeper, *observers.callbacks], add_history=True, model=model, epochs=1, steps=options.steps)
     calls.begin()
     while counters.step < options.steps and not counters.is_stopped:
         end = options.interval_end(counters.step)
         epoch = (end - 1) // options.evaluate_every
         model.fit(
-            batches.dataset(counters.step, end),
+            data.training(counters.step, end),
             initial_epoch=epoch,
             epochs=epoch + 1,
             steps_per_epoch=end - counters.step,
-            validation_data=None if validation is None else validation.dataset(),
+            **data.validation("validation_data", "validation_steps"),
             verbose=0,
             shuffle=False,  # the batches have an order, and Keras would warn
             callbacks=calls,
@@ -165,11 +175,12 @@ def _train(
     calls.end({})
 
 
-def _evaluate(model: keras.Model, validation: ValidationData | None, keeper: RunCallback) -> None:
+def _evaluate(model: keras.Model, data: _Data, keeper: RunCallback) -> None:
     """Do the evaluation that belongs to the current step."""
     keeper.set_model(model)
-    if validation is None:
+    arguments = data.validation("x", "steps")
+    if not arguments:
         keeper.evaluated(None)
         return
-    logs = model.evaluate(validation.dataset(), verbose=0, return_dict=True, callbacks=[keeper])
+    logs = model.evaluate(**arguments, verbose=0, return_dict=True, callbacks=[keeper])
     keeper.evaluated(logs["loss"])

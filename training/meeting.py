@@ -14,8 +14,10 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from support.messages import list_names
 from training.connection import SILENCE_SECONDS, Connection, Message, reason
 from training.place import Place, WorkersError, split_host
+from training.run_folder import differences
 
 _RETRY_SECONDS = 0.2
 
@@ -125,13 +127,11 @@ def _accept(plug: socket.socket, deadline: float) -> tuple[Connection, Message] 
 def _compare(place: Place, index: int, ours: Facts, theirs: object) -> None:
     """Compare what a worker brings with what the chief has."""
     found = theirs if isinstance(theirs, dict) else {}
-    for name in [*ours, *(name for name in found if name not in ours)]:
-        expected = json.loads(json.dumps(ours.get(name)))
-        if found.get(name) != expected:
-            raise WorkersError(
-                f"{place.name(index)} has {name} {_short(found.get(name))}, the chief {_short(expected)}: "
-                "give all workers the same"
-            )
+    if others := differences(json.loads(json.dumps(ours)), found, "the chief's is"):
+        raise WorkersError(
+            f"{place.name(index)} has other options or files than the chief: {list_names(others, 4)}: "
+            "give all workers the same"
+        )
 
 
 def _join(place: Place, facts: Facts, deadline: float) -> dict[int, Connection]:
@@ -167,8 +167,3 @@ def _join(place: Place, facts: Facts, deadline: float) -> dict[int, Connection]:
         connection.close()
         raise WorkersError(str(answer.values.get("line", "the chief refused this worker")))
     return {0: connection}
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -122,19 +122,19 @@ def _check_record(run: RunFolder, record: Mapping[str, Any]) -> None:
         )
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], was: str = "was") -> list[str]:
     """Return how two records differ, as ``learning_rate is 0.001, was 0.0005``; a hash is too long to be shown."""
     before, after = _flat(old), _flat(new)
     found = []
     for name in sorted(before.keys() | after.keys()):
         if name not in after:
-            found.append(f"{name} is missing, was {_shown(before[name])}")
+            found.append(f"{name} is missing, {was} {_shown(before[name])}")
         elif name not in before:
             found.append(f"{name} is new")
         elif before[name] != after[name]:
             known = not _is_hash(before[name])
             found.append(
-                f"{name} is {_shown(after[name])}, was {_shown(before[name])}" if known else f"{name} has changed"
+                f"{name} is {_shown(after[name])}, {was} {_shown(before[name])}" if known else f"{name} has changed"
             )
     return found
 

@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from support.errors import UserError
+from support.tensorflow_runtime import one_line_message, quiet_stderr
 from training.batches import Batch, as_dataset
 from training.control import Control
 from training.meeting import Facts, meet
-from training.place import Place, WorkersError, read_place
+from training.place import Place, WorkersError
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -34,11 +35,28 @@ _GRACE_SECONDS = 20.0
 """How long the main thread may take to leave TensorFlow after a worker was lost. TensorFlow's heartbeat takes 10."""
 
 
-class HasBatches(Protocol):
-    """``Batches`` and ``ValidationBatches``."""
+class TrainingData(Protocol):
+    """``Batches``: the batch of a step is a function of the step alone."""
+
+    steps_per_epoch: int
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step, each array ``[M, b, S]``."""
+
+    def dataset(self, first: int, last: int) -> tf.data.Dataset:
+        """Return the batches of the steps from ``first`` on, before ``last``."""
+
+
+class ValidationData(Protocol):
+    """``ValidationBatches``."""
+
+    steps: int
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of a step, each array ``[1, b, S]``."""
+
+    def dataset(self) -> tf.data.Dataset:
+        """Return all batches."""
 
 
 class Cluster:
@@ -70,13 +88,13 @@ class Cluster:
         """
         return contextlib.nullcontext()
 
-    def dataset(self, batches: HasBatches, first: int, last: int) -> tf.data.Dataset:
+    def dataset(self, batches: TrainingData, first: int, last: int) -> tf.data.Dataset:
         """Return this worker's part of the batches ``first`` to ``last - 1``, for ``fit`` with ``steps_per_epoch``."""
-        return as_dataset(batches.batch, first, last)
+        return batches.dataset(first, last)
 
-    def validation(self, batches: HasBatches, steps: int) -> tuple[tf.data.Dataset, int]:
-        """Return this worker's part of the first ``steps`` batches, for ``evaluate``, and how many steps it has."""
-        return as_dataset(batches.batch, 0, steps), steps
+    def validation(self, batches: ValidationData) -> tuple[tf.data.Dataset, int | None]:
+        """Return this worker's part of the batches, and how many steps ``evaluate`` takes; None for all there are."""
+        return batches.dataset(), None
 
     def share(self, variables: Mapping[str, Any], facts: Any = None) -> Any:
         """Give every worker the chief's values of ``variables``, and return the chief's ``facts``, plain JSON."""
@@ -124,16 +142,16 @@ class Workers(Cluster):
         scope: contextlib.AbstractContextManager[Any] = self._strategy.scope()
         return scope
 
-    def dataset(self, batches: HasBatches, first: int, last: int) -> tf.data.Dataset:
+    def dataset(self, batches: TrainingData, first: int, last: int) -> tf.data.Dataset:
         return self._distribute(lambda step: micro_batches_of(batches.batch(step), self.index, self.size), first, last)
 
-    def validation(self, batches: HasBatches, steps: int) -> tuple[tf.data.Dataset, int]:
+    def validation(self, batches: ValidationData) -> tuple[tf.data.Dataset, int | None]:
         def own(step: int) -> Batch:
             number = step * self.size + self.index
-            batch = batches.batch(min(number, steps - 1))
-            return batch if number < steps else {name: np.zeros_like(values) for name, values in batch.items()}
+            batch = batches.batch(min(number, batches.steps - 1))
+            return batch if number < batches.steps else {name: np.zeros_like(of) for name, of in batch.items()}
 
-        own_steps = -(-steps // self.size)
+        own_steps = -(-batches.steps // self.size)
         return self._distribute(own, 0, own_steps), own_steps
 
     def share(self, variables: Mapping[str, Any], facts: Any = None) -> Any:
@@ -167,15 +185,14 @@ class Workers(Cluster):
             os._exit(WorkersError.exit_code)
 
 
-def open_cluster(facts: Facts, environment: Mapping[str, str] = os.environ) -> Cluster:
-    """Return the cluster that ``TF_CONFIG`` describes, after all workers have come, or that of one process.
+def open_cluster(place: Place | None, facts: Facts) -> Cluster:
+    """Return the cluster of all workers, after they have come, or that of one process where ``place`` is None.
 
     Call it before TensorFlow has computed anything: its collective operations are set up at its start.
 
     Raises:
         WorkersError: the workers cannot meet, or have other facts.
     """
-    place = read_place(environment)
     return Cluster() if place is None else Workers(place, facts)
 
 
@@ -223,7 +240,8 @@ def as_log(value: tf.Tensor) -> tf.Tensor:
 
 def _make_strategy(place: Place) -> Any:
     """Make TensorFlow's strategy, which connects the workers again, for its own operations."""
-    import tensorflow as tf
+    with quiet_stderr():
+        import tensorflow as tf
 
     try:
         return tf.distribute.MultiWorkerMirroredStrategy(
@@ -236,7 +254,9 @@ def _make_strategy(place: Place) -> Any:
             communication_options=tf.distribute.experimental.CommunicationOptions(bytes_per_pack=BYTES_PER_PACK),
         )
     except (RuntimeError, tf.errors.OpError) as error:
-        raise WorkersError(f"{place.name(place.index)}: TensorFlow cannot connect the workers: {error}") from error
+        raise WorkersError(
+            f"{place.name(place.index)}: TensorFlow cannot connect the workers: {one_line_message(error)}"
+        ) from error
 
 
 def _may_follow_a_loss(error: BaseException) -> bool:
