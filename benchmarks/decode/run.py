@@ -13,8 +13,9 @@ from pathlib import Path
 from benchmarks.convert import available_memory, files_in
 from benchmarks.decode import weights
 from benchmarks.decode.plan import LARGE, PROBE, Contender, Measure, groups, measures, wanted
-from benchmarks.decode.process import EngineError, Process, Pythons, Standstills, busy_core, versions
+from benchmarks.decode.process import Pythons, busy_core, versions, worker_command
 from benchmarks.decode.results import Model, Sample
+from benchmarks.process import EngineError, Process, Standstills
 from tf_model.config import GPT2Config
 
 _RESERVE = 1_500_000_000
@@ -139,7 +140,7 @@ class Run:
             return False
         if not folder.exists():
             self._say(f"{contender}: files")
-            process = Process(contender, self._pythons, self._threads)
+            process = Process(worker_command(contender, self._pythons), self._threads)
             try:
                 process.call("prepare", weights=str(self._folder), folder=str(folder))
             except EngineError as error:
@@ -166,7 +167,7 @@ class Run:
             return self._living[place]
         while self._living and sum(map(self._need, self._living)) + self._need(place) > self._budget:
             self._close(next(reversed(self._living)))
-        process = self._living[place] = Process(contender, self._pythons, self._threads)
+        process = self._living[place] = Process(worker_command(contender, self._pythons), self._threads)
         folder = self._files(contender)
         before = self._standstills.count
         answer = process.call(

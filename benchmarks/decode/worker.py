@@ -7,16 +7,10 @@ something went wrong. Needs nothing but what the engine needs, and NumPy: it may
 from __future__ import annotations
 
 import argparse
-import ctypes
 import importlib.metadata
 import importlib.util
 import json
-import os
-import signal
-import sys
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +18,7 @@ import numpy as np
 
 from benchmarks.decode.engines import ENGINES, Engine, create
 from benchmarks.decode.weights import Weights
-from support.tensorflow_runtime import one_line_message
+from benchmarks.process import answer_commands
 
 _BLOCK = 1 << 24
 
@@ -98,20 +92,7 @@ def main() -> None:
             raise SystemExit(f"{' and '.join(missing)} cannot be imported")
         print(json.dumps({name: importlib.metadata.version(packages[name]) for name in packages}))
         return
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a stopped process would outlive the coordinator
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-    worker = Worker(create(args.engine, args.dtype))
-    for line in sys.stdin:
-        command = json.loads(line)
-        try:
-            method: Callable[..., dict[str, Any]] = getattr(worker, command.pop("do"))
-            answer = method(**command)
-        except Exception as error:
-            traceback.print_exc()
-            answer = {"error": f"{type(error).__name__}: {one_line_message(error)}"}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+    answer_commands(Worker(create(args.engine, args.dtype)))
 
 
 if __name__ == "__main__":

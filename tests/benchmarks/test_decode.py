@@ -17,9 +17,10 @@ from benchmarks.decode import __main__ as benchmark
 from benchmarks.decode import plan, ratios, report, weights
 from benchmarks.decode.engines import ENGINES
 from benchmarks.decode.plan import ALL, INT8, LLAMA, OPENVINO, PROBE, Contender
-from benchmarks.decode.process import EngineError, Process, Standstills, versions
+from benchmarks.decode.process import versions, worker_command
 from benchmarks.decode.results import Model, Sample, Spread
 from benchmarks.decode.worker import prompts
+from benchmarks.process import EngineError, Process, Standstills
 from benchmarks.random_checkpoint import SHAPES, parse_shape
 from convert.formats.registry import open_checkpoint
 
@@ -143,7 +144,7 @@ def test_weights_are_those_of_the_checkpoint(tmp_path: Path) -> None:
 
 def test_a_process_that_has_nothing_to_do_is_stopped(tmp_path: Path) -> None:
     weights.write(tmp_path, parse_shape("2x32x2x100x64"))
-    process = Process(PROBE, PYTHONS, 1)
+    process = Process(worker_command(PROBE, PYTHONS), 1)
     try:
         process.call("prepare", weights=str(tmp_path), folder=str(tmp_path / "files"))
         status = Path(f"/proc/{process.pid}/status")
@@ -245,6 +246,6 @@ def test_a_standstill_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     found = Standstills(seconds=3600)
     assert found.count == 0
     later = time.perf_counter() + 5000
-    monkeypatch.setattr("benchmarks.decode.process.time.perf_counter", lambda: later)
+    monkeypatch.setattr("benchmarks.process.time.perf_counter", lambda: later)
     found.look()
     assert found.count == 1
