@@ -14,8 +14,8 @@ import tensorflow as tf
 
 from tf_model.gpt2 import GPT2
 from training import functions
-from training.forward import Forward
-from training.model import Batch, TrainedGPT2
+from training.forward import Batch, Forward
+from training.model import TrainedGPT2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +52,10 @@ class DistilledGPT2(TrainedGPT2):
     def micro_loss(self, rows: tf.Tensor, batch: Batch) -> tf.Tensor:
         labels, weights = (tf.reshape(batch[name], [-1]) for name in ("labels", "weights"))
         taught = tf.stop_gradient(self.teacher.hidden(batch))
-        table = self.teacher.head()
+        head = self.teacher.head()
 
         def judge(logits: tf.Tensor, places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            theirs = tf.matmul(tf.gather(taught, places), table, transpose_b=True)
+            theirs = head.logits(tf.gather(taught, places))
             return taught_losses(logits, theirs, tf.gather(labels, places), self.teaching)
 
         return functions.loss_in_pieces(rows, self.forward.head(), weights, judge)

@@ -1,46 +1,27 @@
-"""The forward pass of training: segments, positions, dropout, adapters, and a gradient of its own for a whole block."""
+"""The forward pass of training: segments, positions, dropout, adapters, and a gradient of its own for each block."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import tensorflow as tf
 
-from tf_model.config import GPT2Config
+from tf_model.config import LINEAR_LAYERS
 from tf_model.gpt2 import GPT2
-from tf_model.layers import Block, LayerNorm, Linear, Matrix
+from tf_model.layers import Block
+from tf_model.precision import PRECISIONS, stack_name
 from training import functions
+from training.block import ADAPTER_A, ADAPTER_B, BlockMaths, BlockNumbers, Kept, Sequences, Tensors
 
 PRODUCTS = ("float32", "bfloat16")
-"""What matrices are multiplied in; sums, weights and their gradients are float32 in both."""
+"""What the factors of matrix products are; sums, weights and their gradients are float32 in both."""
 
+_STEP, _MICRO_BATCH = 2**32, 2**16
+"""What a step and a micro-batch are multiplied by in a seed; a place of dropout is less than either."""
 
-def linear_layer(block: Block, target: str) -> Linear:
-    """Return the layer of ``block`` that ``tf_model.config.LINEAR_LAYERS`` calls ``target``."""
-    part, name = target.split(".")
-    layer: Linear = getattr(getattr(block, part), name)
-    return layer
-
-
-def float_matrix(matrix: Matrix, dtype: tf.DType) -> tf.Tensor:
-    """Return the weights of ``matrix`` as float ``[out, in]``, from whatever they are stored in."""
-    weight = tf.convert_to_tensor(matrix.weight.value)
-    if matrix.scale is None:
-        return tf.cast(weight, dtype)
-    scale = tf.convert_to_tensor(matrix.scale.value)
-    if matrix.transposed:
-        return tf.cast(tf.transpose(tf.cast(weight, tf.float32) * scale), dtype)
-    return tf.cast(tf.cast(weight, tf.float32) * scale[:, tf.newaxis], dtype)
-
-
-class Sequences(NamedTuple):
-    """What all blocks need to know about a micro-batch: b, S, ``visibility`` of its segments, and a key for dropout."""
-
-    batch: tf.Tensor
-    size: tf.Tensor
-    mask: tf.Tensor
-    key: tf.Tensor | None
+Batch = Mapping[str, tf.Tensor]
 
 
 class Forward:
@@ -48,6 +29,9 @@ class Forward:
 
     Dropout is left out on attention probabilities, where it costs most; it is after the embeddings, ``attn.c_proj`` and
     ``mlp.c_proj``, and a function of (seed, place, step, micro-batch) alone.
+
+    All blocks are one TensorFlow function forward and one backward, whose arguments are weights: both are traced and
+    optimised once, however many blocks there are.
 
     Args:
         gpt2: the model; the forward pass reads its variables.
@@ -70,14 +54,29 @@ class Forward:
     ) -> None:
         self.gpt2 = gpt2
         self.adapters = adapters
-        self.dropout = dropout
         self.seed = seed
-        self.recompute = recompute
-        self.products = tf.as_dtype(products)
+        self._maths = BlockMaths(
+            gpt2.config,
+            dropout=dropout,
+            products=tf.as_dtype(products),
+            transposed=PRECISIONS[gpt2.weight_dtype].transposed,
+            adapter_scale=1.0 if adapters is None else adapters.scale,
+        )
+        self._dropping = _BlockFunctions(self._maths, recompute)
+        self._whole = _BlockFunctions(dataclasses.replace(self._maths, dropout=0.0), recompute)
+        names = {id(variable): stack_name(name) for name, variable in gpt2.canonical_variables().items()}
+        self._weights = [self._named_weights(index, block, names) for index, block in enumerate(gpt2.h)]
 
-    def hidden(
-        self, batch: Mapping[str, tf.Tensor], step: tf.Tensor | None = None, micro: tf.Tensor | int = 0
-    ) -> tf.Tensor:
+    def _named_weights(self, index: int, block: Block, names: Mapping[int, str | None]) -> dict[str, Any]:
+        """Return the Keras variables of a block and of its adapters, as ``block`` names them."""
+        weights = {str(names[id(variable.value)]).removeprefix("h."): variable for variable in block.variables}
+        for target in LINEAR_LAYERS:
+            pair = self.adapters.pair(index, target) if self.adapters is not None else None
+            if pair is not None:
+                weights |= {target + ADAPTER_A: pair[0], target + ADAPTER_B: pair[1]}
+        return weights
+
+    def hidden(self, batch: Batch, step: tf.Tensor | None = None, micro: tf.Tensor | int = 0) -> tf.Tensor:
         """Return float32 rows ``[b * S, h]`` after the final layer norm.
 
         Args:
@@ -87,59 +86,96 @@ class Forward:
         """
         return self.blocks(self.embed(batch), batch, step, micro)
 
-    def embed(self, batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    def embed(self, batch: Batch) -> tf.Tensor:
         """Return the sum of token and position embedding, float32 ``[b * S, h]``."""
         x = self.gpt2.wte.table.lookup(batch["ids"]) + self.gpt2.wpe.table.lookup(batch["positions"])
         return tf.reshape(x, [-1, self.gpt2.config.n_embd])
 
     def blocks(
-        self, x: tf.Tensor, batch: Mapping[str, tf.Tensor], step: tf.Tensor | None = None, micro: tf.Tensor | int = 0
+        self, x: tf.Tensor, batch: Batch, step: tf.Tensor | None = None, micro: tf.Tensor | int = 0
     ) -> tf.Tensor:
         """Return float32 rows ``[b * S, h]`` after the final layer norm, of embedded rows ``x``."""
-        rows, size = tf.unstack(tf.shape(batch["segments"]))
-        key = None
-        if step is not None and self.dropout:
-            key = tf.cast(step, tf.int64) * 2**32 + tf.cast(micro, tf.int64) * 2**16
-        sequences = Sequences(rows, size, functions.visibility(batch["segments"]), key)
-        x = self._drop(x, key, 0)
-        for index, block in enumerate(self.gpt2.h):
-            x = self._block(block, index, x, sequences)
-        return _layer_norm(self.gpt2.ln_f, x)
+        blocks = self._whole if step is None else self._dropping
+        key = tf.cast(0 if step is None else step, tf.int64) * _STEP + tf.cast(micro, tf.int64) * _MICRO_BATCH
+        noise = tf.stack([tf.cast(self.seed, tf.int64), key])
+        sequences = Sequences(functions.visibility(batch["segments"]), noise)
+        x = blocks.drop(x, noise)
+        for index, weights in enumerate(self._weights):
+            scale = tf.constant(self.gpt2.config.attention_scale(index), tf.float32)
+            numbers = BlockNumbers(scale, tf.constant(2 * index + 1, tf.int64))
+            x = blocks(x, weights, sequences, numbers)
+        norm = self.gpt2.ln_f
+        return functions.layer_norm(x, norm.gamma.value, norm.beta.value, norm.epsilon, norm.kind)
 
-    def head(self) -> tf.Tensor:
-        """Return the output matrix, float32 ``[V, h]``."""
-        return float_matrix(self.gpt2.lm_head.table, tf.float32)
+    def trained_embeddings(self, batch: Batch) -> list[tuple[tf.Variable, tf.Tensor]]:
+        """Return the trainable tables that ``embed`` reads, each with the rows ``[N, 1]`` that it reads of it."""
+        tables = ((self.gpt2.wte.table.weight, batch["ids"]), (self.gpt2.wpe.table.weight, batch["positions"]))
+        return [(table.value, tf.reshape(rows, [-1, 1])) for table, rows in tables if table.trainable]
 
-    def _drop(self, x: tf.Tensor, key: tf.Tensor | None, place: int) -> tf.Tensor:
-        if key is None:
-            return x
-        noise = tf.random.stateless_uniform(tf.shape(x), [tf.cast(self.seed, tf.int64), key + place], alg="philox")
-        return tf.where(noise >= self.dropout, x * (1 / (1 - self.dropout)), 0.0)
-
-    def _linear(self, block: Block, index: int, target: str, x: tf.Tensor) -> tf.Tensor:
-        layer = linear_layer(block, target)
-        weight = float_matrix(layer.kernel, self.products)
-        y = tf.matmul(tf.cast(x, self.products), weight, transpose_b=True)
-        y = tf.cast(y, tf.float32) + tf.cast(layer.bias.value, tf.float32)
-        pair = self.adapters.pair(index, target) if self.adapters is not None else None
-        if pair is None:
-            return y
-        a, b = map(tf.convert_to_tensor, pair)
-        return y + self.adapters.scale * tf.matmul(tf.matmul(x, a, transpose_b=True), b, transpose_b=True)
-
-    def _block(self, block: Block, index: int, x: tf.Tensor, sequences: Sequences) -> tf.Tensor:
-        config: GPT2Config = self.gpt2.config
-        qkv = self._linear(block, index, "attn.c_attn", _layer_norm(block.ln_1, x))
-        qkv = tf.reshape(qkv, [sequences.batch, sequences.size, 3, config.n_head, config.head_dim])
-        query, key, value = tf.unstack(tf.transpose(qkv, [2, 0, 3, 1, 4]))
-        mixed, _ = functions.attend(query, key, value, sequences.mask, tf.constant(config.attention_scale(index)))
-        merged = tf.reshape(tf.transpose(mixed, [0, 2, 1, 3]), [-1, config.n_embd])
-        x += self._drop(self._linear(block, index, "attn.c_proj", merged), sequences.key, 2 * index + 1)
-        inner = self._linear(block, index, "mlp.c_fc", _layer_norm(block.ln_2, x))
-        inner = functions.ACTIVATIONS[config.activation_function].value(inner)
-        return x + self._drop(self._linear(block, index, "mlp.c_proj", inner), sequences.key, 2 * index + 2)
+    def head(self) -> functions.Head:
+        """Return the output matrix."""
+        matrix = self.gpt2.lm_head.table
+        table = tf.convert_to_tensor(matrix.weight.value)
+        scale = None if matrix.scale is None else tf.convert_to_tensor(matrix.scale.value)
+        factor = self._maths.float_matrix(table, scale)
+        return functions.Head(factor, table if matrix.weight.trainable else None)
 
 
-def _layer_norm(layer: LayerNorm, x: tf.Tensor) -> tf.Tensor:
-    rows = functions.normalise(x, layer.epsilon, layer.kind).rows
-    return rows * layer.gamma.value + layer.beta.value
+class _BlockFunctions:
+    """A block as TensorFlow functions, and as one operation with a gradient for a ``tf.GradientTape``."""
+
+    def __init__(self, maths: BlockMaths, recompute: bool) -> None:
+        self._maths = maths
+        self._recompute = recompute
+        # Not inlined: each is optimised once, and its executor made once. And the order is kept: a block that is
+        # recomputed begins when its gradient is there, not when TensorFlow has a thread for it.
+        options = {"autograph": False, "experimental_attributes": {"_noinline": True}}
+        self._forward = tf.function(maths.forward, **options)
+        self._output = tf.function(lambda *arguments: maths.forward(*arguments)[0], **options)
+        self._gradients: dict[tuple[str, ...], Callable[..., Any]] = {}
+        self._options = options
+
+    def drop(self, x: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
+        """Return ``x`` after dropout."""
+        return self._maths.drop(x, noise, 0)[0]
+
+    def __call__(
+        self, x: tf.Tensor, variables: Mapping[str, Any], sequences: Sequences, numbers: BlockNumbers
+    ) -> tf.Tensor:
+        """Return the rows after a block."""
+        weights = {name: tf.convert_to_tensor(variable.value) for name, variable in variables.items()}
+        trained = tuple(name for name, variable in variables.items() if variable.trainable)
+
+        @tf.custom_gradient
+        def run(x: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, ...]]]:
+            if self._recompute:
+                y, kept = self._output(x, weights, sequences, numbers), None
+            else:
+                y, kept = self._forward(x, weights, sequences, numbers)
+
+            def gradient(outer: tf.Tensor) -> tuple[tf.Tensor, ...]:
+                function = self._gradient_of(trained)
+                found, gradients = function(outer, x if kept is None else kept, weights, sequences, numbers)
+                return (found, *(gradients[name] for name in trained))
+
+            return y, gradient
+
+        return run(x, *(weights[name] for name in trained))
+
+    def _gradient_of(self, trained: tuple[str, ...]) -> Callable[..., Any]:
+        """Return the function that gives the gradients of x and of the ``trained`` weights."""
+        if trained not in self._gradients:
+
+            def gradient(
+                outer: tf.Tensor,
+                kept: Kept | tf.Tensor,
+                weights: Tensors,
+                sequences: Sequences,
+                numbers: BlockNumbers,
+            ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+                if not isinstance(kept, Kept):
+                    _, kept = self._maths.forward(kept, weights, sequences, numbers)
+                return self._maths.gradient(outer, kept, weights, numbers, trained)
+
+            self._gradients[trained] = tf.function(gradient, **self._options)
+        return self._gradients[trained]

@@ -40,6 +40,25 @@ def normalise_gradient(kept: Normalised, gradient: tf.Tensor) -> tf.Tensor:
     return (gradient - mean) * kept.inverse - kept.rows * (along * kept.pull)
 
 
+def layer_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float, kind: str) -> tf.Tensor:
+    """Return a layer norm of rows ``[N, h]``, with its gradient."""
+
+    @tf.custom_gradient
+    def run(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tuple[tf.Tensor, Callable[..., tuple[tf.Tensor, ...]]]:
+        kept = normalise(x, epsilon, kind)
+
+        def gradient(outer: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            return (
+                normalise_gradient(kept, outer * gamma),
+                tf.reduce_sum(outer * kept.rows, axis=0),
+                tf.reduce_sum(outer, axis=0),
+            )
+
+        return kept.rows * gamma + beta, gradient
+
+    return run(x, tf.convert_to_tensor(gamma), tf.convert_to_tensor(beta))
+
+
 def _standard(squares: tf.Tensor, size: int, epsilon: float) -> tuple[tf.Tensor, tf.Tensor]:
     inverse = tf.math.rsqrt(squares / size + epsilon)
     return inverse, inverse / size
@@ -56,45 +75,66 @@ _DEVIATIONS = {STANDARD: _standard, UER: _uer}
 
 
 class Activation(NamedTuple):
-    """An activation: its ``value`` of x, and its ``slope``."""
+    """An activation: its ``value`` of x; or its value and its ``slope`` together, which share most of the work."""
 
     value: Callable[[tf.Tensor], tf.Tensor]
-    slope: Callable[[tf.Tensor], tf.Tensor]
-
-
-def _gate(x: tf.Tensor) -> tf.Tensor:
-    """Return (1 + tanh(z)) / 2 with the z of tanh's gelu: x times that is gelu."""
-    return tf.sigmoid(x * (_TWICE + _CUBIC * tf.square(x)))
+    value_and_slope: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
 _TWICE = 2 * math.sqrt(2 / math.pi)
 _CUBIC = _TWICE * 0.044715
 
 
-def _tanh_gelu_slope(x: tf.Tensor) -> tf.Tensor:
-    gate = _gate(x)
-    return gate + x * gate * (1 - gate) * (_TWICE + 3 * _CUBIC * tf.square(x))
+def _tanh_gelu(x: tf.Tensor) -> tf.Tensor:
+    """Return x (1 + tanh(z)) / 2 with gelu's z: that is x sigmoid(2 z)."""
+    return x * tf.sigmoid(x * (_TWICE + _CUBIC * tf.square(x)))
+
+
+def _tanh_gelu_and_slope(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    square = tf.square(x)
+    gate = tf.sigmoid(x * (_TWICE + _CUBIC * square))
+    value = x * gate
+    return value, gate + value * (1 - gate) * (_TWICE + 3 * _CUBIC * square)
+
+
+def _exact_gelu(x: tf.Tensor) -> tf.Tensor:
+    return x * _normal_below(x)
+
+
+def _exact_gelu_and_slope(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    below = _normal_below(x)
+    return x * below, below + x * tf.exp(-0.5 * tf.square(x)) * (1 / math.sqrt(2 * math.pi))
 
 
 def _normal_below(x: tf.Tensor) -> tf.Tensor:
     return 0.5 * (1 + tf.math.erf(x * math.sqrt(0.5)))
 
 
-def _silu_slope(x: tf.Tensor) -> tf.Tensor:
+def _relu_and_slope(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    return tf.nn.relu(x), tf.cast(x > 0, x.dtype)
+
+
+def _silu(x: tf.Tensor) -> tf.Tensor:
+    return x * tf.sigmoid(x)
+
+
+def _silu_and_slope(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     gate = tf.sigmoid(x)
-    return gate * (1 + x * (1 - gate))
+    value = x * gate
+    return value, gate + value * (1 - gate)
 
 
-_TANH_GELU = Activation(lambda x: x * _gate(x), _tanh_gelu_slope)
+def _tanh_and_slope(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    value = tf.tanh(x)
+    return value, 1 - tf.square(value)
+
+
 ACTIVATIONS: dict[str, Activation] = {
-    **dict.fromkeys(TANH_GELU, _TANH_GELU),
-    "gelu": Activation(
-        lambda x: x * _normal_below(x),
-        lambda x: _normal_below(x) + x * tf.exp(-0.5 * tf.square(x)) * (1 / math.sqrt(2 * math.pi)),
-    ),
-    "relu": Activation(tf.nn.relu, lambda x: tf.cast(x > 0, x.dtype)),
-    "silu": Activation(lambda x: x * tf.sigmoid(x), _silu_slope),
-    "tanh": Activation(tf.tanh, lambda x: 1 - tf.square(tf.tanh(x))),
+    **dict.fromkeys(TANH_GELU, Activation(_tanh_gelu, _tanh_gelu_and_slope)),
+    "gelu": Activation(_exact_gelu, _exact_gelu_and_slope),
+    "relu": Activation(tf.nn.relu, _relu_and_slope),
+    "silu": Activation(_silu, _silu_and_slope),
+    "tanh": Activation(tf.tanh, _tanh_and_slope),
 }
 """By transformers' names."""
 
@@ -109,96 +149,110 @@ def visibility(segments: tf.Tensor) -> tf.Tensor:
     return tf.where(seen, 0.0, MASKED)[:, tf.newaxis]
 
 
-def attend(
-    query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, mask: tf.Tensor, scale: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return softmax(scale Q K^T + mask) V ``[b, heads, S, head_dim]``, and the probabilities ``[b, heads, S, S]``."""
-    scores = tf.matmul(query * scale, key, transpose_b=True) + mask
-    weights = tf.nn.softmax(scores)
-    return tf.matmul(weights, value), weights
+def attend(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return softmax(Q K^T + mask) V ``[b, heads, S, head_dim]``, and the probabilities ``[b, heads, S, S]``."""
+    probabilities = tf.nn.softmax(tf.matmul(query, key, transpose_b=True) + mask)
+    return tf.matmul(probabilities, value), probabilities
 
 
 def attend_gradient(
-    weights: tf.Tensor, query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, scale: tf.Tensor, gradient: tf.Tensor
+    probabilities: tf.Tensor,
+    query: tf.Tensor,
+    key: tf.Tensor,
+    value: tf.Tensor,
+    along: tf.Tensor,
+    gradient: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Return the gradients of query, key and value, of that of what ``attend`` returns."""
-    inner = tf.matmul(gradient, value, transpose_b=True)
-    inner = weights * (inner - tf.reduce_sum(inner * weights, axis=-1, keepdims=True)) * scale
+    """Return the gradients of query, key and value, of the ``gradient`` of what ``attend`` returns.
+
+    ``along`` is that gradient times what ``attend`` returned, summed over head_dim, ``[b, heads, S, 1]``: as much as
+    the gradient of the probabilities times the probabilities, summed over the keys (FlashAttention, section 3.1).
+    """
+    scores = probabilities * (tf.matmul(gradient, value, transpose_b=True) - along)
     return (
-        tf.matmul(inner, key),
-        tf.matmul(inner, query, transpose_a=True),
-        tf.matmul(weights, gradient, transpose_a=True),
+        tf.matmul(scores, key),
+        tf.matmul(scores, query, transpose_a=True),
+        tf.matmul(probabilities, gradient, transpose_a=True),
     )
-
-
-def token_losses(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """Return the loss of each row in nats ``[N]``, of float32 logits ``[N, V]`` and labels ``[N]``."""
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
 
 
 PIECE = 256
 """Rows of logits that exist at once: 31 MB of a vocabulary of 30,000."""
 
 
+class Head(NamedTuple):
+    """The output matrix: ``factor`` ``[V, h]``, of the type of the products; ``table``, float32, if it is trained."""
+
+    factor: tf.Tensor
+    table: tf.Tensor | None
+
+    def logits(self, rows: tf.Tensor) -> tf.Tensor:
+        """Return float32 logits ``[n, V]`` of rows ``[n, h]``."""
+        return tf.cast(tf.matmul(tf.cast(rows, self.factor.dtype), self.factor, transpose_b=True), tf.float32)
+
+
 Judge = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 """Of logits ``[n, V]`` and the places ``[n]`` of their rows: the losses ``[n]`` in nats, their slopes ``[n, V]``."""
 
 
-def cross_entropy(rows: tf.Tensor, table: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """Return the sum of the weighted losses in nats of rows ``[N, h]``, whose logits are rows x table^T."""
+def cross_entropy(rows: tf.Tensor, head: Head, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """Return the weighted losses in nats of rows ``[N, h]``, summed."""
 
     def judge(logits: tf.Tensor, places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         loss, slope = tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(features=logits, labels=tf.gather(labels, places))
         return loss, slope
 
-    return loss_in_pieces(rows, table, weights, judge)
+    return loss_in_pieces(rows, head, weights, judge)
 
 
-def loss_in_pieces(rows: tf.Tensor, table: tf.Tensor, weights: tf.Tensor, judge: Judge) -> tf.Tensor:
-    """Return the sum of the weighted losses that ``judge`` finds of rows ``[N, h]``, whose logits are rows x table^T.
+def loss_in_pieces(rows: tf.Tensor, head: Head, weights: tf.Tensor, judge: Judge) -> tf.Tensor:
+    """Return the weighted losses that ``judge`` finds of rows ``[N, h]``, summed.
 
-    Rows of weight 0 do not meet the table. The gradients of rows and table are made in the forward pass, as in Liger's
-    fused linear cross-entropy: no product is made twice, and nothing of ``[N, V]`` is kept.
+    Rows of weight 0 do not meet the output matrix. The gradients of rows and matrix are made in the forward pass, as
+    in Liger's fused linear cross-entropy: no product is made twice, and nothing of ``[N, V]`` is kept.
     """
+    dtype = head.factor.dtype
+    places = tf.where(weights > 0)[:, 0]
+
+    def piece(
+        start: tf.Tensor, total: tf.Tensor, row_gradient: tf.Tensor, table_gradient: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
+        place = places[start : start + PIECE]
+        x, weight = tf.cast(tf.gather(rows, place), dtype), tf.gather(weights, place)
+        loss, slope = judge(head.logits(x), place)
+        slope = tf.cast(slope * weight[:, tf.newaxis], dtype)
+        back = tf.cast(tf.matmul(slope, head.factor), tf.float32)
+        if head.table is not None:
+            table_gradient += tf.cast(tf.matmul(slope, x, transpose_a=True), tf.float32)
+        return (
+            start + PIECE,
+            total + tf.reduce_sum(loss * weight),
+            tf.tensor_scatter_nd_add(row_gradient, place[:, tf.newaxis], back),
+            table_gradient,
+        )
 
     @tf.custom_gradient
-    def run(rows: tf.Tensor, table: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]]:
-        places = tf.where(weights > 0)[:, 0]
-        count = tf.size(places)
-
-        def piece(
-            start: tf.Tensor, total: tf.Tensor, row_gradient: tf.Tensor, table_gradient: tf.Tensor
-        ) -> tuple[tf.Tensor, ...]:
-            place = places[start : start + PIECE]
-            x, weight = tf.gather(rows, place), tf.gather(weights, place)
-            loss, slope = judge(tf.matmul(x, table, transpose_b=True), place)
-            slope *= weight[:, tf.newaxis]
-            return (
-                start + PIECE,
-                total + tf.reduce_sum(loss * weight),
-                tf.tensor_scatter_nd_add(row_gradient, place[:, tf.newaxis], tf.matmul(slope, table)),
-                table_gradient + tf.matmul(slope, x, transpose_a=True),
-            )
-
-        _, total, row_gradient, table_gradient = tf.while_loop(
-            lambda start, *_: start < count,
+    def run(rows: tf.Tensor, *table: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], list[tf.Tensor]]]:
+        total, *gradients = tf.while_loop(
+            lambda start, *_: start < tf.size(places),
             piece,
-            (0, 0.0, tf.zeros_like(rows), tf.zeros_like(table)),
+            (0, 0.0, tf.zeros_like(rows), *(map(tf.zeros_like, table) if table else [0.0])),
             parallel_iterations=1,
-        )
-        return total, lambda outer: (outer * row_gradient, outer * table_gradient)
+        )[1:]
+        return total, lambda outer: [outer * gradient for gradient in gradients[: 1 + len(table)]]
 
-    return run(rows, table)
+    return run(rows, *([] if head.table is None else [head.table]))
 
 
-def cross_entropy_value(rows: tf.Tensor, table: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+def cross_entropy_value(rows: tf.Tensor, head: Head, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     """Return what ``cross_entropy`` returns, without gradients."""
     places = tf.where(weights > 0)[:, 0]
-    count = tf.size(places)
 
     def piece(start: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         place = places[start : start + PIECE]
-        losses = token_losses(tf.matmul(tf.gather(rows, place), table, transpose_b=True), tf.gather(labels, place))
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+            labels=tf.gather(labels, place), logits=head.logits(tf.gather(rows, place))
+        )
         return start + PIECE, total + tf.reduce_sum(losses * tf.gather(weights, place))
 
-    return tf.while_loop(lambda start, _: start < count, piece, (0, 0.0), parallel_iterations=1)[1]
+    return tf.while_loop(lambda start, _: start < tf.size(places), piece, (0, 0.0), parallel_iterations=1)[1]

@@ -41,7 +41,7 @@ def assert_close(found: np.ndarray, expected: np.ndarray, share: float, name: st
 
 
 def gradients_by_name(model: TrainedGPT2, data: dict[str, np.ndarray]) -> tuple[float, dict[str, np.ndarray]]:
-    gradients, loss = tf.function(model.gradients)(data)
+    gradients, loss = tf.function(model.gradients, autograph=False)(data)
     names = {id(value): name for name, value in model.gpt2.canonical_variables().items()}
     return loss.numpy(), {
         names[id(variable.value)]: gradient.numpy()
