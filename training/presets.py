@@ -75,13 +75,10 @@ class Preset:
         """Cut a text file into documents: the line on which each begins, from 1, and its text."""
         return list(self.passages(text))
 
-    def encode(self, tokenizer: Tokenizer, document: Document) -> EncodedDocument:
-        """Encode a document; the tokens of its prefix, and those before it, are ``unpredicted``.
+    def encode(self, tokenizer: Tokenizer, document: Document, *, predict_prefix: bool = False) -> EncodedDocument:
+        """Encode a document; the tokens of its prefix are ``unpredicted``, unless ``predict_prefix``.
 
         A vocabulary without an end of text puts none: ``end_note`` says so.
-
-        Raises:
-            UserError: the text cannot be encoded.
         """
         before = [*tokenizer.start_token_ids, *(tokenizer.encode(document.prefix) if document.prefix else [])]
         end = [tokenizer.eos_token_id] if self.ends and tokenizer.eos_token_id is not None else []
@@ -89,7 +86,7 @@ class Preset:
         for part in self.parts(document.text):
             ids += tokenizer.encode(part)
             ids += end
-        return EncodedDocument(tuple(ids), len(before))
+        return EncodedDocument(tuple(ids), 0 if predict_prefix else len(before))
 
 
 def end_note(preset: Preset, tokenizer: Tokenizer) -> str | None:
