@@ -36,6 +36,7 @@ class Work:
         trains_embedding: whether the token embedding is trained: its gradient is as large as it is.
         length: tokens of a row.
         batch_size: rows of an update.
+        teacher: the sizes of the model that teaches; None without one.
     """
 
     config: GPT2Config
@@ -44,6 +45,7 @@ class Work:
     trains_embedding: bool
     length: int
     batch_size: int
+    teacher: GPT2Config | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +55,18 @@ class Plan:
     micro_batch: int
     recompute: bool
     frozen_dtype: str
+    teacher_dtype: str
     nbytes: int
 
 
-def estimate(work: Work, micro_batch: int, *, recompute: bool, frozen_dtype: str = "float32") -> int:
+def estimate(
+    work: Work,
+    micro_batch: int,
+    *,
+    recompute: bool,
+    frozen_dtype: str = "float32",
+    teacher_dtype: str = "float32",
+) -> int:
     """Return the bytes that a training takes at its peak, about."""
     config = work.config
     h, inner = config.n_embd, config.n_inner
@@ -66,11 +76,27 @@ def estimate(work: Work, micro_batch: int, *, recompute: bool, frozen_dtype: str
         weights += 4 * config.vocab_size * h
     if frozen_dtype != "float32":
         weights += 4 * max(3 * h * h, h * inner)  # the matrix at hand, made float32
-    block = 4 * (8 * h + 2 * inner) + 4 * config.n_head * work.length
+    if work.teacher is not None:
+        weights += _teacher(work.teacher, tokens, work.length, teacher_dtype)
+    block = _block(config, work.length)
     kept = config.n_layer * (4 * h if recompute else block)
     activations = tokens * (kept + 3 * block)
     logits = 3 * 4 * min(tokens, ROWS_OF_LOGITS) * config.vocab_size
     return BASE + weights + activations + logits
+
+
+def _block(config: GPT2Config, length: int) -> int:
+    """Return the bytes of what a block computes of one token."""
+    return 4 * (8 * config.n_embd + 2 * config.n_inner) + 4 * config.n_head * length
+
+
+def _teacher(config: GPT2Config, tokens: int, length: int, dtype: str) -> int:
+    """Return the bytes of a teacher: its weights, the output matrix made float32, a block and a piece of logits."""
+    weights = _WEIGHT_BYTES[dtype] * config.parameter_count
+    if dtype != "float32":
+        weights += 4 * config.n_embd * max(config.vocab_size, config.n_inner, 3 * config.n_embd)
+    logits = 3 * 4 * min(tokens, ROWS_OF_LOGITS) * config.vocab_size
+    return weights + tokens * 3 * _block(config, length) + logits
 
 
 def available_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
@@ -96,6 +122,7 @@ def make_plan(
     micro_batch: int | None = None,
     recompute: bool | None = None,
     frozen_dtype: str | None = None,
+    teacher_dtype: str | None = None,
 ) -> Plan:
     """Choose what is None so that the work fits: the least that costs time, of the widest type.
 
@@ -103,8 +130,19 @@ def make_plan(
         UserError: nothing fits.
     """
     dtypes = [frozen_dtype] if frozen_dtype else list(_WEIGHT_BYTES)
+    if teacher_dtype is not None or work.teacher is None:
+        teacher_dtypes = [teacher_dtype or "float32"]
+    else:
+        teacher_dtypes = list(_WEIGHT_BYTES)
     plans = [
-        Plan(rows, again, dtype, estimate(work, rows, recompute=again, frozen_dtype=dtype))
+        Plan(
+            rows,
+            again,
+            dtype,
+            theirs,
+            estimate(work, rows, recompute=again, frozen_dtype=dtype, teacher_dtype=theirs),
+        )
+        for theirs in teacher_dtypes
         for dtype in dtypes
         for again in ([False, True] if recompute is None else [recompute])
         for rows in ([micro_batch] if micro_batch else _micro_batches(work))

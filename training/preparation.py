@@ -33,6 +33,7 @@ from training.new_model import NewModel, parse_sizes
 from training.run_folder import RunError, RunFolder, hash_files, training_folder
 from training.setting import SettingError
 from training.settings import SETTINGS, Settings
+from training.teacher import open_teacher
 from training.texts import Texts, held_out_share, read_texts
 
 Model = Checkpoint | CheckpointSource | str | Path
@@ -46,7 +47,7 @@ LEARNING_RATES = ((1e9, 1e-5), (20e6, 5e-5), (0, 3e-4))
 LORA_FACTOR = 10
 PROMPT_CHARACTERS = 12
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
-_CHOSEN = ("micro_batch", "frozen_dtype")
+_CHOSEN = ("micro_batch", "frozen_dtype", "teacher_dtype")
 """What depends on the machine, and decides the weights that come out: a run goes on with what it began with."""
 
 
@@ -56,13 +57,14 @@ class Preparation:
 
     Attributes:
         checkpoint: the model, without the rows of its vocabulary that no text becomes.
+        teacher: the model that it learns of besides; None without one.
         tokenizer: the model's, with the pieces that it begins and ends texts with.
         prompt, prompt_ids: what samples begin with.
         destination: where the result goes.
         settings: as given.
         texts: what is trained on.
         files: those that have the texts.
-        plan: micro-batches, recomputing, and the type of frozen weights.
+        plan: micro-batches, recomputing, and the types of frozen weights and of the teacher's.
         products: type of the matrix products.
         steps, evaluate_every: updates in all, and between two evaluations.
         learning_rate: the greatest.
@@ -72,6 +74,7 @@ class Preparation:
     """
 
     checkpoint: Checkpoint
+    teacher: Checkpoint | None
     tokenizer: ModelTokenizer
     prompt: str
     prompt_ids: tuple[int, ...]
@@ -122,14 +125,17 @@ def prepare(
     tokenizer, tokens, notes = _tokenizer(checkpoint, settings)
     checkpoint = trim_to_tokenizer(checkpoint, tokenizer.vocab_size, tokens)
     destination = Destination.of(output, settings, overwrite)
-    named = [settings.tokenizer] if settings.tokenizer else []
+    named = [path for path in (settings.tokenizer, settings.teacher) if path is not None]
     inputs = [*checkpoint.info.inputs, *paths, *named, *_validation_file(settings)]
     destination.check(checkpoint, inputs)
     config = checkpoint.config
     length = _length(config, settings)
+    teacher = open_teacher(settings, checkpoint, tokenizer, tokens, length)
     own = ModelTokenizer(tokenizer, resolve_pieces(tokens.defaults), tokens.eos_token_id)
     texts = read_texts(paths, settings, cast(Tokenizer, own), length)
     trainable, work = _work(config, settings, length, min(settings.batch_size, len(texts.rows.ids)))
+    if teacher is not None:
+        work = dataclasses.replace(work, teacher=teacher.config)
     before = {} if fresh else _chosen_before(output)
     plan = make_plan(
         work,
@@ -137,6 +143,7 @@ def prepare(
         micro_batch=settings.micro_batch or before.get("micro_batch"),
         recompute=settings.recompute,
         frozen_dtype=settings.frozen_dtype or before.get("frozen_dtype"),
+        teacher_dtype=settings.teacher_dtype or before.get("teacher_dtype"),
     )
     prompt = _prompt(texts, settings)
     destination.check_space(config.parameter_count, trainable)
@@ -152,8 +159,11 @@ def prepare(
         "products": products,
         **{name: getattr(plan, name) for name in _CHOSEN},
     }
+    if teacher is not None:
+        chosen["teacher"] = _model_hash(teacher)
     return Preparation(
         checkpoint,
+        teacher,
         own,
         prompt,
         tuple(own.encode_prompt(prompt)[: config.n_positions // 2]),
@@ -255,6 +265,8 @@ def _plan_notes(plan: Plan, settings: Settings) -> list[str]:
         notes.append("blocks are computed again for their gradients, as memory is short (--no-recompute: never)")
     if plan.frozen_dtype != "float32" and settings.frozen_dtype is None:
         notes.append(f"the frozen weights are {plan.frozen_dtype} in memory, as it is short; the result's are not")
+    if plan.teacher_dtype != "float32" and settings.teacher_dtype is None:
+        notes.append(f"the teacher's weights are {plan.teacher_dtype} in memory, as it is short")
     return notes
 
 
@@ -270,9 +282,12 @@ def _record(checkpoint: Checkpoint, settings: Settings, chosen: Mapping[str, Any
     """Return what decides the weights that come out, by the names of the settings."""
     fixed = {name: value for name, value in settings.to_dict().items() if not SETTINGS[name].may_change}
     del fixed["epochs"]  # steps say it
+    return {**fixed, **chosen, "model": _model_hash(checkpoint), "texts": texts.sha256}
+
+
+def _model_hash(checkpoint: Checkpoint) -> str:
     files = hash_files(checkpoint.info.files)
-    model = hashlib.sha256(json.dumps([checkpoint.config.to_dict(), *files.values()]).encode()).hexdigest()
-    return {**fixed, **chosen, "model": model, "texts": texts.sha256}
+    return hashlib.sha256(json.dumps([checkpoint.config.to_dict(), *files.values()]).encode()).hexdigest()
 
 
 def _validation_file(settings: Settings) -> list[Path]:

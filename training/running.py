@@ -11,6 +11,7 @@ from support.progress import Progress
 from tf_model.gpt2 import GPT2
 from training.batches import ValidationBatches
 from training.callbacks import FitOptions, Observers
+from training.distillation import DistilledGPT2, Teaching
 from training.fitting import FitResult, fit
 from training.log import perplexity
 from training.lora import Adapters, LoraConfig
@@ -58,14 +59,7 @@ def train(prepared: Preparation, run: RunFolder, watcher: Watcher, progress: Pro
         adapters = Adapters(gpt2, LoraConfig(settings.lora, settings.alpha, settings.lora_targets), settings.seed)
     else:
         freeze(gpt2, settings.freeze)
-    model = TrainedGPT2(
-        gpt2,
-        adapters=adapters,
-        dropout=settings.dropout,
-        seed=settings.seed,
-        recompute=prepared.plan.recompute,
-        products=prepared.products,
-    )
+    model = _model(prepared, gpt2, adapters, progress)
     optimizer = make_optimizer(
         prepared.learning_rate,
         max(1, prepared.steps),
@@ -114,6 +108,23 @@ def _sampler(prepared: Preparation, gpt2: GPT2, adapters: Adapters | None) -> Te
         goes_on=prepared.texts.preset.ends_lines,
     )
     return TextSampler(gpt2, prepared.tokenizer.decode, [prepared.prompt_ids] * count, options, adapters)
+
+
+def _model(prepared: Preparation, gpt2: GPT2, adapters: Adapters | None, progress: Progress) -> TrainedGPT2:
+    """Return what trains ``gpt2``: with a teacher, if there is one."""
+    settings = prepared.settings
+    options: dict[str, Any] = {
+        "adapters": adapters,
+        "dropout": settings.dropout,
+        "seed": settings.seed,
+        "recompute": prepared.plan.recompute,
+        "products": prepared.products,
+    }
+    if prepared.teacher is None:
+        return TrainedGPT2(gpt2, **options)
+    teacher = load_gpt2(prepared.teacher, prepared.plan.teacher_dtype, progress)
+    teaching = Teaching(settings.teacher_weight, settings.teacher_temperature)
+    return DistilledGPT2(gpt2, teacher=teacher, teaching=teaching, **options)
 
 
 def _perplexity(model: Any, rows: PackedRows, micro_batch: int) -> float:

@@ -15,6 +15,8 @@ from typing import Any
 from tf_model.config import LINEAR_LAYERS
 from training.setting import Setting, SettingError, flag, row
 
+WEIGHT_DTYPES = ("float32", "bfloat16", "int8")
+"""What the weights of a model in training can be in memory; only float32 ones are trained."""
 SAVEDMODEL = "savedmodel"
 FORMATS = (SAVEDMODEL, "huggingface", "megatron", "uer", "openai")
 """What a fine-tuned model may be written as; a ``savedmodel`` is ready to generate."""
@@ -124,7 +126,7 @@ class Settings:
     frozen_dtype: str | None = row(
         None,
         "type in memory of the weights that LoRA does not train",
-        choices=("float32", "bfloat16", "int8"),
+        choices=WEIGHT_DTYPES,
         shown_default="the first of them that fits",
     )
     products: str = row(
@@ -145,6 +147,34 @@ class Settings:
         "train a model from nothing, instead of --model: its sizes, as in layers=6,hidden=256,heads=4,positions=128; "
         "needs --tokenizer",
         metavar="SIZES",
+    )
+    # Of whom it learns besides
+    teacher: Path | None = row(
+        None,
+        "a larger model of the same vocabulary, of any format: what it finds probable is learned, too, as "
+        "CPM-1-Distill does (distillation)",
+        Path,
+        metavar="PATH",
+    )
+    teacher_weight: float = row(
+        0.4, "share of the loss that the teacher has; the texts have the rest", float, low=0, high=1, metavar="X"
+    )
+    teacher_temperature: float = row(
+        1.0,
+        "what the logits are divided by in the teacher's part: above 1, what the teacher finds improbable counts more",
+        float,
+        above=0,
+        high=1000,
+        metavar="X",
+    )
+    teacher_dtype: str | None = row(
+        None,
+        "type in memory of the teacher's weights",
+        choices=WEIGHT_DTYPES,
+        shown_default="the first of them that fits",
+    )
+    teacher_heads: int | None = row(
+        None, "number of the teacher's attention heads, if its files do not record it", int, low=1, metavar="N"
     )
     # While it runs
     evaluate_every: int | None = row(
@@ -243,6 +273,9 @@ def _contradictions(settings: Settings) -> list[str]:
         wrong.append("--lora-targets: expected one or more")
     elif settings.freeze:
         wrong.append("--freeze: LoRA trains no weight of the model anyway: leave out --freeze or --lora")
+    if settings.teacher is None:
+        theirs = [name for name in SETTINGS if name.startswith("teacher_")]
+        wrong += [f"{flag(name)}: needs --teacher" for name in theirs if getattr(settings, name) != DEFAULTS[name]]
     if settings.init is not None and settings.tokenizer is None:
         wrong.append("--init: a model from nothing needs --tokenizer PATH")
     if settings.init is not None and (settings.lora is not None or settings.freeze):

@@ -19,9 +19,6 @@ from training.freezing import frozen_tensors
 from training.new_model import NewModel
 
 FLOAT32: DType = np.dtype(np.float32)
-WEIGHT_DTYPES = ("float32", "bfloat16", "int8")
-"""What the weights of a model in training can be; only float32 ones are trained."""
-
 _ALIGNMENT = 64
 """Bytes: where TensorFlow's own tensors begin, which its kernels may rely on."""
 

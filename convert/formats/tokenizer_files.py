@@ -146,12 +146,12 @@ def _is_own(given: Path, tokenizer: Tokenizer, checkpoint: Checkpoint) -> bool:
     if not names_pieces and tokenizer.eos_token_id is not None:
         return False
     try:
-        return _has_ids_of(load_tokenizer(own, vocab_size=checkpoint.config.vocab_size), tokenizer)
+        return has_same_pieces(load_tokenizer(own, vocab_size=checkpoint.config.vocab_size), tokenizer)
     except TokenizerError:
         return False
 
 
-def _has_ids_of(tokenizer: Tokenizer, other: Tokenizer) -> bool:
+def has_same_pieces(tokenizer: Tokenizer, other: Tokenizer) -> bool:
     """Whether two tokenizers have the same pieces, or the same texts of each id where they are of two kinds."""
     if tokenizer.vocab_size != other.vocab_size or tokenizer.special_pieces != other.special_pieces:
         return False
