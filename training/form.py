@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from tf_model.gpt2 import GPT2
 from training import functions
-from training.model import Batch, TrainedGPT2
+from training.forward import Batch
+from training.model import TrainedGPT2
 
 if TYPE_CHECKING:
     from tokenization import Tokenizer
