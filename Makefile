@@ -16,7 +16,7 @@ FAST := tests/attacks tests/gpt2_savedmodel tests/support tests/test_architectur
 FAST_OPTIONS := -m 'not slow and not tensorflow'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast fast-files test-slow lint format dist bench bench-convert clean
+.PHONY: help demo test test-fast fast-files test-slow lint format dist bench bench-convert bench-train clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ bench: $(VENV)/test-ready ## time generation next to other engines (FULL=1: with
 
 bench-convert: $(VENV)/test-ready ## time the conversion (FULL=1: with 2.6 B parameters, too)
 	@$(RUN) -m benchmarks.convert --shape distill $(if $(FULL),generate) --write docs/performance.md
+
+bench-train: $(VENV)/test-ready ## time a step of training next to PyTorch (FULL=1: 2.6 B and bfloat16, too)
+	@$(RUN) -m benchmarks.training --group full lora $(if $(FULL),bfloat16 generate) --write docs/performance.md
 
 clean: ## remove the environment and what tools left
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +24,12 @@ def machine() -> str:
         f"Python {platform.python_version()}, {', '.join(versions)}; "
         f"{datetime.datetime.now(datetime.timezone.utc).date()}"
     )
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table whose head is the first row."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return [lines[0], f"| {' | '.join(['---'] * len(rows[0]))} |", *lines[1:]]
 
 
 def write_between_markers(path: Path, text: str, markers: tuple[str, str]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from benchmarks.decode.plan import PROBE, Contender
 from benchmarks.decode.ratios import ratios
 from benchmarks.decode.results import Model, Sample, Spread, Value
-from benchmarks.markdown import machine
+from benchmarks.markdown import machine, table
 
 
 def markers(shape: str) -> tuple[str, str]:
@@ -22,11 +22,6 @@ _HEAD = (
     "ms at 900", "ms beside a busy process", "prompt of 32", "prompt of 512", "load", "reading the files",
     "memory, loaded", "generating", "disk",
 )  # fmt: skip
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return [lines[0], f"| {' | '.join(['---'] * len(rows[0]))} |", *lines[1:]]
 
 
 def _spread(model: Model, contender: Contender, measure: str, value: Value, digits: int, unit: str = "") -> str:
@@ -72,7 +67,7 @@ def engines(model: Model) -> str:
     """All measurements of one shape, and what was left out."""
     there = [contender for contender in model.contenders() if contender != PROBE]
     lines = [f"**{model.shape}, {model.config.parameter_count / 1e6:,.0f} M**", ""]
-    lines += _table([_HEAD, *(_row(model, contender) for contender in there)])
+    lines += table([_HEAD, *(_row(model, contender) for contender in there)])
     notes = []
     if rates := [s.rest for s in model.samples if s.measure == "probe"]:
         spread = Spread.of([rate / 1e9 for rate in rates])
@@ -96,7 +91,7 @@ def wanted(models: Sequence[Model]) -> str:
         measured = "not measured" if ratio.spread is None else ratio.spread.text(2)
         bounds = f"{sign} {ratio.rule.must:g}", f"{sign} {ratio.rule.aim:g}"
         rows.append((ratio.shape, ratio.rule.what, ratio.other, *bounds, measured, ratio.reached))
-    return "\n".join(_table(rows))
+    return "\n".join(table(rows))
 
 
 def text(model: Model, command: str, threads: int, repeat: int, load: float) -> str:
