@@ -144,10 +144,11 @@ class RunCallback(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         counters = self.counters
         tracker = self.model.metrics[0]
-        loss, tokens = float(tracker.result()), round(float(tracker.count))
+        loss = float(tracker.result())
         counters.step += 1
         if not math.isfinite(loss):
             raise DivergedError(self._diverged(f"the loss of step {counters.step} is {loss}"))
+        tokens = round(float(tracker.count))
         counters.tokens += tokens
         counters.interval_loss += loss * tokens
         counters.interval_tokens += tokens

@@ -14,7 +14,7 @@ from training.callbacks import FitOptions, Observers
 from training.fitting import FitResult, fit
 from training.run_folder import open_run
 
-VOCABULARY, ROWS, LENGTH = 13, 4, 5
+VOCABULARY, WIDTH, ROWS, LENGTH = 13, 64, 4, 5
 
 
 class TinyModel(keras.Model):
@@ -22,10 +22,10 @@ class TinyModel(keras.Model):
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__(name="tiny")
-        random = keras.initializers.RandomNormal(stddev=0.5, seed=seed)
-        self.frozen = self.add_weight(name="frozen", shape=(8,), initializer="ones", trainable=False)
-        self.table = self.add_weight(name="table", shape=(VOCABULARY, 8), initializer=random)
-        self.output_matrix = self.add_weight(name="output", shape=(8, VOCABULARY), initializer=random)
+        random = keras.initializers.RandomNormal(stddev=0.2, seed=seed)
+        self.frozen = self.add_weight(name="frozen", shape=(WIDTH,), initializer="ones", trainable=False)
+        self.table = self.add_weight(name="table", shape=(VOCABULARY, WIDTH), initializer=random)
+        self.output_matrix = self.add_weight(name="output", shape=(WIDTH, VOCABULARY), initializer=random)
         self.built = True
 
     def call(self, batch: dict[str, tf.Tensor], step: tf.Tensor | None = None) -> tf.Tensor:

@@ -24,7 +24,7 @@ def check_that_kills_change_nothing(kind: str, folder: Path, steps: int, kills: 
 
 @pytest.mark.tensorflow
 def test_a_run_that_is_killed_three_times_ends_with_the_same_weights(tmp_path: Path) -> None:
-    kills = [{"step": 3}, {"step": 7, "in_file_of": 2500}, {"step": 10}]
+    kills = [{"step": 3}, {"step": 7, "in_file_of": 12_000}, {"step": 10}]
     check_that_kills_change_nothing("tiny", tmp_path / "run", 14, kills)
 
 
@@ -34,7 +34,7 @@ def test_a_run_that_is_killed_three_times_ends_with_the_same_weights(tmp_path: P
 def test_a_run_that_is_killed_at_every_tenth_step_and_in_every_state_ends_with_the_same_weights(
     kind: str, tmp_path: Path
 ) -> None:
-    size = {"tiny": 2500, "gpt2": 30_000}[kind]
+    size = {"tiny": 12_000, "gpt2": 30_000}[kind]
     kills: list[dict[str, Any]] = []
     for step in range(10, 60, 10):
         kills += [{"step": step - 3, "in_file_of": size}, {"step": step}]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from support.errors import UserError
-from tests.helpers.tiny_training import TinyModel, compiled
+from tests.helpers.tiny_training import WIDTH, TinyModel, compiled
 from training.log import COLUMNS, Log, read_log
 from training.run_folder import RunError, RunFolder, differences, hash_files, open_run, training_folder
 from training.state import Counters, DivergedError, restore_best, restore_state, save_best, save_state
@@ -55,11 +55,11 @@ def test_frozen_weights_are_in_no_file(run: RunFolder) -> None:
     from safetensors.numpy import load_file
 
     model = built()
-    model.frozen.assign(np.full(8, 42.0))
+    model.frozen.assign(np.full(WIDTH, 42.0))
     save_state(run, model, COUNTERS)
     save_best(run, model)
     for file in (run.state, run.best):
-        assert not any(np.array_equal(tensor, np.full(8, 42.0)) for tensor in load_file(file).values())
+        assert not any(np.array_equal(tensor, np.full(WIDTH, 42.0)) for tensor in load_file(file).values())
 
 
 def test_the_best_weights_come_back(run: RunFolder) -> None:
@@ -133,7 +133,7 @@ def test_a_full_disk_is_one_line_and_the_older_state_stays(run: RunFolder) -> No
     save_state(run, model, COUNTERS)
     before = run.state.read_bytes()
     model.table.assign(np.zeros(model.table.shape))
-    with full_disk(2000), pytest.raises(RunError, match="the disk is full: make room and give the same command again"):
+    with full_disk(8000), pytest.raises(RunError, match="the disk is full: make room and give the same command again"):
         save_state(run, model, Counters(step=8))
     assert run.state.read_bytes() == before
     assert [path.name for path in run.folder.glob("*.new")] == []
