@@ -12,6 +12,13 @@ exit codes:
   130  interrupted (Ctrl-C), 143 terminated: the same command goes on where it was
 """
 
+LOOK_EXIT_CODES = """\
+exit codes:
+  0    done, the output is complete
+  2    unusable model, options or files: one line on stderr says what; nothing was written
+  130  interrupted (Ctrl-C), 143 terminated: nothing was written
+"""
+
 GROUPS = (
     Group(
         "fine-tune",
@@ -19,6 +26,11 @@ GROUPS = (
         exit_codes=EXIT_CODES,
         when_stopped="the same command goes on where it was",
         hide_gpus=True,
+    ),
+    Group(
+        "use a fine-tuned model",
+        (Command("augment", "training.commands.augment", "write more texts for the labels of a classifier"),),
+        exit_codes=LOOK_EXIT_CODES,
     ),
 )
 
