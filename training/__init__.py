@@ -20,14 +20,17 @@ if TYPE_CHECKING:
     from training.finetuning import FinetuneResult, finetune
     from training.setting import SettingError
     from training.settings import Settings
+    from training.text_inspection import TextReport, inspect_text
 
 _HOMES = {
     "FinetuneResult": "training.finetuning",
     "SettingError": "training.setting",
     "Settings": "training.settings",
+    "TextReport": "training.text_inspection",
     "TokenizerError": "tokenization",
     "UserError": "support.errors",
     "finetune": "training.finetuning",
+    "inspect_text": "training.text_inspection",
 }
 """Where each name lives; its module is imported when the name is first asked for."""
 
@@ -35,9 +38,11 @@ __all__ = [
     "FinetuneResult",
     "SettingError",
     "Settings",
+    "TextReport",
     "TokenizerError",
     "UserError",
     "finetune",
+    "inspect_text",
 ]
 
 

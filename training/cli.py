@@ -22,7 +22,10 @@ exit codes:
 GROUPS = (
     Group(
         "fine-tune",
-        (Command("finetune", "training.commands.finetune", "teach a model the texts in your files"),),
+        (
+            Command("finetune", "training.commands.finetune", "teach a model the texts in your files"),
+            Command("inspect-text", "training.commands.inspect_text", "describe what finetune would train on"),
+        ),
         exit_codes=EXIT_CODES,
         when_stopped="the same command goes on where it was",
         hide_gpus=True,

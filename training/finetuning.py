@@ -104,7 +104,9 @@ def finetune(
     started = time.monotonic()
     watcher = watcher or Watcher()
     paths = [Path(path) for path in ([text] if isinstance(text, (str, Path)) else text)]
-    prepared = prepare(model, paths, Path(output), Settings.of(settings), fresh=fresh, overwrite=overwrite)
+    prepared = prepare(
+        model, paths, Path(output), Settings.of(settings), fresh=fresh, overwrite=overwrite, progress=progress
+    )
     watcher.note(prepared.summary())
     with open_run(training_folder(prepared.destination.folder), prepared.record, fresh=fresh) as run:
         _set_environment()

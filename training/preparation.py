@@ -21,6 +21,7 @@ from inference.model_tokenizer import ModelTokenizer
 from support.errors import UserError
 from support.files import read_json_object
 from support.messages import pluralize, show_bytes
+from support.progress import Progress, no_progress
 from tf_model.config import GPT2Config
 from tokenization import Tokenizer, load_tokenizer
 from tokenization.special_tokens import SpecialTokens
@@ -114,6 +115,7 @@ def prepare(
     *,
     fresh: bool = False,
     overwrite: bool = False,
+    progress: Progress = no_progress,
 ) -> Preparation:
     """Check model, texts, destination, memory and disk, and decide what the settings leave open.
 
@@ -121,18 +123,16 @@ def prepare(
         UserError: something cannot be used; nothing was written.
         TokenizerError: the tokenizer cannot be used.
     """
-    checkpoint = _open(model, settings)
-    tokenizer, tokens, notes = _tokenizer(checkpoint, settings)
-    checkpoint = trim_to_tokenizer(checkpoint, tokenizer.vocab_size, tokens)
+    checkpoint, tokenizer, tokens, notes = open_with_tokenizer(model, settings)
     destination = Destination.of(output, settings, overwrite)
     named = [path for path in (settings.tokenizer, settings.teacher) if path is not None]
     inputs = [*checkpoint.info.inputs, *paths, *named, *_validation_file(settings)]
     destination.check(checkpoint, inputs)
     config = checkpoint.config
-    length = _length(config, settings)
+    length = row_length(config, settings)
     teacher = open_teacher(settings, checkpoint, tokenizer, tokens, length)
-    own = ModelTokenizer(tokenizer, resolve_pieces(tokens.defaults), tokens.eos_token_id)
-    texts = read_texts(paths, settings, cast(Tokenizer, own), length)
+    own = model_tokenizer(tokenizer, tokens)
+    texts = read_texts(paths, settings, cast(Tokenizer, own), length, progress)
     trainable, work = _work(config, settings, length, min(settings.batch_size, len(texts.rows.ids)))
     if teacher is not None:
         work = dataclasses.replace(work, teacher=teacher.config)
@@ -182,6 +182,26 @@ def prepare(
     )
 
 
+def open_with_tokenizer(
+    model: Model | None, settings: Settings
+) -> tuple[Checkpoint, Tokenizer, SpecialTokens, tuple[str, ...]]:
+    """Open the model without the rows of its vocabulary that no text becomes, and its tokenizer, with notes about it.
+
+    Raises:
+        UserError: the model cannot be used, or there is no tokenizer.
+        TokenizerError: the tokenizer cannot be used, or is not the model's.
+    """
+    checkpoint = _open(model, settings)
+    tokenizer, tokens, notes = _tokenizer(checkpoint, settings)
+    checkpoint = trim_to_tokenizer(checkpoint, tokenizer.vocab_size, tokens)
+    return checkpoint, tokenizer, tokens, notes
+
+
+def model_tokenizer(tokenizer: Tokenizer, tokens: SpecialTokens) -> ModelTokenizer:
+    """Return the tokenizer with the pieces that the model begins and ends texts with."""
+    return ModelTokenizer(tokenizer, resolve_pieces(tokens.defaults), tokens.eos_token_id)
+
+
 def _open(model: Model | None, settings: Settings) -> Checkpoint:
     """Open the model, or make one from nothing."""
     if settings.init is None:
@@ -211,7 +231,12 @@ def _tokenizer(checkpoint: Checkpoint, settings: Settings) -> tuple[Tokenizer, S
     return tokenizer, tokens_for(settings.tokenizer, tokenizer, checkpoint), notes
 
 
-def _length(config: GPT2Config, settings: Settings) -> int:
+def row_length(config: GPT2Config, settings: Settings) -> int:
+    """Return how many tokens the model is given at a time.
+
+    Raises:
+        SettingError: more than it has positions.
+    """
     if settings.length is not None and settings.length > config.n_positions:
         raise SettingError(f"--length {settings.length}: expected {config.n_positions} at most, the model's positions")
     return settings.length or min(config.n_positions, MOST_POSITIONS)

@@ -41,10 +41,12 @@ class Settings:
     )
     prefix: tuple[str, ...] = row(
         (),
-        "fields of JSON lines that are put in front of the text, a line each, such as style or author; they are read, "
-        "not learned",
+        "fields of JSON lines that are put in front of the text, a line each, such as style or author",
         is_list=True,
         metavar="FIELD",
+    )
+    loss: str = row(
+        "text", "what is learned: the text, which follows the prefix, or all of both", choices=("text", "all")
     )
     validation: str | float | Path | None = row(
         None,

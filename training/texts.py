@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from support.messages import pluralize
+from support.progress import Progress, no_progress
 from training.documents import Document, TextError, find_files, read_documents
 from training.packing import PackedRows, pack
 from training.presets import EncodedDocument, Preset, default_preset, end_note, find_preset
@@ -24,6 +24,8 @@ HELD_OUT = 0.05
 """The share of the documents that is held out where nobody says otherwise."""
 UNKNOWN_SHARE = 0.01
 """The share of unknown tokens from which on there is a note."""
+SHOWN_PARTS = 10
+"""Characters or words that it names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Texts:
         train, held_out: the documents.
         rows: the packed documents to train on.
         validation: those held out, packed; None where there are none.
+        encoded: those to train on, as token ids.
+        unknown, unknown_share: how many tokens of all documents the vocabulary does not have, and which part it is.
         sample: some of those to train on, as many as are held out, packed: what shows overfitting.
         sha256: of all token ids and of which are predicted.
         notes: what a user should know, a line each.
@@ -45,12 +49,21 @@ class Texts:
     held_out: Sequence[Document]
     rows: PackedRows
     validation: PackedRows | None
+    encoded: Sequence[EncodedDocument]
+    unknown: int
+    unknown_share: float
     sample: PackedRows
     sha256: str
     notes: tuple[str, ...]
 
 
-def read_texts(paths: Sequence[Path], settings: Settings, tokenizer: Tokenizer, length: int) -> Texts:
+def read_texts(
+    paths: Sequence[Path],
+    settings: Settings,
+    tokenizer: Tokenizer,
+    length: int,
+    progress: Progress = no_progress,
+) -> Texts:
     """Read, split, encode and pack the texts at ``paths``.
 
     Args:
@@ -58,6 +71,7 @@ def read_texts(paths: Sequence[Path], settings: Settings, tokenizer: Tokenizer, 
         settings: preset, prefix, validation and seed are used.
         tokenizer: the model's.
         length: tokens of a row.
+        progress: called with the bytes of text that are encoded, as the stage ``encode``.
 
     Raises:
         UserError: a text cannot be used, or there is nothing to predict.
@@ -65,7 +79,8 @@ def read_texts(paths: Sequence[Path], settings: Settings, tokenizer: Tokenizer, 
     preset = find_preset(settings.preset) if settings.preset else default_preset(find_files(paths))
     documents = read_documents(paths, preset, settings.prefix)
     train, held_out, notes = _split(documents, preset, settings)
-    encoded = {name: _encode(part, preset, tokenizer) for name, part in (("train", train), ("held_out", held_out))}
+    every = _encode([*train, *held_out], preset, tokenizer, settings, progress)
+    encoded = {"train": every[: len(train)], "held_out": every[len(train) :]}
     rows = pack(encoded["train"], length)
     if not rows.tokens:
         raise TextError(f"{paths[0]}: nothing to learn: expected a document of two tokens or more")
@@ -74,15 +89,20 @@ def read_texts(paths: Sequence[Path], settings: Settings, tokenizer: Tokenizer, 
         raise TextError(f"{held_out[0].place}: nothing to predict in the held-out documents: give others, or 0 of them")
     sample = _sample(encoded["train"], len(held_out), settings.seed)
     ended = end_note(preset, tokenizer)
+    unknown = sum(document.ids.count(tokenizer.unknown_token_id) for document in every)
+    share = unknown / sum(len(document.ids) for document in every)
     return Texts(
         preset,
         train,
         held_out,
         rows,
         validation if held_out else None,
+        encoded["train"],
+        unknown,
+        share,
         pack(sample, length),
         _hash([rows, validation]),
-        (*notes, *([ended] if ended else []), *_unknown_notes([*train, *held_out], encoded, tokenizer)),
+        (*notes, *([ended] if ended else []), *_unknown_notes([*train, *held_out], share, tokenizer)),
     )
 
 
@@ -115,13 +135,20 @@ def held_out_share(validation: str | float | Path | None) -> float | None:
     return share
 
 
-def _encode(documents: Sequence[Document], preset: Preset, tokenizer: Tokenizer) -> list[EncodedDocument]:
+def _encode(
+    documents: Sequence[Document], preset: Preset, tokenizer: Tokenizer, settings: Settings, progress: Progress
+) -> list[EncodedDocument]:
+    sizes = [len(document.text.encode()) for document in documents]
+    total, done = sum(sizes), 0
     encoded = []
-    for document in documents:
+    for document, size in zip(documents, sizes, strict=True):
+        progress("encode", done, total)
+        done += size
         try:
-            encoded.append(preset.encode(tokenizer, document))
+            encoded.append(preset.encode(tokenizer, document, predict_prefix=settings.loss == "all"))
         except ValueError as error:  # TokenizerError; imported only where a tokenizer is
             raise TextError(f"{document.place}: {error}") from error
+    progress("encode", total, total)
     return encoded
 
 
@@ -140,21 +167,17 @@ def _hash(packed: Sequence[PackedRows]) -> str:
     return digest.hexdigest()
 
 
-def _unknown_notes(
-    documents: Sequence[Document], encoded: dict[str, list[EncodedDocument]], tokenizer: Tokenizer
-) -> list[str]:
-    """Say how much of the texts the vocabulary does not have, where that is much."""
-    ids = [token for part in encoded.values() for document in part for token in document.ids]
-    unknown = ids.count(tokenizer.unknown_token_id) if tokenizer.unknown_token_id is not None else 0
-    if unknown < UNKNOWN_SHARE * len(ids) or not unknown:
+def _unknown_notes(documents: Sequence[Document], share: float, tokenizer: Tokenizer) -> list[str]:
+    """Say which characters the vocabulary does not have, where they are many."""
+    if share < UNKNOWN_SHARE:
         return []
     parts: dict[str, None] = {}
     for document in documents:
         parts.update(dict.fromkeys(tokenizer.unknown_parts(document.text)))
-        if len(parts) >= 10:
+        if len(parts) >= SHOWN_PARTS:
             break
-    shown = " ".join(list(parts)[:10])
+    shown = " ".join(list(parts)[:SHOWN_PARTS])
     return [
-        f"{unknown / len(ids):.1%} of {pluralize(len(ids), 'token')} are unknown to the vocabulary ({shown}): the "
-        "model learns nothing of them; is it the right tokenizer?"
+        f"{share:.1%} of the tokens are unknown to the vocabulary ({shown}): the model learns nothing of them; is it "
+        "the right tokenizer?"
     ]

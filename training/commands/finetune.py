@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
-from convert.commands.options import CHECKPOINT_HELP, add_source_options, checkpoint_spec, print_notes
-from support.command_line import check_paths, utf8_text
+from convert.commands.options import add_source_options, checkpoint_spec, print_notes
+from support.command_line import check_paths
 from support.progress import TerminalProgress
+from training.commands.options import add_inputs, add_settings, given_settings
 from training.finetuning import finetune
-from training.setting import Setting, flag
-from training.settings import DEFAULTS, SETTINGS
+from training.settings import SETTINGS
 from training.watching import TerminalWatcher
 
 DESCRIPTION = """\
@@ -27,18 +26,9 @@ EXAMPLES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", dest="checkpoint", type=Path, metavar="PATH", help=CHECKPOINT_HELP)
-    parser.add_argument(
-        "--text",
-        type=Path,
-        required=True,
-        nargs="+",
-        metavar="FILE",
-        help="what to learn: text files, JSON lines (strings, or objects with a text), or folders of them; UTF-8",
-    )
+    add_inputs(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the result's folder, to be made")
-    for name, setting in SETTINGS.items():
-        _add(parser, name, setting)
+    add_settings(parser, SETTINGS)
     add_source_options(parser)
     parser.add_argument(
         "--fresh", action="store_true", help="start over, where DIR.training has the state of a run that was stopped"
@@ -46,29 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace an older result in DIR, once the new is complete")
     parser.add_argument("--quiet", action="store_true", help="no progress, no notes and no closing line")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-
-
-def _add(parser: argparse.ArgumentParser, name: str, setting: Setting) -> None:
-    """Add the option of a setting. One that is left out is None: the table of settings has the defaults."""
-    default = setting.shown_default or DEFAULTS[name]
-    shown = f"{setting.help} (default: {'none' if default in (None, ()) else default})".replace("%", "%%")
-    if setting.kind is bool:
-        parser.add_argument(flag(name), action=argparse.BooleanOptionalAction, help=shown)
-        return
-    parser.add_argument(
-        flag(name),
-        type=utf8_text if setting.kind is str else setting.kind,
-        nargs="+" if setting.is_list else None,
-        choices=setting.choices or None,
-        metavar=setting.metavar,
-        help=shown,
-    )
-
-
-def given_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings that were given, by name."""
-    values = {name: getattr(args, name) for name in SETTINGS}
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def run(args: argparse.Namespace) -> None:
