@@ -17,7 +17,7 @@ from support.progress import Progress, no_progress
 from support.tensorflow_runtime import quiet_stderr
 from training.preparation import Model, Preparation, prepare
 from training.run_folder import hash_files, open_run, training_folder
-from training.settings import Settings
+from training.settings import Settings, document_settings
 from training.watching import Watcher
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def _change(perplexities: tuple[float, float]) -> str:
     return f"{before:.4g} -> {after:.4g}"
 
 
+@document_settings
 def finetune(
     model: Model | None,
     text: str | Path | Sequence[str | Path],
@@ -92,9 +93,9 @@ def finetune(
         output: where the result goes; ``output.training`` beside it has the state while it runs.
         fresh: start over where a run was stopped, instead of going on.
         overwrite: replace an older result at ``output``.
-        watcher: is told how the training goes.
+        watcher: is told how the training goes, and every note.
         progress: called with the bytes that are read and written.
-        settings: see ``training.Settings``.
+        settings: see below.
 
     Raises:
         UserError: texts, model, settings or destination cannot be used; or the training cannot go on. What was trained
@@ -107,14 +108,18 @@ def finetune(
     prepared = prepare(
         model, paths, Path(output), Settings.of(settings), fresh=fresh, overwrite=overwrite, progress=progress
     )
-    watcher.note(prepared.summary())
     with open_run(training_folder(prepared.destination.folder), prepared.record, fresh=fresh) as run:
+        for note in (prepared.summary(), *prepared.notes):
+            watcher.note(note)
         _set_environment()
         with quiet_stderr():  # takes seconds: only once everything else is known to be good
             from training.running import train
         training = train(prepared, run, watcher, progress)
-        notes = _export(prepared, training, progress)
+        exported = _export(prepared, training, progress)
         run.finish()
+    notes = [note for note in (*_early(prepared, training), *exported) if note not in prepared.notes]
+    for note in notes:
+        watcher.note(note)
     return _result(prepared, training, notes, time.monotonic() - started)
 
 
@@ -140,9 +145,16 @@ def _export(prepared: Preparation, training: Training, progress: Progress) -> tu
     return prepared.destination.write(CheckpointAdapter(training.checkpoint, info=info), progress)
 
 
+def _early(prepared: Preparation, training: Training) -> list[str]:
+    """Say that patience has ended the training, if it has."""
+    fitted = training.fitted
+    if not fitted.stopped_early:
+        return []
+    return [f"stopped after {fitted.steps} of {prepared.steps} steps, as --patience {prepared.settings.patience} says"]
+
+
 def _result(prepared: Preparation, training: Training, notes: Sequence[str], seconds: float) -> FinetuneResult:
     fitted = training.fitted
-    stopped = f"stopped after {fitted.steps} of {prepared.steps} steps, as --patience says"
     return FinetuneResult(
         folder=prepared.destination.folder,
         format=prepared.destination.format,
@@ -155,5 +167,5 @@ def _result(prepared: Preparation, training: Training, notes: Sequence[str], sec
         training=training.sample,
         seconds=seconds,
         command=prepared.destination.next_command(prepared.prompt),
-        notes=tuple(dict.fromkeys([*prepared.notes, *([stopped] if fitted.stopped_early else []), *notes])),
+        notes=(*prepared.notes, *notes),
     )

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tf_model.config import LINEAR_LAYERS
 from training.setting import Setting, SettingError, flag, row
 
 WEIGHT_DTYPES = ("float32", "bfloat16", "int8")
 """What the weights of a model in training can be in memory; only float32 ones are trained."""
+Function = TypeVar("Function", bound=Callable[..., Any])
+
 SAVEDMODEL = "savedmodel"
 FORMATS = (SAVEDMODEL, "huggingface", "megatron", "uer", "openai")
 """What a fine-tuned model may be written as; a ``savedmodel`` is ready to generate."""
@@ -252,6 +255,25 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         return {name: _plain(getattr(self, name)) for name in SETTINGS}
+
+
+def document_settings(function: Function) -> Function:
+    """Show each setting with its default and help in the signature and docstring of a function with ``**settings``."""
+    signature = inspect.signature(function)
+    own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    shown = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default) for name, default in DEFAULTS.items()
+    ]
+    lines = [f"    {name}: {setting.help} (default: {shown_default(name)})" for name, setting in SETTINGS.items()]
+    function.__doc__ = "\n".join([inspect.cleandoc(function.__doc__ or ""), "", "Settings:", *lines])
+    function.__signature__ = signature.replace(parameters=[*own, *shown])  # type: ignore[attr-defined]
+    return function
+
+
+def shown_default(name: str) -> str:
+    """Return what the help says that a setting is where nobody gives it."""
+    default = SETTINGS[name].shown_default or DEFAULTS[name]
+    return "none" if default in (None, ()) else str(default)
 
 
 def _plain(value: Any) -> Any:

@@ -28,8 +28,8 @@ def load_gpt2(checkpoint: Checkpoint, dtype: str = "float32", progress: Progress
 
     Args:
         checkpoint: of any types; one that was int8 has been multiplied with its scales by its reader.
-        dtype: ``float32``, ``bfloat16`` or ``int8``. Other weights than float32 are frozen: an update of a common size is rounded
-            to nothing there.
+        dtype: ``float32``, ``bfloat16`` or ``int8``. Other weights than float32 are frozen: an update of a common
+            size is rounded to nothing there.
         progress: called with the bytes that have been read, as the stage ``load``.
 
     Raises:

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from convert.commands.options import add_source_options, checkpoint_spec, print_notes
+from convert.commands.options import add_source_options, checkpoint_spec
 from support.command_line import check_paths
 from support.progress import TerminalProgress
 from training.commands.options import add_inputs, add_settings, given_settings
@@ -51,8 +51,6 @@ def run(args: argparse.Namespace) -> None:
             progress=progress,
             **given_settings(args),
         )
-    if not args.quiet:
-        print_notes(result.notes)
     if args.json:
         print(json.dumps(result.to_dict(), ensure_ascii=False, allow_nan=False))
     elif not args.quiet:

@@ -10,7 +10,7 @@ from typing import Any
 from convert.commands.options import CHECKPOINT_HELP
 from support.command_line import utf8_text
 from training.setting import Setting, flag
-from training.settings import DEFAULTS, SETTINGS
+from training.settings import SETTINGS, shown_default
 
 
 def add_inputs(parser: argparse.ArgumentParser) -> None:
@@ -34,8 +34,7 @@ def add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
 
 def _add(parser: argparse.ArgumentParser, name: str, setting: Setting) -> None:
     """Add the option of a setting. One that is left out is None: the table of settings has the defaults."""
-    default = setting.shown_default or DEFAULTS[name]
-    shown = f"{setting.help} (default: {'none' if default in (None, ()) else default})".replace("%", "%%")
+    shown = f"{setting.help} (default: {shown_default(name)})".replace("%", "%%")
     if setting.kind is bool:
         parser.add_argument(flag(name), action=argparse.BooleanOptionalAction, help=shown)
         return
