@@ -35,6 +35,7 @@ class Command:
         help: one line for the list of commands.
         arguments: what ``add_arguments`` gets besides the parser.
         description, examples: instead of the module's, where several commands share it.
+        has_command: its last argument is another command with options of its own, after ``--``.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Command:
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     description: str = ""
     examples: Sequence[str] = ()
+    has_command: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +135,10 @@ class Program:
         set_environment(hide_gpus=self._group(name).hide_gpus)
         parser, module = self._command_parser(name)
         parser.check_spelling(words)
-        # Words may stand between and after options: `generate MODEL --seed 1 PROMPT`.
-        args = parser.parse_intermixed_args(words)
+        # Words may stand between and after options: `generate MODEL --seed 1 PROMPT`. Intermixed, those after -- are
+        # looked through for options, too.
+        parse = parser.parse_args if self.commands[name].has_command else parser.parse_intermixed_args
+        args = parse(words)
         check_paths(vars(args).values())
         module.run(args)
 

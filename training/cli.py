@@ -25,6 +25,7 @@ GROUPS = (
         (
             Command("finetune", "training.commands.finetune", "teach a model the texts in your files"),
             Command("inspect-text", "training.commands.inspect_text", "describe what finetune would train on"),
+            Command("workers", "training.commands.workers", "do so on several machines together", has_command=True),
         ),
         exit_codes=EXIT_CODES,
         when_stopped="the same command goes on where it was",

@@ -36,6 +36,7 @@ class Control:
         self._inboxes: dict[int, queue.Queue[Message]] = {index: queue.Queue(maxsize=2) for index in connections}
         self._is_over = threading.Event()
         self._has_failed = threading.Event()
+        self._trained: set[int] = set()
         self._lock = threading.Lock()
         for index in connections:
             threading.Thread(target=self._listen, args=(index,), daemon=True, name=f"worker-{index}").start()
@@ -72,7 +73,7 @@ class Control:
         self._has_failed.wait(seconds)
 
     def finish(self) -> None:
-        """End together: the chief says that all is done, the others wait for that.
+        """End together: the chief says that all is done, the others wait for that, and may be lost meanwhile.
 
         Raises:
             WorkersError: a worker was lost before the chief was done.
@@ -84,6 +85,7 @@ class Control:
             for index in self._connections:
                 self._wait_for_end(index)
         else:
+            self.send("trained")
             self.receive("done")
             self._is_over.set()
         self._close()
@@ -111,12 +113,14 @@ class Control:
                 message = connection.receive()
                 if message.kind == "failed":
                     self._fail(str(message.values.get("line", "")))
+                elif message.kind == "trained":
+                    self._trained.add(index)
                 elif message.kind != "beat":
                     inbox.put(message)
         except TimeoutError:
             self._fail(f"{self.place.name(index)} was lost: no sign of it for {SILENCE_SECONDS:.0f} seconds")
         except (OSError, ValueError) as error:
-            if not self._is_over.is_set():
+            if index not in self._trained:
                 self._fail(f"{self.place.name(index)} was lost: {reason(error)}")
             inbox.put(Message("closed"))
 

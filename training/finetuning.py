@@ -5,6 +5,7 @@ The module is not called ``finetune``, as the function is: ``training.finetune``
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -15,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 from convert.checkpoint import CheckpointAdapter
 from support.progress import Progress, no_progress
 from support.tensorflow_runtime import quiet_stderr
+from training.place import Place, read_place
 from training.preparation import Model, Preparation, prepare
-from training.run_folder import hash_files, open_run, training_folder
+from training.run_folder import RunFolder, hash_files, open_run, training_folder
 from training.settings import Settings, document_settings
+from training.strategy import open_cluster
 from training.watching import Watcher
 
 if TYPE_CHECKING:
@@ -87,6 +90,8 @@ def finetune(
 ) -> FinetuneResult:
     """Train ``model`` on texts, and write the result to ``output``.
 
+    Where ``TF_CONFIG`` in the environment names several workers, this process is one of them; the first one writes.
+
     Args:
         model: a checkpoint of any format, or a SavedModel of this program; None for one from nothing (``init``).
         text: files and folders of texts.
@@ -105,22 +110,41 @@ def finetune(
     started = time.monotonic()
     watcher = watcher or Watcher()
     paths = [Path(path) for path in ([text] if isinstance(text, (str, Path)) else text)]
+    place = read_place(os.environ)
     prepared = prepare(
-        model, paths, Path(output), Settings.of(settings), fresh=fresh, overwrite=overwrite, progress=progress
+        model,
+        paths,
+        Path(output),
+        Settings.of(settings),
+        fresh=fresh,
+        overwrite=overwrite,
+        workers=1 if place is None else len(place.hosts),
+        progress=progress,
     )
-    with open_run(training_folder(prepared.destination.folder), prepared.record, fresh=fresh) as run:
+    with _open_run(prepared, place, fresh=fresh) as run:
         for note in (prepared.summary(), *prepared.notes):
             watcher.note(note)
         _set_environment()
-        with quiet_stderr():  # takes seconds: only once everything else is known to be good
-            from training.running import train
-        training = train(prepared, run, watcher, progress)
-        exported = _export(prepared, training, progress)
-        run.finish()
+        with open_cluster(place, prepared.record) as cluster:
+            with quiet_stderr():  # takes seconds: only once everything else is known to be good
+                from training.running import train
+            training = train(prepared, run, cluster, watcher, progress)
+            exported = ("the chief has the result",) if run is None else _export(prepared, training, progress)
+        if run is not None:
+            run.finish()
     notes = [note for note in (*_early(prepared, training), *exported) if note not in prepared.notes]
     for note in notes:
         watcher.note(note)
     return _result(prepared, training, notes, time.monotonic() - started)
+
+
+def _open_run(
+    prepared: Preparation, place: Place | None, *, fresh: bool
+) -> contextlib.AbstractContextManager[RunFolder | None]:
+    """Open the folder of the run; of several workers the chief alone has one."""
+    if place is not None and not place.is_chief:
+        return contextlib.nullcontext()
+    return open_run(training_folder(prepared.destination.folder), prepared.record, fresh=fresh)
 
 
 def _set_environment() -> None:

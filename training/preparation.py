@@ -115,9 +115,20 @@ def prepare(
     *,
     fresh: bool = False,
     overwrite: bool = False,
+    workers: int = 1,
     progress: Progress = no_progress,
 ) -> Preparation:
     """Check model, texts, destination, memory and disk, and decide what the settings leave open.
+
+    Args:
+        model: see ``finetune``.
+        paths: of the texts.
+        output: see ``finetune``.
+        settings: see ``finetune``.
+        fresh: see ``finetune``.
+        overwrite: see ``finetune``.
+        workers: how many processes share the micro-batches of an update.
+        progress: see ``finetune``.
 
     Raises:
         UserError: something cannot be used; nothing was written.
@@ -133,7 +144,8 @@ def prepare(
     teacher = open_teacher(settings, checkpoint, tokenizer, tokens, length)
     own = model_tokenizer(tokenizer, tokens)
     texts = read_texts(paths, settings, cast(Tokenizer, own), length, progress)
-    trainable, work = _work(config, settings, length, min(settings.batch_size, len(texts.rows.ids)))
+    batch_size = min(settings.batch_size, len(texts.rows.ids))
+    trainable, work = _work(config, settings, length, -(-batch_size // workers))
     if teacher is not None:
         work = dataclasses.replace(work, teacher=teacher.config)
     before = {} if fresh else _chosen_before(output)
@@ -145,6 +157,7 @@ def prepare(
         frozen_dtype=settings.frozen_dtype or before.get("frozen_dtype"),
         teacher_dtype=settings.teacher_dtype or before.get("teacher_dtype"),
     )
+    _check_workers(batch_size, plan.micro_batch, workers)
     prompt = _prompt(texts, settings)
     destination.check_space(config.parameter_count, trainable)
     batches = Batches(texts.rows, settings.batch_size, plan.micro_batch, settings.seed)
@@ -256,6 +269,16 @@ def _work(config: GPT2Config, settings: Settings, length: int, batch_size: int) 
         raise SettingError(f"--freeze {' '.join(settings.freeze)}: leaves nothing to train")
     held = config.parameter_count if settings.lora is not None else config.parameter_count - trained
     return trained, Work(config, trained, held, trains_embedding, length, batch_size)
+
+
+def _check_workers(batch_size: int, micro_batch: int, workers: int) -> None:
+    """Check that there is a micro-batch for every worker."""
+    parts = -(-batch_size // micro_batch)
+    if parts < workers:
+        raise SettingError(
+            f"--micro-batch {micro_batch}: a batch of {batch_size} rows has {pluralize(parts, 'micro-batch')} of them, "
+            f"too few for {workers} workers: give a smaller --micro-batch, a larger --batch-size, or fewer workers"
+        )
 
 
 def _learning_rate(config: GPT2Config, settings: Settings) -> float:

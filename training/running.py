@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -17,11 +18,11 @@ from training.log import perplexity
 from training.lora import Adapters, LoraConfig
 from training.model import TrainedGPT2
 from training.optimizer import make_optimizer
-from training.packing import PackedRows
 from training.preparation import Preparation
 from training.run_folder import RunFolder, writing_to
 from training.samples import SampleOptions, TextSampler
-from training.state import restore_best
+from training.state import restore_best, weight_variables
+from training.strategy import Cluster
 from training.trained_checkpoint import TrainedCheckpoint
 from training.watching import Watcher
 from training.weights import freeze, load_gpt2
@@ -46,58 +47,77 @@ class Training:
     sample: tuple[float, float]
 
 
-def train(prepared: Preparation, run: RunFolder, watcher: Watcher, progress: Progress) -> Training:
+def train(
+    prepared: Preparation, run: RunFolder | None, cluster: Cluster, watcher: Watcher, progress: Progress
+) -> Training:
     """Load the model, train it as far as its run has not yet, and measure it.
 
+    Of several workers the chief has the ``run``, the others None; all return the same.
+
     Raises:
-        UserError: weights are damaged, the loss is not a number, the disk is full.
+        UserError: weights are damaged, the loss is not a number, the disk is full, a worker was lost.
     """
     settings = prepared.settings
-    gpt2 = load_gpt2(prepared.checkpoint, prepared.plan.frozen_dtype, progress)
-    adapters = None
-    if settings.lora is not None:
-        adapters = Adapters(gpt2, LoraConfig(settings.lora, settings.alpha, settings.lora_targets), settings.seed)
-    else:
-        freeze(gpt2, settings.freeze)
-    model = _model(prepared, gpt2, adapters, progress)
-    optimizer = make_optimizer(
-        prepared.learning_rate,
-        max(1, prepared.steps),
-        schedule=settings.schedule,
-        warmup=settings.warmup,
-        weight_decay=settings.weight_decay,
-        clip=settings.clip or None,
-    )
-    model.compile(optimizer=optimizer, jit_compile=False)
+    model = _make_model(prepared, cluster, progress)
     rows = prepared.plan.micro_batch
     held_out = prepared.texts.validation
-    sample_before = _perplexity(model, prepared.texts.sample, rows)  # of the model as it was: nothing is restored yet
-    sampler = _sampler(prepared, gpt2, adapters)
+    sample = ValidationBatches(prepared.texts.sample, rows)
+    sample_before = _perplexity(model, sample, cluster)  # of the model as it was: nothing is restored yet
     fitted = fit(
         model,
         prepared.batches,
         None if held_out is None else ValidationBatches(held_out, rows),
         FitOptions(prepared.steps, prepared.evaluate_every, patience=settings.patience or 0),
         run,
-        Observers(watcher, sampler),
+        Observers(watcher, _sampler(prepared, model) if cluster.is_chief else None),
+        cluster,
     )
     kept_step, loss = fitted.steps, fitted.loss
     if held_out is not None and settings.keep == "best" and fitted.best_step != fitted.steps:
-        restore_best(run, model)
+        if run is not None:
+            restore_best(run, model)
+        cluster.share(weight_variables(model))
         kept_step, loss = fitted.best_step, fitted.best_loss
-    if adapters is not None:
-        _write_adapter(adapters, run)
+    if model.adapters is not None and run is not None:
+        _write_adapter(model.adapters, run)
     before = fitted.loss_before
     return Training(
-        TrainedCheckpoint(prepared.checkpoint, gpt2, adapters),
+        TrainedCheckpoint(prepared.checkpoint, model.gpt2, model.adapters),
         kept_step,
         fitted,
         None if before is None or loss is None else (perplexity(before), perplexity(loss)),
-        (sample_before, _perplexity(model, prepared.texts.sample, rows)),
+        (sample_before, _perplexity(model, sample, cluster)),
     )
 
 
-def _sampler(prepared: Preparation, gpt2: GPT2, adapters: Adapters | None) -> TextSampler | None:
+def _make_model(prepared: Preparation, cluster: Cluster, progress: Progress) -> TrainedGPT2:
+    """Load the weights, and compile what trains them.
+
+    What is trained belongs into the cluster's scope. LoRA's frozen weights and a teacher's do not: TensorFlow would
+    send them to the other workers, who have them, and cannot send int8.
+    """
+    settings, adapters = prepared.settings, None
+    with cluster.scope() if settings.lora is None else contextlib.nullcontext():
+        gpt2 = load_gpt2(prepared.checkpoint, prepared.plan.frozen_dtype, progress)
+    with cluster.scope():
+        if settings.lora is None:
+            freeze(gpt2, settings.freeze)
+        else:
+            adapters = Adapters(gpt2, LoraConfig(settings.lora, settings.alpha, settings.lora_targets), settings.seed)
+        optimizer = make_optimizer(
+            prepared.learning_rate,
+            max(1, prepared.steps),
+            schedule=settings.schedule,
+            warmup=settings.warmup,
+            weight_decay=settings.weight_decay,
+            clip=settings.clip or None,
+        )
+    model = _trained(prepared, gpt2, adapters, cluster, progress)
+    model.compile(optimizer=optimizer, jit_compile=False)
+    return model
+
+
+def _sampler(prepared: Preparation, model: TrainedGPT2) -> TextSampler | None:
     """Return what writes texts during the training, if any are wanted and this machine can compute them."""
     count = prepared.settings.sample
     if not count or not runs_here(prepared.plan.frozen_dtype):
@@ -107,10 +127,12 @@ def _sampler(prepared: Preparation, gpt2: GPT2, adapters: Adapters | None) -> Te
         eos_token_id=prepared.tokenizer.eos_token_id,
         goes_on=prepared.texts.preset.ends_lines,
     )
-    return TextSampler(gpt2, prepared.tokenizer.decode, [prepared.prompt_ids] * count, options, adapters)
+    return TextSampler(model.gpt2, prepared.tokenizer.decode, [prepared.prompt_ids] * count, options, model.adapters)
 
 
-def _model(prepared: Preparation, gpt2: GPT2, adapters: Adapters | None, progress: Progress) -> TrainedGPT2:
+def _trained(
+    prepared: Preparation, gpt2: GPT2, adapters: Adapters | None, cluster: Cluster, progress: Progress
+) -> TrainedGPT2:
     """Return what trains ``gpt2``: with a teacher, if there is one."""
     settings = prepared.settings
     options: dict[str, Any] = {
@@ -120,17 +142,17 @@ def _model(prepared: Preparation, gpt2: GPT2, adapters: Adapters | None, progres
         "recompute": prepared.plan.recompute,
         "products": prepared.products,
     }
-    if prepared.teacher is None:
-        return TrainedGPT2(gpt2, **options)
-    teacher = load_gpt2(prepared.teacher, prepared.plan.teacher_dtype, progress)
-    teaching = Teaching(settings.teacher_weight, settings.teacher_temperature)
-    return DistilledGPT2(gpt2, teacher=teacher, teaching=teaching, **options)
+    if prepared.teacher is not None:
+        teaching = Teaching(settings.teacher_weight, settings.teacher_temperature)
+        teacher = load_gpt2(prepared.teacher, prepared.plan.teacher_dtype, progress)
+        options |= {"teacher": teacher, "teaching": teaching}
+    with cluster.scope():
+        return TrainedGPT2(gpt2, **options) if prepared.teacher is None else DistilledGPT2(gpt2, **options)
 
 
-def _perplexity(model: Any, rows: PackedRows, micro_batch: int) -> float:
-    return perplexity(
-        model.evaluate(ValidationBatches(rows, micro_batch).dataset(), verbose=0, return_dict=True)["loss"]
-    )
+def _perplexity(model: TrainedGPT2, batches: ValidationBatches, cluster: Cluster) -> float:
+    data, steps = cluster.validation(batches)
+    return perplexity(model.evaluate(data, steps=steps, verbose=0, return_dict=True)["loss"])
 
 
 def _write_adapter(adapters: Adapters, run: RunFolder) -> None:
