@@ -17,6 +17,9 @@ from training.state import Counters, DivergedError
 from training.stopping import Stopped, StopRequest
 from training.watching import EvaluationReport, StepReport, Watcher
 
+_MOST_LEFT_OUT = 10
+"""Updates in a row that are left out before training ends: it would do nothing for ever."""
+
 
 class Sampler(Protocol):
     """Writes texts with the current weights."""
@@ -153,7 +156,9 @@ class RunCallback(keras.callbacks.Callback):
         counters.interval_loss += loss * tokens
         counters.interval_tokens += tokens
         self._speed.end(tokens)
-        counters.row = self._row(loss)
+        norm = float(self.model.optimizer.gradient_norm)
+        self._count_left_out(norm)
+        counters.row = self._row(loss, norm)
         self._report(loss)
         if not self._options.is_interval_end(counters.step):
             self._write_row()
@@ -210,7 +215,20 @@ class RunCallback(keras.callbacks.Callback):
         advice = f"start over with a learning rate below {self._learning_rate:.3g} and --fresh"
         return "; ".join(filter(None, [f"{what}: {advice}", self._records.kept]))
 
-    def _row(self, loss: float) -> dict[str, Any]:
+    def _count_left_out(self, norm: float) -> None:
+        """Count the updates that the optimizer has left out because a gradient was no finite number."""
+        counters = self.counters
+        if math.isfinite(norm):
+            counters.left_out = 0
+            return
+        counters.left_out += 1
+        self._observers.watcher.note(f"step {counters.step}: a gradient is {norm}: the update was left out")
+        if counters.left_out == _MOST_LEFT_OUT:
+            raise DivergedError(
+                self._diverged(f"the gradients of the last {_MOST_LEFT_OUT} steps are no finite numbers")
+            )
+
+    def _row(self, loss: float, norm: float) -> dict[str, Any]:
         counters = self.counters
         return {
             "step": counters.step,
@@ -218,6 +236,7 @@ class RunCallback(keras.callbacks.Callback):
             "tokens": counters.tokens,
             "loss": loss,
             "learning_rate": self._learning_rate,
+            "gradient_norm": norm,
             "tokens_per_second": round(self._speed.tokens_per_second, 1),
             "seconds": round(self._seconds(), 3),
         }

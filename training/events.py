@@ -5,17 +5,21 @@ TensorBoard's own writer would need the package tensorboard, which TensorFlow no
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
+from support.tensorflow_runtime import one_line_message
+from training.run_folder import ADVICE, RunError, writing_to
+
 _CURVES = {
-    "train": {"loss": "loss", "learning_rate": "learning_rate", "tokens_per_second": "tokens_per_second"},
+    "train": {name: name for name in ("loss", "learning_rate", "gradient_norm", "tokens_per_second")},
     "validation": {"val_loss": "loss", "val_perplexity": "perplexity"},
 }
 """Run -> column of the log -> curve."""
@@ -28,33 +32,50 @@ class Events:
         folder: is replaced.
         rows: of the log so far.
         seconds: that the run has taken so far.
+
+    Raises:
+        RunError: they cannot be written.
     """
 
     def __init__(self, folder: Path, rows: Iterable[Mapping[str, Any]], seconds: float) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
+        self._folder = folder
         self._began = time.time() - seconds
         self._files = {}
-        for run in _CURVES:
-            (folder / run).mkdir(parents=True)
-            name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
-            self._files[run] = tf.io.TFRecordWriter(str(folder / run / name))
-            self._write(run, tf.compat.v1.Event(wall_time=self._began, file_version="brain.Event:2"))
-        for row in rows:
-            self._add(row)
-        self.flush()
+        with self._translated():
+            shutil.rmtree(folder, ignore_errors=True)
+            for run in _CURVES:
+                (folder / run).mkdir(parents=True)
+                name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+                self._files[run] = tf.io.TFRecordWriter(str(folder / run / name))
+                self._write(run, tf.compat.v1.Event(wall_time=self._began, file_version="brain.Event:2"))
+            for row in rows:
+                self._add(row)
+            self._flush()
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write a row of the log."""
-        self._add(row)
-        self.flush()
+        with self._translated():
+            self._add(row)
+            self._flush()
 
-    def flush(self) -> None:
+    def close(self) -> None:
+        """Close the files; what was written is on the disk already."""
+        for file in self._files.values():
+            with contextlib.suppress(tf.errors.OpError):
+                file.close()
+
+    def _flush(self) -> None:
         for file in self._files.values():
             file.flush()
 
-    def close(self) -> None:
-        for file in self._files.values():
-            file.close()
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Errors of TensorFlow's files, and of the folder, as one line."""
+        try:
+            with writing_to(self._folder, ADVICE):
+                yield
+        except tf.errors.OpError as error:
+            raise RunError(f"{self._folder}: cannot be written: {one_line_message(error)}: {ADVICE}") from error
 
     def _add(self, row: Mapping[str, Any]) -> None:
         for run, curves in _CURVES.items():

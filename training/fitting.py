@@ -92,7 +92,7 @@ def fit(
     counters = Counters(**cluster.share(state_variables(model), dataclasses.asdict(counters)))
     records = NoRecords() if run is None else Records(run, counters)
     resumed_at = counters.step
-    with stop_request() as stop:
+    with stop_request(observers.watcher.note) as stop:
         keeper = RunCallback(records, options, counters, batches.steps_per_epoch, stop, observers)
         try:
             _train(model, _Data(batches, validation, cluster), options, keeper, observers)

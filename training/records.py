@@ -9,7 +9,7 @@ import keras
 
 from training.events import Events
 from training.log import Log, read_log
-from training.run_folder import RunFolder, writing_to
+from training.run_folder import ADVICE, RunFolder, writing_to
 from training.state import Counters, save_best, save_state
 
 
@@ -37,7 +37,7 @@ class Records:
     def write_samples(self, step: int, texts: Sequence[str]) -> None:
         """Write what the model wrote after ``step`` updates."""
         file = self._run.samples / f"step-{step}.txt"
-        with writing_to(file, "make room and give the same command again: it goes on from the last state"):
+        with writing_to(file, ADVICE):
             file.parent.mkdir(exist_ok=True)
             file.write_text("\n\n".join(texts) + "\n", "utf-8")
 

@@ -17,6 +17,8 @@ from support.errors import UserError
 from support.files import describe_read_error, describe_write_error, read_json_object, replacing, write_json
 from support.messages import list_names
 
+ADVICE = "make room and give the same command again: it goes on from the last state"
+"""What to do where the disk is full."""
 _LOCK = "lock"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

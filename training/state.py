@@ -21,7 +21,7 @@ from convert.formats.tensor_map import LazyTensor
 from convert.tensors import Array
 from support.errors import CheckpointError, UserError
 from support.files import replacing
-from training.run_folder import RunError, RunFolder, writing_to
+from training.run_folder import ADVICE, RunError, RunFolder, writing_to
 
 _COUNTERS, _CHECKSUMS = "counters", "checksums"
 
@@ -43,6 +43,7 @@ class Counters:
         loss: the last validation loss.
         best_loss: the lowest validation loss, of step ``best_step``.
         waited: evaluations since then.
+        left_out: updates in a row whose gradients were no finite numbers.
         is_stopped: whether patience has ended the run.
         interval_loss, interval_tokens: since the last evaluation: the loss summed over all tokens, and their number.
         row: the row of the log for ``step`` while it waits for its validation loss.
@@ -57,6 +58,7 @@ class Counters:
     best_loss: float | None = None
     best_step: int = 0
     waited: int = 0
+    left_out: int = 0
     is_stopped: bool = False
     interval_loss: float = 0.0
     interval_tokens: int = 0
@@ -71,15 +73,13 @@ def save_state(run: RunFolder, model: Any, counters: Counters) -> None:
         DivergedError: a trained weight is not a finite number; the older state stays.
     """
     text = np.frombuffer(json.dumps(dataclasses.asdict(counters)).encode(), np.uint8)
-    advice = "make room and give the same command again: it goes on from the state that was saved before"
-    with writing_to(run.state, advice), replacing(run.state) as new:
+    with writing_to(run.state, ADVICE), replacing(run.state) as new:
         _write(new, state_variables(model), {_COUNTERS: text})
 
 
 def save_best(run: RunFolder, model: Any) -> None:
     """Write the trained variables as the best ones; errors as in ``save_state``."""
-    advice = "make room and give the same command again: it goes on from the last state"
-    with writing_to(run.best, advice), replacing(run.best) as new:
+    with writing_to(run.best, ADVICE), replacing(run.best) as new:
         _write(new, weight_variables(model), {})
 
 

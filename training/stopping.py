@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_WHEN_ASKED = "stopping: the state is saved after this step; a second time stops at once and saves nothing"
 
 
 class Stopped(BaseException):
@@ -28,8 +29,11 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def stop_request() -> Iterator[StopRequest]:
-    """Give what signals within the block ask for; a ``Stopped`` that leaves it becomes the signal's own effect.
+def stop_request(tell: Callable[[str], object]) -> Iterator[StopRequest]:
+    """Give what signals within the block ask for; at its end the signal has its own effect.
+
+    Args:
+        tell: is called, in another thread, when a signal has come.
 
     Only the main thread can take signals: elsewhere nothing asks. A signal that is ignored, as with nohup, stays so.
     """
@@ -39,6 +43,8 @@ def stop_request() -> Iterator[StopRequest]:
     def ask(number: int, frame: FrameType | None) -> None:
         request.signal = number
         restore()
+        # A handler must not print itself: it may have interrupted another line.
+        threading.Thread(target=tell, args=(_WHEN_ASKED,), daemon=True).start()
 
     def restore() -> None:
         for number, handler in before.items():
@@ -50,10 +56,10 @@ def stop_request() -> Iterator[StopRequest]:
         for number in before:
             signal.signal(number, ask)
     try:
-        yield request
-    except Stopped:
-        restore()
-        signal.raise_signal(request.signal or signal.SIGINT)
-        raise KeyboardInterrupt from None  # the handler has let it pass
+        with contextlib.suppress(Stopped):
+            yield request
     finally:
         restore()
+    if request.signal is not None:
+        signal.raise_signal(request.signal)
+        raise KeyboardInterrupt  # the caller's handler has let it pass

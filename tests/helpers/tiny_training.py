@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import tensorflow as tf
 
 from training.callbacks import FitOptions, Observers
 from training.fitting import FitResult, fit
+from training.optimizer import make_optimizer
 from training.run_folder import open_run
 
 VOCABULARY, WIDTH, ROWS, LENGTH = 13, 64, 4, 5
@@ -81,11 +85,9 @@ class TinyData:
         return dataset.with_options(options)
 
 
-def compiled(learning_rate: float = 0.05, seed: int = 0) -> TinyModel:
-    model = TinyModel(seed)
-    rate = keras.optimizers.schedules.PolynomialDecay(learning_rate, 60, 0.0)
-    optimizer = keras.optimizers.AdamW(rate, weight_decay=0.01, global_clipnorm=1.0)
-    model.compile(optimizer=optimizer, jit_compile=False)
+def compiled(learning_rate: float = 0.05, seed: int = 0, model: TinyModel | None = None) -> TinyModel:
+    model = model or TinyModel(seed)
+    model.compile(optimizer=make_optimizer(learning_rate, 60, warmup=0.0), jit_compile=False)
     return model
 
 
@@ -107,6 +109,17 @@ def train(
         return model, fit(model, data, validation, options, run, observers)
 
 
+@contextlib.contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """No file may have more than so many bytes: a write beyond fails, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 class RaiseAt(keras.callbacks.Callback):
     """Ends a training with an exception at the end of a step."""
 
@@ -125,7 +138,6 @@ def _gpt2(rows: int = 24) -> dict[str, Any]:
     from tf_model.gpt2 import GPT2
     from training.batches import Batches, ValidationBatches
     from training.model import TrainedGPT2
-    from training.optimizer import make_optimizer
     from training.packing import pack
     from training.presets import EncodedDocument
 

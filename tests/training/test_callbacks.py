@@ -14,9 +14,21 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT
-from tests.helpers.tiny_training import FitOptions, Observers, RaiseAt, TinyData, compiled, keras, tf, train
+from tests.helpers.tiny_training import (
+    FitOptions,
+    Observers,
+    RaiseAt,
+    TinyData,
+    TinyModel,
+    compiled,
+    full_disk,
+    keras,
+    tf,
+    train,
+    weights_hash,
+)
 from training.log import COLUMNS, read_log
-from training.run_folder import RunFolder
+from training.run_folder import RunError, RunFolder
 from training.state import DivergedError, restore_best
 from training.watching import EvaluationReport, StepReport, Watcher
 
@@ -222,6 +234,70 @@ def test_an_evaluation_that_ctrl_c_ends_is_done_by_the_next_run(tmp_path: Path) 
     assert [row["step"] for row in result.rows] == [*range(9)]
     assert [row["step"] for row in result.rows if "val_loss" in row] == [0, 4, 8]
     assert "loss" in result.rows[4]
+
+
+class InfiniteGradients(TinyData):
+    """From step 3 on the loss is finite, and its gradient is not: as of a weight that overflows."""
+
+    def batch(self, step: int) -> dict[str, np.ndarray[Any, Any]]:
+        batch = super().batch(step)
+        return {**batch, "scale": np.float32([np.inf if step in self.steps else 1.0])}
+
+    def __init__(self, steps: range) -> None:
+        super().__init__()
+        self.steps = steps
+
+
+class Scaled(TinyModel):
+    """Its gradients are multiplied by a number of the batch, its loss is not."""
+
+    def call(self, batch: dict[str, tf.Tensor], step: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
+        total, count = super().call(batch, step)
+        scale = batch.get("scale", tf.ones([1]))[0]
+
+        @tf.custom_gradient
+        def scaled(x: tf.Tensor) -> Any:
+            return tf.identity(x), lambda upstream: upstream * scale
+
+        return scaled(total), count
+
+
+@pytest.mark.parametrize(("count", "ends"), [(9, False), (10, True)])
+def test_updates_that_are_left_out_are_told_and_ten_in_a_row_end_training(
+    tmp_path: Path, count: int, ends: bool
+) -> None:
+    watcher, model = Recorder(), compiled(model=Scaled())
+    data = InfiniteGradients(range(3, 3 + count))
+    if ends:
+        with pytest.raises(DivergedError, match="the gradients of the last 10 steps are no finite numbers: start over"):
+            train(tmp_path / "run", FitOptions(14, 20), model=model, data=data, observers=Observers(watcher))
+    else:
+        train(tmp_path / "run", FitOptions(14, 20), model=model, data=data, observers=Observers(watcher))
+    notes = [f"step {4 + number}: a gradient is inf: the update was left out" for number in range(count)]
+    assert [note.replace("nan", "inf") for note in watcher.notes] == notes
+
+
+@pytest.mark.parametrize("room", [200, 1000, 8000, 15_000])
+def test_wherever_the_disk_is_full_it_is_one_line_and_the_run_goes_on_when_there_is_room(
+    tmp_path: Path, room: int
+) -> None:
+    options = FitOptions(12, 6, save_every=2)
+    with full_disk(room), pytest.raises(RunError) as caught:
+        train(tmp_path / "run", options)
+    assert "make room and give the same command again" in str(caught.value)
+    model, _ = train(tmp_path / "run", options)
+    assert weights_hash(model) == weights_hash(train(tmp_path / "whole", options)[0])
+
+
+def test_a_signal_that_comes_when_all_is_done_is_not_lost(tmp_path: Path) -> None:
+    class AtTheEnd(keras.callbacks.Callback):
+        def on_train_end(self, logs: Any = None) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", FitOptions(2, 2), observers=Observers(callbacks=[AtTheEnd()]))
+    _, result = train(tmp_path / "run", FitOptions(2, 2))
+    assert result.resumed_at == 2
 
 
 @pytest.mark.tensorflow

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import numpy as np
 import pytest
 
 from support.errors import UserError
-from tests.helpers.tiny_training import WIDTH, TinyModel, compiled
+from tests.helpers.tiny_training import WIDTH, TinyModel, compiled, full_disk
 from training.log import COLUMNS, Log, read_log
 from training.run_folder import RunError, RunFolder, differences, hash_files, open_run, training_folder
 from training.state import Counters, DivergedError, restore_best, restore_state, save_best, save_state
@@ -115,17 +113,6 @@ def test_a_state_of_another_model_is_refused(run: RunFolder) -> None:
     other.optimizer.build(other.trainable_variables)
     with pytest.raises(RunError, match="a model with other weights: start over with --fresh"):
         restore_state(run, other)
-
-
-@contextlib.contextmanager
-def full_disk(room: int) -> Iterator[None]:
-    """No file may have more than so many bytes: a write beyond fails, as on a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_is_one_line_and_the_older_state_stays(run: RunFolder) -> None:
