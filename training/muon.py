@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from training.optimizer import AdamW
+from training.schedule import Schedule
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
@@ -25,17 +26,24 @@ class Muon(AdamW):
 
     momentum = 0.95
 
+    def __init__(
+        self, learning_rate: float | Schedule = 1e-3, weight_decay: float = 0.1, *, beta_2: float = 0.98, **options: Any
+    ) -> None:
+        super().__init__(learning_rate, weight_decay, beta_2=beta_2, **options)
+
     def update_step(self, gradient: tf.Tensor, variable: Any, update: Any) -> None:
         """Update ``variable`` and its moments."""
         index = self._get_variable_index(variable)
         if not _is_of_block(self._trainable_variables[index]):
             super().update_step(gradient, variable, update)
             return
+        is_made = tf.cast(update.clip > 0, tf.float32)  # 0 where the update is left out
+        share = is_made * (1 - self.momentum)
         gradient = tf.math.multiply_no_nan(gradient, update.clip)
         momentum = self._momentums[index].value
-        momentum.assign(momentum * self.momentum + gradient * (1 - self.momentum))
+        momentum.assign(momentum * (1 - share) + gradient * share)
         mixed = gradient * (1 - self.momentum) + momentum * self.momentum
-        rate = tf.cast(self.learning_rate, tf.float32) * _RMS * max(variable.shape) ** 0.5
+        rate = is_made * tf.cast(self.learning_rate, tf.float32) * _RMS * max(variable.shape) ** 0.5
         variable.assign(variable * update.kept - rate * orthogonal(mixed))
 
 

@@ -148,6 +148,7 @@ def make_optimizer(
     warmup: float = 0.1,
     weight_decay: float = 0.01,
     clip: float | None = 1.0,
+    kind: type[AdamW] = AdamW,
 ) -> AdamW:
     """Return the optimizer of a fine-tuning of ``steps`` updates; ``clip`` None or 0 is for no clipping."""
-    return AdamW(Schedule(learning_rate, steps, warmup, schedule), weight_decay, global_clipnorm=clip)
+    return kind(Schedule(learning_rate, steps, warmup, schedule), weight_decay, global_clipnorm=clip)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 from convert.checkpoint import Checkpoint
 from convert.dtype_choice import runs_here
 from support.progress import Progress
 from tf_model.gpt2 import GPT2
+from tokenization import Tokenizer
 from training.batches import ValidationBatches
 from training.callbacks import FitOptions, Observers
 from training.distillation import DistilledGPT2, Teaching
 from training.fitting import FitResult, fit
+from training.form import FormGPT2, FormLosses, form_tokens
 from training.log import perplexity
 from training.lora import Adapters, LoraConfig
 from training.model import TrainedGPT2
-from training.optimizer import make_optimizer
+from training.muon import Muon
+from training.optimizer import AdamW, make_optimizer
 from training.preparation import Preparation
 from training.run_folder import RunFolder, writing_to
 from training.samples import SampleOptions, TextSampler
@@ -26,6 +29,9 @@ from training.strategy import Cluster
 from training.trained_checkpoint import TrainedCheckpoint
 from training.watching import Watcher
 from training.weights import freeze, load_gpt2
+
+OPTIMIZERS: dict[str, type[AdamW]] = {"adamw": AdamW, "muon": Muon}
+"""What ``--optimizer`` calls them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +117,7 @@ def _make_model(prepared: Preparation, cluster: Cluster, progress: Progress) -> 
             warmup=settings.warmup,
             weight_decay=settings.weight_decay,
             clip=settings.clip or None,
+            kind=OPTIMIZERS[settings.optimizer],
         )
     model = _trained(prepared, gpt2, adapters, cluster, progress)
     model.compile(optimizer=optimizer, jit_compile=False)
@@ -133,8 +140,9 @@ def _sampler(prepared: Preparation, model: TrainedGPT2) -> TextSampler | None:
 def _trained(
     prepared: Preparation, gpt2: GPT2, adapters: Adapters | None, cluster: Cluster, progress: Progress
 ) -> TrainedGPT2:
-    """Return what trains ``gpt2``: with a teacher, if there is one."""
+    """Return what trains ``gpt2``: with a teacher, if there is one, or with a loss that counts the form."""
     settings = prepared.settings
+    kind: type[TrainedGPT2] = TrainedGPT2
     options: dict[str, Any] = {
         "adapters": adapters,
         "dropout": settings.dropout,
@@ -142,12 +150,17 @@ def _trained(
         "recompute": prepared.plan.recompute,
         "products": prepared.products,
     }
+    if settings.form_weight:
+        tokens = form_tokens(cast(Tokenizer, prepared.tokenizer))
+        kind = FormGPT2
+        options |= {"losses": FormLosses(tokens, gpt2.config.vocab_size, settings.form_weight)}
     if prepared.teacher is not None:
         teaching = Teaching(settings.teacher_weight, settings.teacher_temperature)
         teacher = load_gpt2(prepared.teacher, prepared.plan.teacher_dtype, progress)
+        kind = DistilledGPT2
         options |= {"teacher": teacher, "teaching": teaching}
     with cluster.scope():
-        return TrainedGPT2(gpt2, **options) if prepared.teacher is None else DistilledGPT2(gpt2, **options)
+        return kind(gpt2, **options)
 
 
 def _perplexity(model: TrainedGPT2, batches: ValidationBatches, cluster: Cluster) -> float:

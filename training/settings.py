@@ -104,6 +104,20 @@ class Settings:
         1.0, "the greatest norm of all gradients together; 0 for any", float, low=0, high=1e6, metavar="X"
     )
     seed: int = row(0, "what the order of the rows and dropout follow from", int, low=0, high=2**31 - 1, metavar="N")
+    optimizer: str = row(
+        "adamw",
+        "adamw; or muon for the matrices of blocks, which takes fewer steps where a model begins from nothing",
+        choices=("adamw", "muon"),
+    )
+    form_weight: float = row(
+        0.0,
+        "how much it counts whether a mark or the end of a line or text comes, which is the form of a poem, besides "
+        "which token it is: 5 for the demo's",
+        float,
+        low=0,
+        high=100,
+        metavar="X",
+    )
     # What of the model
     lora: int | None = row(
         None,
@@ -297,9 +311,7 @@ def _contradictions(settings: Settings) -> list[str]:
         wrong.append("--lora-targets: expected one or more")
     elif settings.freeze:
         wrong.append("--freeze: LoRA trains no weight of the model anyway: leave out --freeze or --lora")
-    if settings.teacher is None:
-        theirs = [name for name in SETTINGS if name.startswith("teacher_")]
-        wrong += [f"{flag(name)}: needs --teacher" for name in theirs if getattr(settings, name) != DEFAULTS[name]]
+    wrong += _contradictions_of_teaching(settings)
     if settings.init is not None and settings.tokenizer is None:
         wrong.append("--init: a model from nothing needs --tokenizer PATH")
     if settings.init is not None and (settings.lora is not None or settings.freeze):
@@ -311,6 +323,13 @@ def _contradictions(settings: Settings) -> list[str]:
     if settings.patience is not None and settings.validation == "0":
         wrong.append("--patience: needs held-out documents: leave out --validation 0")
     return wrong
+
+
+def _contradictions_of_teaching(settings: Settings) -> list[str]:
+    if settings.teacher is None:
+        theirs = [name for name in SETTINGS if name.startswith("teacher_")]
+        return [f"{flag(name)}: needs --teacher" for name in theirs if getattr(settings, name) != DEFAULTS[name]]
+    return ["--form-weight: no teacher teaches the form: leave out one of them"] if settings.form_weight else []
 
 
 SETTINGS: dict[str, Setting] = {field.name: field.metadata["setting"] for field in dataclasses.fields(Settings)}

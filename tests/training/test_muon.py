@@ -28,8 +28,8 @@ def test_five_updates_are_those_of_torch_muon_and_torch_adamw() -> None:
     matrices = [value for name, value in theirs.items() if name.endswith("/kernel")]
     optimizers = [
         torch.optim.Muon(matrices, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW([theirs["wte/weight"]], lr=1e-2, weight_decay=0.1),
-        torch.optim.AdamW([theirs["h_0/ln_1/gamma"]], lr=1e-2, weight_decay=0.0),
+        torch.optim.AdamW([theirs["wte/weight"]], lr=1e-2, weight_decay=0.1, betas=(0.9, 0.98)),
+        torch.optim.AdamW([theirs["h_0/ln_1/gamma"]], lr=1e-2, weight_decay=0.0, betas=(0.9, 0.98)),
     ]
     layer = keras.layers.Layer(name="")
     ours = {}
@@ -52,3 +52,18 @@ def test_five_updates_are_those_of_torch_muon_and_torch_adamw() -> None:
         moved = np.abs(theirs[name].detach().numpy() - start[name]).max()
         assert moved > 1e-2
         np.testing.assert_allclose(variable.numpy(), theirs[name].detach().numpy(), atol=tolerance)
+
+
+def test_an_update_with_a_nan_is_left_out() -> None:
+    import keras
+    import tensorflow as tf
+
+    from training.muon import Muon
+
+    variable = keras.layers.Layer(name="").add_weight(name="kernel", shape=(4, 6), initializer="ones")
+    optimizer = Muon(1e-2, 0.1)
+    optimizer.build([variable])
+    for value in (1.0, float("nan")):
+        before = variable.numpy()
+        optimizer.apply_gradients([(tf.fill([4, 6], value), variable)])
+        assert np.array_equal(before, variable.numpy()) == np.isnan(value)
