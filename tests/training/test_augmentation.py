@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -204,3 +205,66 @@ def test_what_is_written_can_be_read_again_and_appears_at_once(tmp_path: Path) -
 
 def test_normalized_texts_have_letters_digits_and_signs_alone() -> None:
     assert normalize("Ａ b，c。\n１+½!") == normalize("ab C1 + 1⁄2") == "abc1+1⁄2"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bert", "bpe"])
+def test_likelihoods_of_texts_after_labels_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
+    from tests.helpers.text_models import load, write
+    from training.label_model import GeneratorOfLabels
+
+    write(kind, tmp_path)
+    model = load(kind, tmp_path)
+    end = model.tokenizer.eos_token_id
+    labels = ("hello", "good day" if kind == "bert" else "no")
+    writer = GeneratorOfLabels(
+        model.generator, labels, 3, is_chinese=False, temperature=2.0, eos_token_id=end, max_new_tokens=99
+    )
+    texts = writer.write(labels[0], range(5))
+    assert writer.write(labels[0], range(3, 5)) == texts[3:]
+    found = writer.log_likelihoods(texts, labels)
+    for text, row in zip(texts, found, strict=True):
+        assert len(text.tokens) <= 32
+        assert text.has_ended == (text.tokens[-1] == end)
+        for label, value in zip(labels, row, strict=True):
+            prompt = [*model.tokenizer.start_token_ids, *model.tokenizer.encode(f"{label}\n")]
+            logprobs = model.logprobs([*prompt, *text.tokens])
+            expected = sum(logprobs[place, token] for place, token in enumerate(text.tokens, len(prompt) - 1))
+            assert value == pytest.approx(expected, rel=1e-5, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_model_that_was_trained_on_labelled_texts_writes_more_of_them(
+    tmp_path: Path, song_ci: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from training.cli import main
+
+    flowers, boats = "红梅花杏", "江舟水渡"
+    lines = [
+        {"text": f"{a}{b}{c}落，{d}{a}{c}开。", "kind": kind}
+        for kind, characters in (("花", flowers), ("舟", boats))
+        for a, b, c, d in itertools.permutations(characters)
+    ]
+    known = tmp_path / "known.jsonl"
+    known.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
+    trained, new = tmp_path / "trained", tmp_path / "new.jsonl"
+    options = ["--prefix", "kind", "--validation", "0", "--steps", "40", "--length", "64", "--learning-rate", "1e-3"]
+    words = ["finetune", "--model", str(song_ci), "--text", str(known), "--output", str(trained), "--quiet"]
+    assert main([*words, *options, "--sample", "0"]) == 0
+    words = ["augment", str(trained), "--labels-from", str(known), "--label-field", "kind", "--number", "5"]
+    words += ["--output", str(new), "--max-overlap", "0.9", "--max-characters", "40"]
+    assert main([*words, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    written = [json.loads(line) for line in new.read_text("utf-8").splitlines()]
+    assert result["labels"] == {"花": 5, "舟": 5}
+    assert len({line["text"] for line in written}) == 10
+    assert not {normalize(line["text"]) for line in written} & {normalize(line["text"]) for line in lines}
+    assert all(line["probability"] >= 0.8 and "," not in line["text"] for line in written)
+    for line in written:  # the characters of the label's texts, not of the other's
+        own, other = (flowers, boats) if line["label"] == "花" else (boats, flowers)
+        assert sum(map(line["text"].count, own)) > sum(map(line["text"].count, other))
+    before = new.read_bytes()
+    assert main(words) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main([*words, "--force", "--batch-size", "4", "--quiet"]) == 0
+    assert new.read_bytes() == before
