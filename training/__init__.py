@@ -17,32 +17,44 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from support.errors import UserError
     from tokenization import TokenizerError
+    from training.augmentation import AugmentationResult, Filters, augment, read_labelled
     from training.finetuning import FinetuneResult, finetune
+    from training.label_model import GeneratorOfLabels
     from training.setting import SettingError
     from training.settings import Settings
     from training.text_inspection import TextReport, inspect_text
 
 _HOMES = {
+    "AugmentationResult": "training.augmentation",
     "FinetuneResult": "training.finetuning",
+    "Filters": "training.augmentation",
+    "GeneratorOfLabels": "training.label_model",
     "SettingError": "training.setting",
     "Settings": "training.settings",
     "TextReport": "training.text_inspection",
     "TokenizerError": "tokenization",
     "UserError": "support.errors",
+    "augment": "training.augmentation",
     "finetune": "training.finetuning",
     "inspect_text": "training.text_inspection",
+    "read_labelled": "training.augmentation",
 }
 """Where each name lives; its module is imported when the name is first asked for."""
 
 __all__ = [
+    "AugmentationResult",
+    "Filters",
     "FinetuneResult",
+    "GeneratorOfLabels",
     "SettingError",
     "Settings",
     "TextReport",
     "TokenizerError",
     "UserError",
+    "augment",
     "finetune",
     "inspect_text",
+    "read_labelled",
 ]
 
 
