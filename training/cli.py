@@ -42,7 +42,9 @@ PROGRAM = Program(
     prog="python -m training",
     description="Fine-tunes GPT-2 models of any format on texts, and writes SavedModels that generate such texts.",
     groups=GROUPS,
-    examples=("{program} finetune --model out/song-ci --text demo/held-out.jsonl --output out/song-ci-4 --steps 2",),
+    examples=(
+        "{program} finetune --model out/song-ci --text demo/held-out.jsonl --output out/song-ci-4 --steps 2 --lora 4",
+    ),
     exit_codes=EXIT_CODES,
     version=f"gpt2-savedmodel {__version__}",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from typing import Any, cast
 
 from convert.checkpoint import Checkpoint
@@ -24,7 +25,7 @@ from training.optimizer import AdamW, make_optimizer
 from training.preparation import Preparation
 from training.run_folder import RunFolder, writing_to
 from training.samples import SampleOptions, TextSampler
-from training.state import restore_best, weight_variables
+from training.state import DivergedError, restore_best, weight_variables
 from training.strategy import Cluster
 from training.trained_checkpoint import TrainedCheckpoint
 from training.watching import Watcher
@@ -164,8 +165,16 @@ def _trained(
 
 
 def _perplexity(model: TrainedGPT2, batches: ValidationBatches, cluster: Cluster) -> float:
+    """Return the perplexity of all rows.
+
+    Raises:
+        DivergedError: it is no number.
+    """
     data, steps = cluster.validation(batches)
-    return perplexity(model.evaluate(data, steps=steps, verbose=0, return_dict=True)["loss"])
+    loss = model.evaluate(data, steps=steps, verbose=0, return_dict=True)["loss"]
+    if not math.isfinite(loss):
+        raise DivergedError(f"the model's loss on the texts is {loss}: its weights are no use: take another model")
+    return perplexity(loss)
 
 
 def _write_adapter(adapters: Adapters, run: RunFolder) -> None:

@@ -24,6 +24,8 @@ HELD_OUT = 0.05
 """The share of the documents that is held out where nobody says otherwise."""
 UNKNOWN_SHARE = 0.01
 """The share of unknown tokens from which on there is a note."""
+SAMPLE_TOKENS = 8192
+"""Tokens of the sample of what is learnt, about: as many as ``verify`` measures a model with."""
 SHOWN_PARTS = 10
 """Characters or words that it names."""
 
@@ -153,9 +155,10 @@ def _encode(
 
 
 def _sample(encoded: Sequence[EncodedDocument], count: int, seed: int) -> list[EncodedDocument]:
-    """Return as many documents as are held out, and one at least."""
-    chosen = np.random.default_rng([seed, 1]).permutation(len(encoded))[: max(1, count)]
-    return [encoded[index] for index in sorted(chosen.tolist())]
+    """Return as many documents as are held out, and one at least; no more when they have ``SAMPLE_TOKENS``."""
+    order = np.random.default_rng([seed, 1]).permutation(len(encoded))[: max(1, count)]
+    before = np.cumsum([0, *(len(encoded[index].ids) for index in order[:-1])])
+    return [encoded[index] for index in sorted(order[before < SAMPLE_TOKENS].tolist())]
 
 
 def _hash(packed: Sequence[PackedRows]) -> str:

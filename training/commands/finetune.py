@@ -19,10 +19,7 @@ Trains a model on texts, and writes a SavedModel that generates such texts. The 
 or a SavedModel of this program. While it runs, its state is in DIR.training: the same command goes on where a run was
 stopped, however it ended. DIR appears when it is complete.
 """
-EXAMPLES = (
-    "{command} --model out/song-ci --text demo/held-out.jsonl --output out/song-ci-4 --steps 2",
-    "{command} --model out/song-ci --text demo/held-out.jsonl --output out/song-ci-5 --steps 2 --lora 4",
-)
+EXAMPLES = ("{command} --model out/song-ci --text demo/held-out.jsonl --output out/song-ci-4 --steps 2 --lora 4",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
