@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
+from support.main_guard import main_guard
 from tests.helpers.tiny_training import (
     FitOptions,
     Observers,
@@ -277,7 +275,9 @@ def test_updates_that_are_left_out_are_told_and_ten_in_a_row_end_training(
     assert [note.replace("nan", "inf") for note in watcher.notes] == notes
 
 
-@pytest.mark.parametrize("room", [200, 1000, 8000, 15_000])
+@pytest.mark.parametrize(
+    "room", [200, pytest.param(1000, marks=pytest.mark.slow), pytest.param(8000, marks=pytest.mark.slow)]
+)
 def test_wherever_the_disk_is_full_it_is_one_line_and_the_run_goes_on_when_there_is_room(
     tmp_path: Path, room: int
 ) -> None:
@@ -300,21 +300,9 @@ def test_a_signal_that_comes_when_all_is_done_is_not_lost(tmp_path: Path) -> Non
     assert result.resumed_at == 2
 
 
-@pytest.mark.tensorflow
-def test_a_command_that_is_terminated_ends_with_one_line(tmp_path: Path) -> None:
-    code = f"""
-import sys
-from pathlib import Path
-from support.main_guard import main_guard
-from tests.helpers.tiny_training import FitOptions, Observers, train
-from tests.training.test_callbacks import Signal
-run = Path({str(tmp_path / "run")!r})
-def command():
-    train(run, FitOptions(20, 10), observers=Observers(callbacks=[Signal(15, step=5)]))
-sys.exit(main_guard(command, "the same command goes on"))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 143
-    assert done.stderr.splitlines()[-1] == "error: terminated; the same command goes on"
-    assert "Traceback" not in done.stderr
-    assert (tmp_path / "run" / "state.safetensors").exists()
+def test_a_command_that_is_terminated_ends_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    observers = Observers(callbacks=[Signal(signal.SIGTERM, step=3)])
+    code = main_guard(lambda: train(tmp_path / "run", FitOptions(20, 10), observers=observers), "it goes on")
+    assert code == 143
+    assert capsys.readouterr().err == "error: terminated; it goes on\n"
+    assert b'{"step": 3,' in (tmp_path / "run" / "state.safetensors").read_bytes()
