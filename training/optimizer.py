@@ -22,7 +22,9 @@ class _Update(NamedTuple):
         beta_2: of the second moment, likewise.
         rate: the learning rate with both bias corrections in it; 0 where the update is left out.
         kept: the share of a decaying variable that decay leaves, 1 - learning rate * weight decay.
+        rate_before_decay: rate / kept.
         epsilon: what is added to the root of the uncorrected second moment.
+        zero: 0, for all variables.
     """
 
     clip: tf.Tensor
@@ -30,7 +32,9 @@ class _Update(NamedTuple):
     beta_2: tf.Tensor
     rate: tf.Tensor
     kept: tf.Tensor
+    rate_before_decay: tf.Tensor
     epsilon: tf.Tensor
+    zero: tf.Tensor
 
 
 @keras.saving.register_keras_serializable("gpt2_savedmodel")
@@ -86,7 +90,7 @@ class AdamW(keras.optimizers.AdamW):
         """Update ``variable`` and its moments.
 
         ``gradient`` has no other reader left, so it is scaled in place and freed before decay makes its one copy.
-        With the rate divided by ``kept``, (w - rate / kept * m / (..)) * kept is PyTorch's w * kept - rate * m / (..).
+        (w - rate / kept * m / (..)) * kept is PyTorch's w * kept - rate * m / (..).
         """
         decays = self._use_weight_decay(variable)
         index = self._get_variable_index(variable)
@@ -94,9 +98,9 @@ class AdamW(keras.optimizers.AdamW):
             var=variable.handle,
             m=self._momentums[index].value.handle,
             v=self._velocities[index].value.handle,
-            beta1_power=0.0,  # the rate has the corrections already, computed in float64
-            beta2_power=0.0,
-            lr=update.rate / update.kept if decays else update.rate,
+            beta1_power=update.zero,  # the rate has the corrections already, computed in float64
+            beta2_power=update.zero,
+            lr=update.rate_before_decay if decays else update.rate,
             beta1=update.beta_1,
             beta2=update.beta_2,
             epsilon=update.epsilon,
@@ -130,13 +134,17 @@ class AdamW(keras.optimizers.AdamW):
         root = tf.sqrt(1.0 - tf.cast(self.beta_2, tf.float64) ** number)
         correction = root / (1.0 - tf.cast(self.beta_1, tf.float64) ** number)
         learning_rate = tf.cast(self.learning_rate, tf.float32)
+        rate = unless_left_out(learning_rate * tf.cast(correction, tf.float32), 0.0)
+        kept = unless_left_out(1.0 - learning_rate * self.weight_decay, 1.0)
         return _Update(
             clip=unless_left_out(tf.minimum(1.0, limit / (norm + _CLIP_EPSILON)), 0.0),
             beta_1=unless_left_out(self.beta_1, 1.0),
             beta_2=unless_left_out(self.beta_2, 1.0),
-            rate=unless_left_out(learning_rate * tf.cast(correction, tf.float32), 0.0),
-            kept=unless_left_out(1.0 - learning_rate * self.weight_decay, 1.0),
+            rate=rate,
+            kept=kept,
+            rate_before_decay=rate / kept,
             epsilon=tf.cast(self.epsilon * root, tf.float32),
+            zero=tf.constant(0.0),
         )
 
 

@@ -80,7 +80,8 @@ class Goal:
     """A measure of a trainer that shall not be above ``must``, better not above ``aim``.
 
     Attributes:
-        measure: ``time``, ``memory`` or ``start``, by that of the group's first; ``gigabytes`` by itself.
+        measure: ``time``, ``memory`` or ``start`` (what comes before the first step), by that of the group's first;
+            ``gigabytes`` by itself.
     """
 
     group: str

@@ -12,8 +12,8 @@ from benchmarks.training.plan import GOALS, TRAINERS, Goal
 from benchmarks.training.run import Result
 
 _HEAD = (
-    "", "s a step", "fastest", "tokens/s", "time", "CPU-s", "CPU time", "peak memory", "memory", "start", "start",
-    "tracing",
+    "", "s a step", "fastest", "tokens/s", "time", "CPU-s", "CPU time", "peak memory", "memory", "start",
+    "before the first step", "before", "tracing",
 )  # fmt: skip
 
 
@@ -36,7 +36,9 @@ def _row(result: Result, trainer: str) -> tuple[str, ...]:
     seconds, cpu = (list(result.rounds(trainer, measure).values()) for measure in ("seconds", "cpu"))
     tokens = result.group.batch * result.group.length
     peak = result.peaks.get(trainer)
-    starts, tracing = (list(result.rounds(trainer, measure).values()) for measure in ("start", "tracing"))
+    starts, before, tracing = (
+        list(result.rounds(trainer, measure).values()) for measure in ("start", "before", "tracing")
+    )
     return (
         TRAINERS[trainer].title,
         _spread(seconds, 2),
@@ -48,7 +50,8 @@ def _row(result: Result, trainer: str) -> tuple[str, ...]:
         f"{peak / 1e9:.2f} GB" if peak else "-",
         _spread(_memory_ratio(result, trainer), 2),
         _spread(starts, 1, " s"),
-        _spread(result.ratios(trainer, "start"), 2),
+        _spread(before, 1, " s"),
+        _spread(result.ratios(trainer, "before"), 2),
         _spread(tracing, 1, " s") if any(tracing) else "-",
     )
 
@@ -59,7 +62,7 @@ def measured(result: Result, goal: Goal) -> list[float]:
         return [result.peaks[goal.trainer] / 1e9] if goal.trainer in result.peaks else []
     if goal.measure == "memory":
         return _memory_ratio(result, goal.trainer)
-    return result.ratios(goal.trainer, {"time": "seconds", "start": "start"}[goal.measure])
+    return result.ratios(goal.trainer, {"time": "seconds", "start": "before"}[goal.measure])
 
 
 def _goals(result: Result) -> list[str]:
@@ -95,7 +98,7 @@ def text(result: Result, command: str, threads: int) -> str:
         "that is stopped while others run. Each ratio is to the first line: the median (least and most) of those of "
         "single rounds. A step is forward, backward, clipping, AdamW; dropout 0.1 on embeddings and residuals, none on "
         "attention; random weights, rows without padding. Memory: peak of the process. Start: from the start of the "
-        "process, with random weights made, to the end of its first step; tracing: Python's part of making the graph. "
-        f"`{command}`."
+        "process, with random weights made, to the end of its first step; before the first step: that less a usual "
+        f"step; tracing: Python's part of making the graph. `{command}`."
     )
     return "\n".join([*lines, "", textwrap.fill(conditions, 120, break_on_hyphens=False, break_long_words=False)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -58,10 +59,17 @@ class Result:
     standstills: int = 0
 
     def rounds(self, trainer: str, measure: str) -> dict[int, float]:
-        """The values of each round, of a field of ``Step``, or ``start`` or ``tracing``."""
+        """The values of each round: of a field of ``Step``, ``start``, ``tracing``, or ``before``.
+
+        ``before`` is what the start takes more than a usual step does: what is waited for before the first one.
+        """
         if measure in ("start", "tracing"):
             field = {"start": "seconds", "tracing": "tracing"}[measure]
             return {start.number: getattr(start, field) for start in self.starts if start.trainer == trainer}
+        if measure == "before":
+            steps = self.rounds(trainer, "seconds").values()
+            usual = statistics.median(steps) if steps else 0.0
+            return {number: seconds - usual for number, seconds in self.rounds(trainer, "start").items()}
         return {step.number: getattr(step, measure) for step in self.steps if step.trainer == trainer}
 
     def ratios(self, trainer: str, measure: str) -> list[float]:

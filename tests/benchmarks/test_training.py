@@ -31,9 +31,9 @@ def test_the_table_has_a_line_for_each_and_the_goals() -> None:
     assert lines[0] == "**distill, 109 M, 4 rows of 256 tokens a step**"
     assert lines[4:6] == [
         "| peft, LoRA rank 8 | 5.00 (4.00-8.00) | 4.00 | 205 | 1.00 | 10.00 (8.00-16.00) | 1.00 | 3.00 GB | 1.00 "
-        "| 8.0 s | 1.00 | - |",
+        "| 8.0 s | 3.0 s | 1.00 | - |",
         "| this project, LoRA rank 8 | 2.00 (2.00-3.00) | 2.00 | 512 | 0.50 (0.25-0.60) | 2.00 (2.00-3.00) "
-        "| 0.25 (0.12-0.30) | 2.10 GB | 0.70 | 20.0 s | 2.50 | 6.0 s |",
+        "| 0.25 (0.12-0.30) | 2.10 GB | 0.70 | 20.0 s | 18.0 s | 6.00 | 6.0 s |",
     ]
     assert "| this project, LoRA rank 8: time | peft, LoRA rank 8 | ≤ 0.8 | ≤ 0.65 | 0.50 (0.25-0.60) | aim |" in lines
     assert "| this project, LoRA rank 8: memory | peft, LoRA rank 8 | ≤ 0.75 | ≤ 0.65 | 0.70 | must |" in lines
