@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from benchmarks.training.plan import Trainer
-from support.tensorflow_runtime import quiet_stderr
 from tf_model.config import GPT2Config
-
-os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
-with quiet_stderr():
-    import tensorflow as tf
-
 from training.lora import Adapters, LoraConfig
 from training.model import TrainedGPT2
 from training.new_model import NewModel

@@ -37,6 +37,9 @@ class Worker:
         """Imports the library, makes a model, trains a step; seconds of all that, and of what is Python's tracing."""
         started, cpu = time.perf_counter(), time.process_time()
         if self._trainer.library == "ours":
+            from training.runtime import start_tensorflow
+
+            start_tensorflow()
             from benchmarks.training.ours import OurSteps as Kind
         else:
             from benchmarks.training.torch_steps import TorchSteps as Kind  # type: ignore[assignment]
