@@ -18,12 +18,12 @@ TUNES = ("浣溪沙", "鹧鸪天", "菩萨蛮", "如梦令")
 HEADS = 4
 
 
-def convert_checkpoint(folder: Path) -> None:
-    """Write the SavedModel of the demo's checkpoint to ``folder``; an older one is replaced."""
+def convert_checkpoint(folder: Path, source: Path = CHECKPOINT) -> None:
+    """Write the SavedModel of the demo's checkpoint, or one like it, to ``folder``; an older one is replaced."""
     import convert
 
-    checkpoint = convert.open_checkpoint(CHECKPOINT, heads=HEADS)
-    convert.to_savedmodel(checkpoint, folder, tokenizer=CHECKPOINT / "tokenizer", overwrite=True)
+    checkpoint = convert.open_checkpoint(source, heads=HEADS)
+    convert.to_savedmodel(checkpoint, folder, tokenizer=source / "tokenizer", overwrite=True)
 
 
 def verses(folder: Path, tunes: list[str], number: int, seed: int = -1) -> list[str]:

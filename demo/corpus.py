@@ -11,37 +11,59 @@ import argparse
 import json
 import random
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 HELD_OUT, SEED = 0.02, 20201113
 COMMON = 40
 """Poems that a tune must have in the corpus to be learned: the form of a rarer one would not be."""
 
 
-def documents(corpus: Path) -> list[str]:
-    """One text a poem, of the tunes that are common. A tune with two names (A・B) is listed under each in turn."""
-    poems = [json.loads(line) for line in corpus.read_text("utf-8").splitlines()]
+def common_poems(corpus: Path) -> list[dict[str, Any]]:
+    """The poems of tunes that are common. Of a tune with two names (A・B) each poem has one, in turn."""
+    poems = read_poems(corpus)
     count = Counter(poem["tune"] for poem in poems)
-    texts = []
+    chosen = []
     for number, poem in enumerate(poems):
         if count[poem["tune"]] >= COMMON:
             names = poem["tune"].split("・")
-            texts.append("\n".join([names[number % len(names)], *poem["lines"], ""]))
-    return texts
+            chosen.append({**poem, "tune": names[number % len(names)]})
+    return chosen
+
+
+def read_poems(corpus: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in corpus.read_text("utf-8").splitlines()]
+
+
+def text_of(poem: Mapping[str, Any]) -> str:
+    """What the demo is trained on of a poem, without its end."""
+    return "\n".join([poem["tune"], *poem["lines"], ""])
+
+
+def split_poems(corpus: Path, rng: random.Random) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The poems held out, and those to be trained on; always the same for a new ``random.Random(SEED)``."""
+    poems = common_poems(corpus)
+    rng.shuffle(poems)
+    cut = int(len(poems) * HELD_OUT)
+    return poems[:cut], poems[cut:]
 
 
 def split(corpus: Path, rng: random.Random) -> tuple[list[str], list[str]]:
-    """The poems held out, and those to be trained on; always the same for a new ``random.Random(SEED)``."""
-    texts = documents(corpus)
-    rng.shuffle(texts)
-    cut = int(len(texts) * HELD_OUT)
-    return texts[:cut], texts[cut:]
+    """The texts of ``split_poems``."""
+    held_out, train = split_poems(corpus, rng)
+    return [text_of(poem) for poem in held_out], [text_of(poem) for poem in train]
+
+
+def write_texts(texts: list[str], output: Path) -> None:
+    """JSON lines, a string each."""
+    output.write_text("".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts), "utf-8")
 
 
 def write_held_out(corpus: Path, output: Path) -> None:
-    """JSON lines, a string each."""
+    """Write the poems that are held out."""
     held_out, _ = split(corpus, random.Random(SEED))
-    output.write_text("".join(json.dumps(text, ensure_ascii=False) + "\n" for text in held_out), "utf-8")
+    write_texts(held_out, output)
 
 
 def main() -> None:

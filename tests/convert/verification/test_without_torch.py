@@ -72,7 +72,6 @@ def imports_torch(path: Path) -> bool:
 
 
 def test_only_the_two_references_import_torch() -> None:
-    """And the demo's training script, which is not part of the package."""
     folders = ("support", "tokenization", "tf_model", "exports", "convert", "inference", "gpt2_savedmodel", "demo")
     found = {
         str(path.relative_to(ROOT))
@@ -83,5 +82,4 @@ def test_only_the_two_references_import_torch() -> None:
     assert found == {
         "convert/verification/megatron_forward.py",
         "convert/verification/reference_forward.py",
-        "demo/train.py",
     }
