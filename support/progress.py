@@ -17,6 +17,8 @@ from tqdm import tqdm
 Progress = Callable[[str, int, int], object]
 """Called as ``progress(stage, done, total)``: a word for what is being done, and bytes done so far of all bytes."""
 
+BYTES = "B"
+"""The unit of bytes, which are shown as kB, MB and GB."""
 INTERVAL = 5.0
 """Seconds between the lines that are printed where nobody sees a bar, in a log file for example."""
 
@@ -39,7 +41,7 @@ class TerminalProgress:
         self,
         *,
         quiet: bool = False,
-        unit: str = "B",
+        unit: str = BYTES,
         interval: float = INTERVAL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -81,7 +83,7 @@ class TerminalProgress:
 
 class _Bar:
     def __init__(self, stage: str, total: int, unit: str, before: int) -> None:
-        self._bar = tqdm(total=total, unit=unit, unit_scale=True, desc=stage, initial=before)
+        self._bar = tqdm(total=total, unit=unit, unit_scale=unit == BYTES, desc=stage, initial=before)
 
     def update(self, done: int, note: str) -> None:
         self._bar.set_postfix_str(note, refresh=False)
@@ -111,9 +113,11 @@ class _Lines:
         self._printed = now
         rate = (done - self._before) / (now - self._started)
         left = tqdm.format_interval(max(0, self._total - done) / rate)
-        amounts = (tqdm.format_sizeof(value) for value in (done, self._total, rate))
-        done_text, total_text, rate_text = amounts
-        line = f"{self._stage}: {done_text} of {total_text}{self._unit}, {rate_text}{self._unit}/s, {left} left"
+        if self._unit == BYTES:
+            shown, total, speed = (tqdm.format_sizeof(value) for value in (done, self._total, rate))
+            line = f"{self._stage}: {shown} of {total}B, {speed}B/s, {left} left"
+        else:  # how fast it goes is in the note, if anybody wants to know
+            line = f"{self._stage}: {done:,} of {self._total:,}{self._unit}, {left} left"
         print(f"{line}, {note}" if note else line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
