@@ -78,7 +78,7 @@ class Preset:
     def encode(self, tokenizer: Tokenizer, document: Document, *, predict_prefix: bool = False) -> EncodedDocument:
         """Encode a document; the tokens of its prefix are ``unpredicted``, unless ``predict_prefix``.
 
-        A vocabulary without an end of text puts none: ``end_note`` says so.
+        A vocabulary without an end of text puts none: ``preset_notes`` says so.
         """
         before = [*tokenizer.start_token_ids, *(tokenizer.encode(document.prefix) if document.prefix else [])]
         end = [tokenizer.eos_token_id] if self.ends and tokenizer.eos_token_id is not None else []
@@ -89,11 +89,20 @@ class Preset:
         return EncodedDocument(tuple(ids), 0 if predict_prefix else len(before))
 
 
-def end_note(preset: Preset, tokenizer: Tokenizer) -> str | None:
-    """Say that no end of text is trained on, where the preset has one and the vocabulary has none."""
-    if not preset.ends or tokenizer.eos_token_id is not None:
-        return None
-    return f"the vocabulary has no end of text, so preset {preset.name} puts none: texts will end at their length only"
+def preset_notes(preset: Preset, tokenizer: Tokenizer, documents: Sequence[Document]) -> list[str]:
+    """Say what of a preset the vocabulary cannot have: ends of texts, or lines."""
+    notes = []
+    if preset.ends and tokenizer.eos_token_id is None:
+        notes.append(
+            f"the vocabulary has no end of text, so preset {preset.name} puts none: texts will end at their length only"
+        )
+    has_lines = any("\n" in (document.prefix + document.text).strip() for document in documents)
+    if tokenizer.line_token_id is None and has_lines and not preset.ends_lines:
+        notes.append(
+            "the vocabulary has no line feed, so lines run together, those of --prefix, too; --preset lyric ends each "
+            "line of a text"
+        )
+    return notes
 
 
 def find_preset(name: str) -> Preset:

@@ -13,7 +13,7 @@ import numpy as np
 from support.progress import Progress, no_progress
 from training.documents import Document, TextError, find_files, read_documents
 from training.packing import PackedRows, pack
-from training.presets import EncodedDocument, Preset, default_preset, end_note, find_preset
+from training.presets import EncodedDocument, Preset, default_preset, find_preset, preset_notes
 from training.settings import Settings
 from training.splitting import split, split_notes
 
@@ -90,7 +90,6 @@ def read_texts(
     if held_out and not validation.tokens:
         raise TextError(f"{held_out[0].place}: nothing to predict in the held-out documents: give others, or 0 of them")
     sample = _sample(encoded["train"], len(held_out), settings.seed)
-    ended = end_note(preset, tokenizer)
     unknown = sum(document.ids.count(tokenizer.unknown_token_id) for document in every)
     share = unknown / sum(len(document.ids) for document in every)
     return Texts(
@@ -104,7 +103,7 @@ def read_texts(
         share,
         pack(sample, length),
         _hash([rows, validation]),
-        (*notes, *([ended] if ended else []), *_unknown_notes([*train, *held_out], share, tokenizer)),
+        (*notes, *preset_notes(preset, tokenizer, documents), *_unknown_notes([*train, *held_out], share, tokenizer)),
     )
 
 

@@ -10,7 +10,7 @@ from support.errors import UserError
 from tests.helpers.small_vocabularies import write_tokenizer
 from tokenization import Tokenizer, load_tokenizer
 from training.documents import Document
-from training.presets import PASSAGE_CHARACTERS, PRESETS, default_preset, end_note, find_preset
+from training.presets import PASSAGE_CHARACTERS, PRESETS, default_preset, find_preset, preset_notes
 
 SONG = "一曲新词\n\n酒一杯"
 EOD, LINE = 7, [8, 3]
@@ -115,14 +115,19 @@ def test_a_vocabulary_without_an_end_gets_none_and_a_note_says_so(tmp_path: Path
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n今\n天\n", "utf-8")
     tokenizer = load_tokenizer(tmp_path)
     assert ids("lyric", tokenizer, "今天\n今") == [2, 3, 2]
-    note = end_note(find_preset("lyric"), tokenizer)
-    assert note is not None
+    (note,) = preset_notes(find_preset("lyric"), tokenizer, [])
     assert "no end of text" in note
-    assert end_note(find_preset("novel"), tokenizer) is None
+    assert preset_notes(find_preset("novel"), tokenizer, []) == []
 
 
-def test_an_end_that_the_vocabulary_has_needs_no_note(cpm: Tokenizer) -> None:
-    assert end_note(find_preset("lyric"), cpm) is None
+def test_lines_that_a_vocabulary_cannot_have_are_said(bert: Tokenizer, cpm: Tokenizer) -> None:
+    poem = [Document("今天\n今天")]
+    (note,) = preset_notes(find_preset("poem"), bert, poem)
+    assert "no line feed" in note
+    assert preset_notes(find_preset("plain"), bert, [Document("今天", "明\n")])
+    assert preset_notes(find_preset("lyric"), bert, poem) == []
+    assert preset_notes(find_preset("poem"), bert, [Document("今天\n")]) == []
+    assert preset_notes(find_preset("poem"), cpm, poem) == []
 
 
 @pytest.mark.parametrize(
