@@ -44,7 +44,7 @@ class Muon(AdamW):
         momentum.assign(momentum * (1 - share) + gradient * share)
         mixed = gradient * (1 - self.momentum) + momentum * self.momentum
         rate = is_made * tf.cast(self.learning_rate, tf.float32) * _RMS * max(variable.shape) ** 0.5
-        variable.assign(variable * update.kept - rate * orthogonal(mixed))
+        variable.assign_sub(variable * update.lost + rate * orthogonal(mixed))
 
 
 def orthogonal(matrix: tf.Tensor) -> tf.Tensor:

@@ -21,8 +21,8 @@ class _Update(NamedTuple):
         beta_1: of the first moment; 1, which leaves it alone, where the update is left out.
         beta_2: of the second moment, likewise.
         rate: the learning rate with both bias corrections in it; 0 where the update is left out.
-        kept: the share of a decaying variable that decay leaves, 1 - learning rate * weight decay.
-        rate_before_decay: rate / kept.
+        lost: the share of a decaying variable that decay takes, learning rate * weight decay.
+        rate_before_decay: rate / (1 - lost).
         epsilon: what is added to the root of the uncorrected second moment.
         zero: 0, for all variables.
     """
@@ -31,7 +31,7 @@ class _Update(NamedTuple):
     beta_1: tf.Tensor
     beta_2: tf.Tensor
     rate: tf.Tensor
-    kept: tf.Tensor
+    lost: tf.Tensor
     rate_before_decay: tf.Tensor
     epsilon: tf.Tensor
     zero: tf.Tensor
@@ -89,8 +89,9 @@ class AdamW(keras.optimizers.AdamW):
     def update_step(self, gradient: tf.Tensor, variable: Any, update: _Update) -> None:
         """Update ``variable`` and its moments.
 
-        ``gradient`` has no other reader left, so it is scaled in place and freed before decay makes its one copy.
-        (w - rate / kept * m / (..)) * kept is PyTorch's w * kept - rate * m / (..).
+        ``gradient`` has no other reader left, so it is scaled in place, and freed before decay needs as much memory.
+        The variable stays where it is: a new one at each update would leave holes in the heap that nothing fits in.
+        With k = 1 - lost, (w - rate / k * m / (..)) * k is PyTorch's w * k - rate * m / (..).
         """
         decays = self._use_weight_decay(variable)
         index = self._get_variable_index(variable)
@@ -107,7 +108,7 @@ class AdamW(keras.optimizers.AdamW):
             grad=tf.math.multiply_no_nan(gradient, update.clip),  # 0 * NaN is 0
         )
         if decays:
-            variable.assign(variable * update.kept)
+            variable.assign_sub(variable * update.lost)
 
     def _backend_apply_gradients(self, grads: Sequence[Any], trainable_variables: Sequence[Any]) -> None:
         dense = [tf.convert_to_tensor(gradient) for gradient in grads]
@@ -135,14 +136,14 @@ class AdamW(keras.optimizers.AdamW):
         correction = root / (1.0 - tf.cast(self.beta_1, tf.float64) ** number)
         learning_rate = tf.cast(self.learning_rate, tf.float32)
         rate = unless_left_out(learning_rate * tf.cast(correction, tf.float32), 0.0)
-        kept = unless_left_out(1.0 - learning_rate * self.weight_decay, 1.0)
+        lost = unless_left_out(learning_rate * self.weight_decay, 0.0)
         return _Update(
             clip=unless_left_out(tf.minimum(1.0, limit / (norm + _CLIP_EPSILON)), 0.0),
             beta_1=unless_left_out(self.beta_1, 1.0),
             beta_2=unless_left_out(self.beta_2, 1.0),
             rate=rate,
-            kept=kept,
-            rate_before_decay=rate / kept,
+            lost=lost,
+            rate_before_decay=rate / (1.0 - lost),
             epsilon=tf.cast(self.epsilon * root, tf.float32),
             zero=tf.constant(0.0),
         )
