@@ -52,13 +52,13 @@ class DistilledGPT2(TrainedGPT2):
     def micro_loss(self, rows: tf.Tensor, batch: Batch) -> tf.Tensor:
         labels, weights = (tf.reshape(batch[name], [-1]) for name in ("labels", "weights"))
         taught = tf.stop_gradient(self.teacher.hidden(batch))
-        head = self.teacher.head()
+        head = self.teacher.head(taught)
 
         def judge(logits: tf.Tensor, places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             theirs = head.logits(tf.gather(taught, places))
             return taught_losses(logits, theirs, tf.gather(labels, places), self.teaching)
 
-        return functions.loss_in_pieces(rows, self.forward.head(), weights, judge)
+        return functions.loss_in_pieces(rows, self.forward.head(rows), weights, judge)
 
 
 def taught_losses(

@@ -76,4 +76,4 @@ class FormGPT2(TrainedGPT2):
         def judge(logits: tf.Tensor, places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             return self._losses(logits, tf.gather(labels, places))
 
-        return functions.loss_in_pieces(rows, self.forward.head(), weights, judge)
+        return functions.loss_in_pieces(rows, self.forward.head(rows), weights, judge)

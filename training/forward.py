@@ -112,12 +112,13 @@ class Forward:
         tables = ((self.gpt2.wte.table.weight, batch["ids"]), (self.gpt2.wpe.table.weight, batch["positions"]))
         return [(table.value, tf.reshape(rows, [-1, 1])) for table, rows in tables if table.trainable]
 
-    def head(self) -> functions.Head:
-        """Return the output matrix."""
+    def head(self, rows: tf.Tensor) -> functions.Head:
+        """Return the output matrix; one that is not float32 becomes so when its factor ``rows`` is there."""
         matrix = self.gpt2.lm_head.table
         table = tf.convert_to_tensor(matrix.weight.value)
         scale = None if matrix.scale is None else tf.convert_to_tensor(matrix.scale.value)
-        factor = self._maths.float_matrix(table, scale)
+        with tf.control_dependencies([rows]):
+            factor = self._maths.float_matrix(table, scale)
         return functions.Head(factor, table if matrix.weight.trainable else None)
 
 

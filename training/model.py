@@ -52,7 +52,8 @@ class TrainedGPT2(keras.Model):
 
     def call(self, batch: Batch) -> tf.Tensor:
         """Return float32 logits ``[b * S, V]`` of one micro-batch, without dropout."""
-        return self._measured.head().logits(self._measured.hidden(batch))
+        rows = self._measured.hidden(batch)
+        return self._measured.head(rows).logits(rows)
 
     def train_step(self, data: Batch) -> dict[str, tf.Tensor]:
         """Make one update of all micro-batches ``[M, b, S]``; the log is the loss in nats per predicted token."""
@@ -68,7 +69,7 @@ class TrainedGPT2(keras.Model):
         def measure(index: tf.Tensor | int) -> list[tf.Tensor]:
             batch = {name: value[index] for name, value in data.items()}
             rows = self._measured.hidden(batch)
-            return [functions.cross_entropy_value(rows, self._measured.head(), *_targets(batch)) / tokens]
+            return [functions.cross_entropy_value(rows, self._measured.head(rows), *_targets(batch)) / tokens]
 
         return self._log(_sum_over(data["ids"].shape[0], measure)[0], tokens)
 
@@ -79,7 +80,7 @@ class TrainedGPT2(keras.Model):
             rows: float32 ``[b * S, h]`` after the final layer norm.
             batch: of the micro-batch, ``[b, S]``.
         """
-        return functions.cross_entropy(rows, self.forward.head(), *_targets(batch))
+        return functions.cross_entropy(rows, self.forward.head(rows), *_targets(batch))
 
     def gradients(
         self, data: Batch, step: tf.Tensor | None = None, tokens: tf.Tensor | float = 1.0
