@@ -45,8 +45,10 @@ class Control:
     def send(self, kind: str, content: bytes | memoryview = b"", **values: Any) -> None:
         """Send a message to everybody at the other side; a lost one is noticed by the thread that listens to it."""
         for connection in self._connections.values():
-            with contextlib.suppress(OSError):
+            try:
                 connection.send(kind, content, **values)
+            except OSError:
+                connection.close()  # half a message may have gone
 
     def receive(self, kind: str, index: int = 0) -> Message:
         """Wait for the next message of a worker, the chief unless ``index`` says another.
@@ -87,7 +89,6 @@ class Control:
         else:
             self.send("trained")
             self.receive("done")
-            self._is_over.set()
         self._close()
 
     def fail(self, line: str) -> None:
@@ -116,6 +117,8 @@ class Control:
                 elif message.kind == "trained":
                     self._trained.add(index)
                 elif message.kind != "beat":
+                    if message.kind == "done":  # what comes now is the end of the connection
+                        self._is_over.set()
                     inbox.put(message)
         except TimeoutError:
             self._fail(f"{self.place.name(index)} was lost: no sign of it for {SILENCE_SECONDS:.0f} seconds")
