@@ -93,7 +93,7 @@ class Filters:
         shortest, longest: characters of a text, without white space at its ends.
     """
 
-    probability: float = 0.8
+    probability: float = 0.9
     overlap: float = 0.5
     shortest: int = 1
     longest: int | None = None

@@ -40,9 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--min-probability",
         type=float,
-        default=0.8,
+        default=0.9,
         metavar="X",
-        help="the least probability that the model gives the label of a text, 0 for any (default: 0.8)",
+        help="the least probability that the model gives the label of a text, 0 for any (default: 0.9)",
     )
     parser.add_argument(
         "--max-overlap",
