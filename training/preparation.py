@@ -33,7 +33,7 @@ from training.memory import Plan, Work, available_memory, make_plan
 from training.new_model import NewModel, parse_sizes
 from training.run_folder import RunError, RunFolder, hash_files, training_folder
 from training.setting import SettingError
-from training.settings import SETTINGS, Settings
+from training.settings import SETTINGS, WEIGHT_DTYPES, Settings
 from training.teacher import open_teacher
 from training.texts import Texts, held_out_share, read_texts
 
@@ -46,6 +46,7 @@ MOST_POSITIONS = 1024
 LEARNING_RATES = ((1e9, 1e-5), (20e6, 5e-5), (0, 3e-4))
 """Parameters from which on a learning rate is taken, and the rate."""
 LORA_FACTOR = 10
+FLOAT32 = WEIGHT_DTYPES[0]
 PROMPT_CHARACTERS = 12
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
 _CHOSEN = ("micro_batch", "frozen_dtype", "teacher_dtype")
@@ -154,7 +155,7 @@ def prepare(
         available_memory(),
         micro_batch=settings.micro_batch or before.get("micro_batch"),
         recompute=settings.recompute,
-        frozen_dtype=settings.frozen_dtype or before.get("frozen_dtype"),
+        frozen_dtype=settings.frozen_dtype or before.get("frozen_dtype") or _only_dtype(settings),
         teacher_dtype=settings.teacher_dtype or before.get("teacher_dtype"),
     )
     _check_workers(batch_size, plan.micro_batch, workers)
@@ -279,6 +280,11 @@ def _check_workers(batch_size: int, micro_batch: int, workers: int) -> None:
             f"--micro-batch {micro_batch}: a batch of {batch_size} rows has {pluralize(parts, 'micro-batch')} of them, "
             f"too few for {workers} workers: give a smaller --micro-batch, a larger --batch-size, or fewer workers"
         )
+
+
+def _only_dtype(settings: Settings) -> str | None:
+    """Return the type of frozen weights where there is no choice: without LoRA the others beside them are trained."""
+    return None if settings.lora is not None else FLOAT32
 
 
 def _learning_rate(config: GPT2Config, settings: Settings) -> float:

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 
 from convert.formats.registry import open_checkpoint
+from support.errors import UserError
 from tests.conftest import ROOT
 from tests.helpers.checkpoints import random_state, write_megatron
 from tests.helpers.small_vocabularies import write_tokenizer
 from tf_model.config import GPT2Config
 from training.cli import main
+from training.memory import Plan
 from training.preparation import prepare
 from training.run_folder import training_folder
 from training.settings import Settings
@@ -173,6 +175,25 @@ def test_a_run_goes_on_with_what_it_has_chosen_for_its_machine(files: Path, tmp_
         prepared = prepare(checkpoint, [files / "good.txt"], tmp_path / "out", given)
         assert prepared.plan.micro_batch == prepared.record["micro_batch"] == expected
     assert prepare(checkpoint, [files / "good.txt"], tmp_path / "out", given, fresh=True).plan.micro_batch == 2
+
+
+def test_only_weights_that_lora_freezes_become_smaller_where_memory_is_short(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of a smaller type is not trained at all, so frozen blocks beside trained ones stay float32."""
+
+    def plan(available: int, **more: object) -> Plan:
+        monkeypatch.setattr("training.preparation.available_memory", lambda: available)
+        small = {"tokenizer": files / "tokenizer", "length": 8, "micro_batch": 1, "recompute": True}
+        checkpoint = open_checkpoint(files / "model", heads=2)
+        return prepare(checkpoint, [files / "good.txt"], tmp_path / "out", Settings.of({**small, **more})).plan
+
+    least = plan(10**12, lora=2).nbytes
+    assert plan(least - 1, lora=2).frozen_dtype != "float32"
+    least = plan(10**12, freeze=["blocks:0"]).nbytes
+    assert plan(least, freeze=["blocks:0"]).frozen_dtype == "float32"
+    with pytest.raises(UserError, match="of memory are needed at least"):
+        plan(least - 1, freeze=["blocks:0"])
 
 
 def test_what_may_change_does_not_keep_a_run_from_going_on(files: Path, tmp_path: Path) -> None:
