@@ -74,7 +74,7 @@ bench-convert: $(VENV)/test-ready ## time the conversion (FULL=1: with 2.6 B par
 	@$(RUN) -m benchmarks.convert --shape distill $(if $(FULL),generate) --write docs/performance.md
 
 bench-train: $(VENV)/test-ready ## time a step of training next to PyTorch (FULL=1: 2.6 B and bfloat16, too)
-	@$(RUN) -m benchmarks.training --group full lora $(if $(FULL),bfloat16 generate) --write docs/performance.md
+	@$(RUN) -m benchmarks.training --group full smallest lora $(if $(FULL),bfloat16 generate) --write docs/performance.md
 
 clean: ## remove the environment and what tools left
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -42,7 +42,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--group", nargs="+", choices=GROUPS, default=["full", "lora"], metavar="|".join(GROUPS))
+    parser.add_argument(
+        "--group", nargs="+", choices=GROUPS, default=["full", "smallest", "lora"], metavar="|".join(GROUPS)
+    )
     parser.add_argument("--trainer", nargs="+", choices=TRAINERS, default=[], metavar="NAME", help=", ".join(TRAINERS))
     parser.add_argument("--shape", metavar="distill|generate|LxHxN[xV[xS]]", help="(default: the group's)")
     parser.add_argument("--batch", type=_positive, metavar="N", help="rows of a step (default: the group's)")

@@ -33,7 +33,7 @@ class Trainer:
     fused: bool = False
 
 
-TORCH, TORCH_FUSED, KEPT, RECOMPUTED, SMALLEST = "torch", "torch-fused", "kept", "recomputed", "smallest"
+TORCH, TORCH_FUSED, KEPT, RECOMPUTED, ROW_BY_ROW = "torch", "torch-fused", "kept", "recomputed", "row-by-row"
 TORCH_BFLOAT, KEPT_BFLOAT, RECOMPUTED_BFLOAT = "torch-bfloat16", "kept-bfloat16", "recomputed-bfloat16"
 PEFT, LORA, LORA_INT8 = "peft", "lora", "lora-int8"
 TRAINERS: Mapping[str, Trainer] = {
@@ -41,7 +41,7 @@ TRAINERS: Mapping[str, Trainer] = {
     TORCH_FUSED: Trainer("transformers, torch AdamW(fused=True)", "torch", fused=True),
     KEPT: Trainer("this project"),
     RECOMPUTED: Trainer("this project, recomputed", recompute=True),
-    SMALLEST: Trainer("this project, recomputed, a row at a time", recompute=True, micro_batch=1),
+    ROW_BY_ROW: Trainer("this project, recomputed, a row at a time", recompute=True, micro_batch=1),
     TORCH_BFLOAT: Trainer("transformers, autocast bfloat16", "torch", BFLOAT16),
     KEPT_BFLOAT: Trainer("this project, bfloat16 products", products=BFLOAT16),
     RECOMPUTED_BFLOAT: Trainer("this project, bfloat16 products, recomputed", products=BFLOAT16, recompute=True),
@@ -68,7 +68,8 @@ class Group:
 
 
 GROUPS: Mapping[str, Group] = {
-    "full": Group("distill", 4, 256, (TORCH, TORCH_FUSED, KEPT, RECOMPUTED, SMALLEST)),
+    "full": Group("distill", 4, 256, (TORCH, TORCH_FUSED, KEPT, RECOMPUTED, ROW_BY_ROW)),
+    "smallest": Group("distill", 1, 256, (RECOMPUTED,)),
     "bfloat16": Group("distill", 4, 256, (TORCH_BFLOAT, KEPT_BFLOAT, RECOMPUTED_BFLOAT)),
     "lora": Group("distill", 4, 256, (PEFT, LORA)),
     "generate": Group("generate", 1, 256, (LORA_INT8,)),
@@ -96,7 +97,7 @@ GOALS = (
     Goal("full", KEPT, "memory", 1.0, 0.9),
     Goal("full", RECOMPUTED, "memory", 1.0, 0.8),
     Goal("full", KEPT, "start", 2.5, 1.5),
-    Goal("full", SMALLEST, "gigabytes", 3.0, 2.6),
+    Goal("smallest", RECOMPUTED, "gigabytes", 3.0, 2.6),
     Goal("bfloat16", KEPT_BFLOAT, "time", 1.0, 0.85),
     Goal("lora", LORA, "time", 0.8, 0.65),
     Goal("lora", LORA, "memory", 0.75, 0.65),
