@@ -52,10 +52,8 @@ class Kept(NamedTuple):
     value: tf.Tensor
     probabilities: tf.Tensor
     mixed: tf.Tensor
-    attention_dropped: tf.Tensor | None
     mlp_input: Normalised
     inner: tf.Tensor
-    mlp_dropped: tf.Tensor | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,20 +64,18 @@ class BlockMaths:
         config: the sizes and choices of the model.
         dropout: share of values that are set to 0 after ``attn.c_proj`` and ``mlp.c_proj``.
         products: the type of the factors of matrix products.
-        transposed: whether int8 matrices are stored as ``[in, out]``.
         adapter_scale: what the products of adapters are multiplied by.
     """
 
     config: GPT2Config
     dropout: float
     products: tf.DType
-    transposed: bool
     adapter_scale: float
 
-    def forward(
+    def begin(
         self, x: tf.Tensor, weights: Tensors, sequences: Sequences, numbers: BlockNumbers
     ) -> tuple[tf.Tensor, Kept]:
-        """Return the rows after the block, and what ``gradient`` needs."""
+        """Return the rows after attention, and what ``gradient`` needs: all of the block but its last product."""
         config = self.config
         attention_input = self._normalise(x)
         qkv = self._product("attn.c_attn", _affine(attention_input, weights, "ln_1"), weights)
@@ -87,33 +83,39 @@ class BlockMaths:
         query *= numbers.scale
         mixed, probabilities = functions.attend(query, key, value, sequences.mask)
         mixed = tf.reshape(tf.transpose(mixed, [0, 2, 1, 3]), [-1, config.n_embd])
-        projected = self._product("attn.c_proj", mixed, weights)
-        projected, attention_dropped = self.drop(projected, sequences.noise, numbers.place)
-        x += projected
+        x += self.drop(self._product("attn.c_proj", mixed, weights), sequences.noise, numbers.place)
         mlp_input = self._normalise(x)
         inner = self._product("mlp.c_fc", _affine(mlp_input, weights, "ln_2"), weights)
-        activated = functions.ACTIVATIONS[config.activation_function].value(inner)
-        projected = self._product("mlp.c_proj", activated, weights)
-        projected, mlp_dropped = self.drop(projected, sequences.noise, numbers.place + 1)
-        return x + projected, Kept(
-            attention_input, query, key, value, probabilities, mixed, attention_dropped,
-            mlp_input, inner, mlp_dropped,
-        )  # fmt: skip
+        return x, Kept(attention_input, query, key, value, probabilities, mixed, mlp_input, inner)
+
+    def end(
+        self, x: tf.Tensor, inner: tf.Tensor, weights: Tensors, sequences: Sequences, numbers: BlockNumbers
+    ) -> tf.Tensor:
+        """Return the rows after the block, of what ``begin`` returns."""
+        activated = functions.ACTIVATIONS[self.config.activation_function].value(inner)
+        return x + self.drop(self._product("mlp.c_proj", activated, weights), sequences.noise, numbers.place + 1)
 
     def gradient(
-        self, gradient: tf.Tensor, kept: Kept, weights: Tensors, numbers: BlockNumbers, trained: Collection[str]
+        self,
+        gradient: tf.Tensor,
+        kept: Kept,
+        weights: Tensors,
+        sequences: Sequences,
+        numbers: BlockNumbers,
+        *,
+        trained: Collection[str],
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """Return the gradients of x and of the ``trained`` weights, of the ``gradient`` of what ``forward`` returns."""
+        """Return the gradients of x and of the ``trained`` weights, of the ``gradient`` of what ``end`` returns."""
         config = self.config
         found = _Found(trained)
         # 1. the feed-forward layer
         activated, slope = functions.ACTIVATIONS[config.activation_function].value_and_slope(kept.inner)
-        back = self.drop_gradient(gradient, kept.mlp_dropped)
+        back = self.drop(gradient, sequences.noise, numbers.place + 1)
         back = self._product_gradient("mlp.c_proj", activated, back, weights, found) * slope
         back = self._product_gradient("mlp.c_fc", _affine(kept.mlp_input, weights, "ln_2"), back, weights, found)
         gradient += _affine_gradient("ln_2", kept.mlp_input, back, weights, found)
         # 2. attention
-        back = self.drop_gradient(gradient, kept.attention_dropped)
+        back = self.drop(gradient, sequences.noise, numbers.place)
         back = self._product_gradient("attn.c_proj", kept.mixed, back, weights, found)
         back = self._attention_gradient(kept, back, numbers)
         entered = _affine(kept.attention_input, weights, "ln_1")
@@ -121,24 +123,18 @@ class BlockMaths:
         gradient += _affine_gradient("ln_1", kept.attention_input, back, weights, found)
         return gradient, found.gradients
 
-    def drop(self, x: tf.Tensor, noise: tf.Tensor, place: tf.Tensor | int) -> tuple[tf.Tensor, tf.Tensor | None]:
-        """Return ``x`` after dropout, and the bool mask of what is left of it; the mask is None without dropout."""
+    def drop(self, x: tf.Tensor, noise: tf.Tensor, place: tf.Tensor | int) -> tf.Tensor:
+        """Return ``x`` after dropout; of the gradient of that, the gradient of ``x``: no mask is kept."""
         if not self.dropout:
-            return x, None
+            return x
         seed = noise + tf.stack([tf.constant(0, tf.int64), tf.cast(place, tf.int64)])
         left = tf.random.stateless_uniform(tf.shape(x), seed, alg="philox") >= self.dropout
-        return self.drop_gradient(x, left), left
-
-    def drop_gradient(self, gradient: tf.Tensor, left: tf.Tensor | None) -> tf.Tensor:
-        """Return the gradient of x, of that of what ``drop`` returns."""
-        return gradient if left is None else tf.where(left, gradient * (1 / (1 - self.dropout)), 0.0)
+        return tf.where(left, x * (1 / (1 - self.dropout)), 0.0)
 
     def float_matrix(self, weight: tf.Tensor, scale: tf.Tensor | None = None) -> tf.Tensor:
-        """Return a matrix as ``[out, in]`` of the type of the products; an int8 one has a ``scale``."""
+        """Return a matrix as ``[out, in]`` of the type of the products; an int8 one ``[out, in]`` has a ``scale``."""
         if scale is None:
             return tf.cast(weight, self.products)
-        if self.transposed:
-            weight = tf.transpose(weight)
         return tf.cast(tf.cast(weight, tf.float32) * scale[:, tf.newaxis], self.products)
 
     def _matrix(self, name: str, weights: Tensors, x: tf.Tensor) -> tf.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ import tensorflow as tf
 from tf_model.config import LINEAR_LAYERS
 from tf_model.gpt2 import GPT2
 from tf_model.layers import Block
-from tf_model.precision import PRECISIONS, stack_name
+from tf_model.precision import stack_name
 from training import functions
 from training.block import ADAPTER_A, ADAPTER_B, BlockMaths, BlockNumbers, Kept, Sequences, Tensors
 
@@ -55,15 +56,14 @@ class Forward:
         self.gpt2 = gpt2
         self.adapters = adapters
         self.seed = seed
-        self._maths = BlockMaths(
+        self.maths = BlockMaths(
             gpt2.config,
             dropout=dropout,
             products=tf.as_dtype(products),
-            transposed=PRECISIONS[gpt2.weight_dtype].transposed,
             adapter_scale=1.0 if adapters is None else adapters.scale,
         )
-        self._dropping = _BlockFunctions(self._maths, recompute)
-        self._whole = _BlockFunctions(dataclasses.replace(self._maths, dropout=0.0), recompute)
+        self._dropping = _BlockFunctions(self.maths, recompute)
+        self._whole = _BlockFunctions(dataclasses.replace(self.maths, dropout=0.0), recompute)
         names = {id(variable): stack_name(name) for name, variable in gpt2.canonical_variables().items()}
         self._weights = [self._named_weights(index, block, names) for index, block in enumerate(gpt2.h)]
 
@@ -118,7 +118,7 @@ class Forward:
         table = tf.convert_to_tensor(matrix.weight.value)
         scale = None if matrix.scale is None else tf.convert_to_tensor(matrix.scale.value)
         with tf.control_dependencies([rows]):
-            factor = self._maths.float_matrix(table, scale)
+            factor = self.maths.float_matrix(table, scale)
         return functions.Head(factor, table if matrix.weight.trainable else None)
 
 
@@ -131,14 +131,15 @@ class _BlockFunctions:
         # Not inlined: each is optimised once, and its executor made once. And the order is kept: a block that is
         # recomputed begins when its gradient is there, not when TensorFlow has a thread for it.
         options = {"autograph": False, "experimental_attributes": {"_noinline": True}}
-        self._forward = tf.function(maths.forward, **options)
-        self._output = tf.function(lambda *arguments: maths.forward(*arguments)[0], **options)
+        # A block in two parts, because the last product is not computed again.
+        self._begin = tf.function(maths.begin, **options)
+        self._end = tf.function(maths.end, **options)
         self._gradients: dict[tuple[str, ...], Callable[..., Any]] = {}
         self._options = options
 
     def drop(self, x: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
         """Return ``x`` after dropout."""
-        return self._maths.drop(x, noise, 0)[0]
+        return self._maths.drop(x, noise, 0)
 
     def __call__(
         self, x: tf.Tensor, variables: Mapping[str, Any], sequences: Sequences, numbers: BlockNumbers
@@ -149,34 +150,29 @@ class _BlockFunctions:
 
         @tf.custom_gradient
         def run(x: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, ...]]]:
-            if self._recompute:
-                y, kept = self._output(x, weights, sequences, numbers), None
-            else:
-                y, kept = self._forward(x, weights, sequences, numbers)
+            between, kept = self._begin(x, weights, sequences, numbers)
 
             def gradient(outer: tf.Tensor) -> tuple[tf.Tensor, ...]:
-                function = self._gradient_of(trained)
-                found, gradients = function(outer, x if kept is None else kept, weights, sequences, numbers)
+                needed = self._again(x, outer, weights, sequences, numbers) if self._recompute else kept
+                found, gradients = self._gradient_of(trained)(outer, needed, weights, sequences, numbers)
                 return (found, *(gradients[name] for name in trained))
 
-            return y, gradient
+            return self._end(between, kept.inner, weights, sequences, numbers), gradient
 
         return run(x, *(weights[name] for name in trained))
+
+    def _again(
+        self, x: tf.Tensor, outer: tf.Tensor, weights: Tensors, sequences: Sequences, numbers: BlockNumbers
+    ) -> Kept:
+        """Return what the gradient of a block needs, once the gradient ``outer`` of its output is there."""
+        with tf.control_dependencies([outer]):
+            x = tf.identity(x)
+        kept: Kept = self._begin(x, weights, sequences, numbers)[1]
+        return kept
 
     def _gradient_of(self, trained: tuple[str, ...]) -> Callable[..., Any]:
         """Return the function that gives the gradients of x and of the ``trained`` weights."""
         if trained not in self._gradients:
-
-            def gradient(
-                outer: tf.Tensor,
-                kept: Kept | tf.Tensor,
-                weights: Tensors,
-                sequences: Sequences,
-                numbers: BlockNumbers,
-            ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-                if not isinstance(kept, Kept):
-                    _, kept = self._maths.forward(kept, weights, sequences, numbers)
-                return self._maths.gradient(outer, kept, weights, numbers, trained)
-
+            gradient = functools.partial(self._maths.gradient, trained=trained)
             self._gradients[trained] = tf.function(gradient, **self._options)
         return self._gradients[trained]

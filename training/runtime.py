@@ -16,7 +16,8 @@ def start_tensorflow() -> None:
 
     - oneDNN is on, which TensorFlow leaves off without AVX-512: with AVX2 alone a step takes 20 to 28 % less.
     - Graphs are not rewritten. Gradients in closed form leave nothing to gain: a step of 109 M parameters takes as long
-      with and without, and the first one 4 CPU seconds less.
+      with and without, and the first one 4 CPU seconds less. And a block that is recomputed is bit-equal only so:
+      TensorFlow would rewrite a function another way where some of its results are not used.
     - Memory is given back; see ``MAPPED_BYTES``.
     """
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")

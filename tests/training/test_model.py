@@ -22,6 +22,8 @@ from tests.training.reference import (
 from tf_model.config import ACTIVATIONS, UER
 from training.model import TrainedGPT2
 
+pytestmark = pytest.mark.usefixtures("graphs_as_in_training")
+
 VARIANTS = {
     "standard": {},
     **{name: {"activation_function": name} for name in ACTIVATIONS[1:]},
