@@ -62,6 +62,8 @@ def main(kind: str, folder: str, steps: str, kills: str) -> None:
         assert os.waitstatus_to_exitcode(status) == -expected, kill
         if "in_file_of" in kill:
             assert Path(folder, "state.safetensors.new").stat().st_size == kill["in_file_of"]
+            before = kill["step"] // SAVE_EVERY * SAVE_EVERY
+            assert f'{{"step": {before},'.encode() in Path(folder, "state.safetensors").read_bytes()
     for run in (folder, f"{folder}-whole"):
         assert in_a_fork(kind, Path(run), options, None) == 0
 
