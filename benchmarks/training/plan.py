@@ -35,7 +35,7 @@ class Trainer:
 
 TORCH, TORCH_FUSED, KEPT, RECOMPUTED, ROW_BY_ROW = "torch", "torch-fused", "kept", "recomputed", "row-by-row"
 TORCH_BFLOAT, KEPT_BFLOAT, RECOMPUTED_BFLOAT = "torch-bfloat16", "kept-bfloat16", "recomputed-bfloat16"
-PEFT, LORA, LORA_INT8 = "peft", "lora", "lora-int8"
+PEFT, LORA, LORA_INT8, LORA_HALF = "peft", "lora", "lora-int8", "lora-bfloat16"
 TRAINERS: Mapping[str, Trainer] = {
     TORCH: Trainer("transformers, torch AdamW", "torch"),
     TORCH_FUSED: Trainer("transformers, torch AdamW(fused=True)", "torch", fused=True),
@@ -48,6 +48,9 @@ TRAINERS: Mapping[str, Trainer] = {
     PEFT: Trainer("peft, LoRA rank 8", "torch", rank=8),
     LORA: Trainer("this project, LoRA rank 8", rank=8),
     LORA_INT8: Trainer("this project, LoRA rank 8 over int8, recomputed", rank=8, recompute=True, weights="int8"),
+    LORA_HALF: Trainer(
+        "this project, LoRA rank 8 over bfloat16, recomputed", rank=8, recompute=True, weights="bfloat16"
+    ),
 }
 
 
@@ -72,7 +75,7 @@ GROUPS: Mapping[str, Group] = {
     "smallest": Group("distill", 1, 256, (RECOMPUTED,)),
     "bfloat16": Group("distill", 4, 256, (TORCH_BFLOAT, KEPT_BFLOAT, RECOMPUTED_BFLOAT)),
     "lora": Group("distill", 4, 256, (PEFT, LORA)),
-    "generate": Group("generate", 1, 256, (LORA_INT8,)),
+    "generate": Group("generate", 1, 256, (LORA_INT8, LORA_HALF)),
 }
 
 
