@@ -12,7 +12,6 @@ from typing import Any, cast
 
 from convert.checkpoint import Checkpoint, CheckpointSource
 from convert.conversion import opened
-from convert.dtype_choice import cpu_flags
 from convert.formats.padding import trim_to_tokenizer
 from convert.formats.registry import CheckpointSpec
 from convert.formats.tokenizer_files import tokenizer_for, tokens_for
@@ -22,33 +21,33 @@ from support.errors import UserError
 from support.files import read_json_object
 from support.messages import pluralize, show_bytes
 from support.progress import Progress, no_progress
-from tf_model.config import GPT2Config
 from tokenization import Tokenizer, load_tokenizer
 from tokenization.special_tokens import SpecialTokens
 from training.batches import Batches
+from training.choices import (
+    EPOCHS,
+    check_workers,
+    default_learning_rate,
+    only_dtype,
+    plan_notes,
+    products_of,
+    row_length,
+    sample_prompt,
+    work_of,
+)
 from training.documents import find_files
 from training.export import Destination
-from training.freezing import count_weights, frozen_tensors
-from training.memory import Plan, Work, available_memory, make_plan
+from training.memory import Plan, available_memory, make_plan
 from training.new_model import NewModel, parse_sizes
 from training.run_folder import RunError, RunFolder, hash_files, training_folder
 from training.setting import SettingError
-from training.settings import SETTINGS, WEIGHT_DTYPES, Settings
+from training.settings import SETTINGS, Settings
 from training.teacher import open_teacher
 from training.texts import Texts, held_out_share, read_texts
 
 Model = Checkpoint | CheckpointSource | str | Path
 """A checkpoint, what opens one, or where one is."""
 
-EPOCHS = 3.0
-MOST_POSITIONS = 1024
-"""Tokens of a row where nobody says how many."""
-LEARNING_RATES = ((1e9, 1e-5), (20e6, 5e-5), (0, 3e-4))
-"""Parameters from which on a learning rate is taken, and the rate."""
-LORA_FACTOR = 10
-FLOAT32 = WEIGHT_DTYPES[0]
-PROMPT_CHARACTERS = 12
-_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
 _CHOSEN = ("micro_batch", "frozen_dtype", "teacher_dtype")
 """What depends on the machine, and decides the weights that come out: a run goes on with what it began with."""
 
@@ -146,7 +145,7 @@ def prepare(
     own = model_tokenizer(tokenizer, tokens)
     texts = read_texts(paths, settings, cast(Tokenizer, own), length, progress)
     batch_size = min(settings.batch_size, len(texts.rows.ids))
-    trainable, work = _work(config, settings, length, -(-batch_size // workers))
+    trainable, work = work_of(config, settings, length, -(-batch_size // workers))
     if teacher is not None:
         work = dataclasses.replace(work, teacher=teacher.config)
     before = {} if fresh else _chosen_before(output)
@@ -155,20 +154,20 @@ def prepare(
         available_memory(),
         micro_batch=settings.micro_batch or before.get("micro_batch"),
         recompute=settings.recompute,
-        frozen_dtype=settings.frozen_dtype or before.get("frozen_dtype") or _only_dtype(settings),
+        frozen_dtype=settings.frozen_dtype or before.get("frozen_dtype") or only_dtype(settings),
         teacher_dtype=settings.teacher_dtype or before.get("teacher_dtype"),
     )
-    _check_workers(batch_size, plan.micro_batch, workers)
-    prompt = _prompt(texts, settings)
+    check_workers(batch_size, plan.micro_batch, workers)
+    prompt = sample_prompt(texts, settings)
     destination.check_space(config.parameter_count, trainable)
     batches = Batches(texts.rows, settings.batch_size, plan.micro_batch, settings.seed)
     epochs = EPOCHS if settings.epochs is None else settings.epochs
     steps = math.ceil(epochs * batches.steps_per_epoch) if settings.steps is None else settings.steps
-    products, product_notes = _products(settings, plan)
+    products, product_notes = products_of(settings, plan)
     chosen = {
         "steps": steps,
         "evaluate_every": min(settings.evaluate_every or batches.steps_per_epoch, max(1, steps)),
-        "learning_rate": settings.learning_rate or _learning_rate(config, settings),
+        "learning_rate": settings.learning_rate or default_learning_rate(config, settings),
         "length": length,
         "products": products,
         **{name: getattr(plan, name) for name in _CHOSEN},
@@ -192,7 +191,7 @@ def prepare(
         chosen["learning_rate"],
         trainable,
         _record(checkpoint, settings, chosen, texts),
-        (*checkpoint.info.notes, *notes, *texts.notes, *product_notes, *_plan_notes(plan, settings)),
+        (*checkpoint.info.notes, *notes, *texts.notes, *product_notes, *plan_notes(plan, settings)),
     )
 
 
@@ -243,85 +242,6 @@ def _tokenizer(checkpoint: Checkpoint, settings: Settings) -> tuple[Tokenizer, S
     if tokenizer is None:
         raise UserError(f"{checkpoint.info.where}: there is no tokenizer next to the weights: give --tokenizer PATH")
     return tokenizer, tokens_for(settings.tokenizer, tokenizer, checkpoint), notes
-
-
-def row_length(config: GPT2Config, settings: Settings) -> int:
-    """Return how many tokens the model is given at a time.
-
-    Raises:
-        SettingError: more than it has positions.
-    """
-    if settings.length is not None and settings.length > config.n_positions:
-        raise SettingError(f"--length {settings.length}: expected {config.n_positions} at most, the model's positions")
-    return settings.length or min(config.n_positions, MOST_POSITIONS)
-
-
-def _work(config: GPT2Config, settings: Settings, length: int, batch_size: int) -> tuple[int, Work]:
-    """Return how many weights are trained, and what memory depends on."""
-    frozen = frozen_tensors(config, settings.freeze)
-    trained = config.parameter_count - count_weights(config, frozen)
-    trains_embedding = "wte.weight" not in frozen
-    if settings.lora is not None:
-        shapes = config.tensor_shapes()
-        matrices = [shapes[f"h.0.{target}.weight"] for target in settings.lora_targets]
-        trained = config.n_layer * settings.lora * sum(sum(shape) for shape in matrices)
-        trains_embedding = False
-    elif not trained:
-        raise SettingError(f"--freeze {' '.join(settings.freeze)}: leaves nothing to train")
-    held = config.parameter_count if settings.lora is not None else config.parameter_count - trained
-    return trained, Work(config, trained, held, trains_embedding, length, batch_size)
-
-
-def _check_workers(batch_size: int, micro_batch: int, workers: int) -> None:
-    """Check that there is a micro-batch for every worker."""
-    parts = -(-batch_size // micro_batch)
-    if parts < workers:
-        raise SettingError(
-            f"--micro-batch {micro_batch}: a batch of {batch_size} rows has {pluralize(parts, 'micro-batch')} of them, "
-            f"too few for {workers} workers: give a smaller --micro-batch, a larger --batch-size, or fewer workers"
-        )
-
-
-def _only_dtype(settings: Settings) -> str | None:
-    """Return the type of frozen weights where there is no choice: without LoRA the others beside them are trained."""
-    return None if settings.lora is not None else FLOAT32
-
-
-def _learning_rate(config: GPT2Config, settings: Settings) -> float:
-    rate = next(rate for parameters, rate in LEARNING_RATES if config.parameter_count >= parameters)
-    return rate * (LORA_FACTOR if settings.lora is not None else 1)
-
-
-def _prompt(texts: Texts, settings: Settings) -> str:
-    """Return what samples begin with: as given, else the beginning of a document that is held out, if there is one."""
-    document = [*texts.held_out, *texts.train][0]
-    first = (document.prefix + document.text).strip().partition("\n")[0]
-    return first[:PROMPT_CHARACTERS] if settings.sample_prompt is None else settings.sample_prompt
-
-
-def _products(settings: Settings, plan: Plan) -> tuple[str, list[str]]:
-    """Return the type of the matrix products, and notes about it.
-
-    ``auto`` is bfloat16 only where that loses nothing: the weights that are multiplied with have no more digits.
-    """
-    has_instructions = bool(_BFLOAT16_FLAGS & (cpu_flags() or set()))
-    if settings.products == "bfloat16" and not has_instructions:
-        return "bfloat16", ["--products bfloat16: this processor has no instructions for it: float32 is faster here"]
-    if settings.products != "auto":
-        return settings.products, []
-    return ("bfloat16" if has_instructions and plan.frozen_dtype == "bfloat16" else "float32"), []
-
-
-def _plan_notes(plan: Plan, settings: Settings) -> list[str]:
-    """Say what was chosen because the memory is short."""
-    notes = []
-    if plan.recompute and settings.recompute is None:
-        notes.append("blocks are computed again for their gradients, as memory is short (--no-recompute: never)")
-    if plan.frozen_dtype != "float32" and settings.frozen_dtype is None:
-        notes.append(f"the frozen weights are {plan.frozen_dtype} in memory, as it is short; the result's are not")
-    if plan.teacher_dtype != "float32" and settings.teacher_dtype is None:
-        notes.append(f"the teacher's weights are {plan.teacher_dtype} in memory, as it is short")
-    return notes
 
 
 def _chosen_before(output: Path) -> dict[str, Any]:

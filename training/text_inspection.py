@@ -13,9 +13,10 @@ from support.messages import pluralize
 from support.progress import Progress, no_progress
 from tokenization import Tokenizer
 from training.batches import Batches
+from training.choices import row_length
 from training.documents import find_files
 from training.packing import PackedRows
-from training.preparation import Model, model_tokenizer, open_with_tokenizer, row_length
+from training.preparation import Model, model_tokenizer, open_with_tokenizer
 from training.settings import Settings
 from training.texts import read_texts
 

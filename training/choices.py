@@ -1,0 +1,104 @@
+"""What the settings leave open, decided for a model, its texts and this machine. No TensorFlow."""
+
+from __future__ import annotations
+
+from convert.dtype_choice import cpu_flags, runs_here
+from support.messages import pluralize
+from tf_model.config import GPT2Config
+from training.freezing import count_weights, frozen_tensors
+from training.memory import Plan, Work
+from training.setting import SettingError
+from training.settings import WEIGHT_DTYPES, Settings
+from training.texts import Texts
+
+EPOCHS = 3.0
+MOST_POSITIONS = 1024
+"""Tokens of a row where nobody says how many."""
+LEARNING_RATES = ((1e9, 1e-5), (20e6, 5e-5), (0, 3e-4))
+"""Parameters from which on a learning rate is taken, and the rate."""
+LORA_FACTOR = 10
+FLOAT32 = WEIGHT_DTYPES[0]
+PROMPT_CHARACTERS = 12
+_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
+
+
+def row_length(config: GPT2Config, settings: Settings) -> int:
+    """Return how many tokens the model is given at a time.
+
+    Raises:
+        SettingError: more than it has positions.
+    """
+    if settings.length is not None and settings.length > config.n_positions:
+        raise SettingError(f"--length {settings.length}: expected {config.n_positions} at most, the model's positions")
+    return settings.length or min(config.n_positions, MOST_POSITIONS)
+
+
+def work_of(config: GPT2Config, settings: Settings, length: int, batch_size: int) -> tuple[int, Work]:
+    """Return how many weights are trained, and what memory depends on."""
+    frozen = frozen_tensors(config, settings.freeze)
+    trained = config.parameter_count - count_weights(config, frozen)
+    trains_embedding = "wte.weight" not in frozen
+    if settings.lora is not None:
+        shapes = config.tensor_shapes()
+        matrices = [shapes[f"h.0.{target}.weight"] for target in {*settings.lora_targets}]
+        trained = config.n_layer * settings.lora * sum(sum(shape) for shape in matrices)
+        trains_embedding = False
+    elif not trained:
+        raise SettingError(f"--freeze {' '.join(settings.freeze)}: leaves nothing to train")
+    held = config.parameter_count if settings.lora is not None else config.parameter_count - trained
+    return trained, Work(config, trained, held, trains_embedding, length, batch_size)
+
+
+def check_workers(batch_size: int, micro_batch: int, workers: int) -> None:
+    """Check that there is a micro-batch for every worker."""
+    parts = -(-batch_size // micro_batch)
+    if parts < workers:
+        raise SettingError(
+            f"--micro-batch {micro_batch}: a batch of {batch_size} rows has {pluralize(parts, 'micro-batch')} of them, "
+            f"too few for {workers} workers: give a smaller --micro-batch, a larger --batch-size, or fewer workers"
+        )
+
+
+def only_dtype(settings: Settings) -> str | None:
+    """Return the type of frozen weights where there is no choice: without LoRA the others beside them are trained."""
+    return None if settings.lora is not None else FLOAT32
+
+
+def default_learning_rate(config: GPT2Config, settings: Settings) -> float:
+    """Return the learning rate where nobody says one."""
+    rate = next(rate for parameters, rate in LEARNING_RATES if config.parameter_count >= parameters)
+    return rate * (LORA_FACTOR if settings.lora is not None else 1)
+
+
+def sample_prompt(texts: Texts, settings: Settings) -> str:
+    """Return what samples begin with: as given, else the beginning of a document that is held out, if there is one."""
+    document = [*texts.held_out, *texts.train][0]
+    first = (document.prefix + document.text).strip().partition("\n")[0]
+    return first[:PROMPT_CHARACTERS] if settings.sample_prompt is None else settings.sample_prompt
+
+
+def products_of(settings: Settings, plan: Plan) -> tuple[str, list[str]]:
+    """Return the type of the matrix products, and notes about it.
+
+    ``auto`` is bfloat16 only where that loses nothing: the weights that are multiplied with have no more digits.
+    """
+    has_instructions = bool(_BFLOAT16_FLAGS & (cpu_flags() or set()))
+    if settings.products == "bfloat16" and not has_instructions:
+        return "bfloat16", ["--products bfloat16: this processor has no instructions for it: float32 is faster here"]
+    if settings.products != "auto":
+        return settings.products, []
+    return ("bfloat16" if has_instructions and plan.frozen_dtype == "bfloat16" else "float32"), []
+
+
+def plan_notes(plan: Plan, settings: Settings) -> list[str]:
+    """Say what was chosen because the memory is short, and what that costs."""
+    notes = []
+    if plan.recompute and settings.recompute is None:
+        notes.append("blocks are computed again for their gradients, as memory is short (--no-recompute: never)")
+    if plan.frozen_dtype != "float32" and settings.frozen_dtype is None:
+        notes.append(f"the frozen weights are {plan.frozen_dtype} in memory, as it is short; the result's are not")
+    if plan.teacher_dtype != "float32" and settings.teacher_dtype is None:
+        notes.append(f"the teacher's weights are {plan.teacher_dtype} in memory, as it is short")
+    if settings.sample and not runs_here(plan.frozen_dtype):
+        notes.append(f"no samples are written: this processor does not generate with {plan.frozen_dtype} weights")
+    return notes
