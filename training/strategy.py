@@ -8,6 +8,7 @@ computes, but for the order of the sums. What it takes of Keras 3.15 is in ``Tra
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
 import os
 import threading
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from convert import __version__
 from support.errors import UserError
 from support.tensorflow_runtime import one_line_message, quiet_stderr
 from training.batches import Batch, as_dataset
@@ -115,7 +117,7 @@ class Workers(Cluster):
     def __init__(self, place: Place, facts: Facts) -> None:
         self.index, self.size = place.index, len(place.hosts)
         self._has_ended = threading.Event()
-        self._control = Control(place, meet(place, facts), self._leave)
+        self._control = Control(place, meet(place, {**facts, "versions": _versions()}), self._leave)
         self._strategy = _make_strategy(place)
 
     def __exit__(
@@ -236,6 +238,11 @@ def as_log(value: tf.Tensor) -> tf.Tensor:
     import tensorflow as tf
 
     return tf.reshape(value, [1]) if tf.distribute.get_strategy().num_replicas_in_sync > 1 else value
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of what computes."""
+    return {"program": __version__, **{name: importlib.metadata.version(name) for name in ("tensorflow", "keras")}}
 
 
 def _make_strategy(place: Place) -> Any:
