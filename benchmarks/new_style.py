@@ -13,14 +13,13 @@ import random
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import training
 from convert.formats.registry import CheckpointSpec
 from demo.__main__ import CHECKPOINT, HEADS
-from demo.corpus import COMMON, read_poems, text_of, write_texts
+from demo.corpus import COMMON, poems_of_tunes, text_of, write_texts
 from support.command_line import Parser, set_environment
 from support.main_guard import main_guard
 
@@ -31,9 +30,8 @@ RECIPE: dict[str, Any] = {
     "epochs": 3,
     "batch_size": 8,
     "optimizer": "muon",
-    "learning_rate": 1e-3,
+    "learning_rate": 2e-3,
     "weight_decay": 0.1,
-    "schedule": "linear",
     "products": "bfloat16",
     "sample": 0,
     "keep": "last",
@@ -43,9 +41,7 @@ RECIPE: dict[str, Any] = {
 
 def write_new_tunes(corpus: Path, folder: Path) -> tuple[Path, Path]:
     """Write the poems of tunes that the demo does not know: to train on, and held out."""
-    poems = read_poems(corpus)
-    count = Counter(poem["tune"] for poem in poems)
-    texts = [text_of(poem) for poem in poems if FEWEST <= count[poem["tune"]] < COMMON]
+    texts = [text_of(poem) for poem in poems_of_tunes(corpus, FEWEST, COMMON)]
     random.Random(SEED).shuffle(texts)
     files = folder / "train.jsonl", folder / "held-out.jsonl"
     write_texts(texts[HELD_OUT:], files[0])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Mapping
@@ -20,13 +21,16 @@ COMMON = 40
 """Poems that a tune must have in the corpus to be learned: the form of a rarer one would not be."""
 
 
-def common_poems(corpus: Path) -> list[dict[str, Any]]:
-    """The poems of tunes that are common. Of a tune with two names (A・B) each poem has one, in turn."""
+def poems_of_tunes(corpus: Path, fewest: int = COMMON, limit: float = math.inf) -> list[dict[str, Any]]:
+    """The poems of tunes that have ``fewest`` or more, below ``limit``.
+
+    Of a tune with two names (A・B) each poem has one, in turn.
+    """
     poems = read_poems(corpus)
     count = Counter(poem["tune"] for poem in poems)
     chosen = []
     for number, poem in enumerate(poems):
-        if count[poem["tune"]] >= COMMON:
+        if fewest <= count[poem["tune"]] < limit:
             names = poem["tune"].split("・")
             chosen.append({**poem, "tune": names[number % len(names)]})
     return chosen
@@ -43,7 +47,7 @@ def text_of(poem: Mapping[str, Any]) -> str:
 
 def split_poems(corpus: Path, rng: random.Random) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The poems held out, and those to be trained on; always the same for a new ``random.Random(SEED)``."""
-    poems = common_poems(corpus)
+    poems = poems_of_tunes(corpus)
     rng.shuffle(poems)
     cut = int(len(poems) * HELD_OUT)
     return poems[:cut], poems[cut:]
