@@ -24,7 +24,7 @@ from typing import Any
 import training
 from convert.formats.registry import CheckpointSpec
 from demo.corpus import SEED, split
-from training.augmentation import AugmentationResult, Candidate, Filters, LabelledText, augment
+from training.augmentation.augmenting import AugmentationResult, Candidate, Filters, LabelledText, augment
 
 DEMO = Path(__file__).parent.parent / "demo" / "song-ci"
 LABELS = "梅舟酒寿"
@@ -123,7 +123,7 @@ def fine_tuned(train: Sequence[LabelledText], folder: Path, seed: int) -> Rememb
         learning_rate=5e-4, length=64, batch_size=4, seed=seed, sample=0, tokenizer=DEMO / "tokenizer",
     )  # fmt: skip
     from inference.text_generator import TextGenerator
-    from training.label_model import GeneratorOfLabels
+    from training.augmentation.label_model import GeneratorOfLabels
 
     generator = TextGenerator.load(folder / "model", max_batch_size=BATCH)
     options = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 48}

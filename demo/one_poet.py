@@ -27,7 +27,7 @@ from support.command_line import Parser, set_environment, utf8_text
 from support.errors import UserError
 from support.main_guard import main_guard
 from support.progress import TerminalProgress
-from training.watching import TerminalWatcher
+from training.run.watching import TerminalWatcher
 
 POET = "辛弃疾"
 """Xin Qiji, of whom more poems are left than of any other poet of the Song."""

@@ -22,7 +22,7 @@ from support.command_line import Parser, set_environment
 from support.main_guard import main_guard
 from support.progress import TerminalProgress
 from tokenization import CPMTokenizer
-from training.watching import TerminalWatcher
+from training.run.watching import TerminalWatcher
 
 SIZES = "layers=4,hidden=208,heads=4,positions=256"
 RECIPE = {

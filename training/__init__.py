@@ -17,27 +17,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from support.errors import UserError
     from tokenization import TokenizerError
-    from training.augmentation import AugmentationResult, Filters, augment, read_labelled
+    from training.augmentation.augmenting import AugmentationResult, Filters, augment, read_labelled
+    from training.augmentation.label_model import GeneratorOfLabels
     from training.finetuning import FinetuneResult, finetune
-    from training.label_model import GeneratorOfLabels
     from training.setting import SettingError
     from training.settings import Settings
     from training.text_inspection import TextReport, inspect_text
 
 _HOMES = {
-    "AugmentationResult": "training.augmentation",
+    "AugmentationResult": "training.augmentation.augmenting",
     "FinetuneResult": "training.finetuning",
-    "Filters": "training.augmentation",
-    "GeneratorOfLabels": "training.label_model",
+    "Filters": "training.augmentation.augmenting",
+    "GeneratorOfLabels": "training.augmentation.label_model",
     "SettingError": "training.setting",
     "Settings": "training.settings",
     "TextReport": "training.text_inspection",
     "TokenizerError": "tokenization",
     "UserError": "support.errors",
-    "augment": "training.augmentation",
+    "augment": "training.augmentation.augmenting",
     "finetune": "training.finetuning",
     "inspect_text": "training.text_inspection",
-    "read_labelled": "training.augmentation",
+    "read_labelled": "training.augmentation.augmenting",
 }
 """Where each name lives; its module is imported when the name is first asked for."""
 

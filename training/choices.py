@@ -5,11 +5,11 @@ from __future__ import annotations
 from convert.dtype_choice import cpu_flags, runs_here
 from support.messages import pluralize
 from tf_model.config import GPT2Config
-from training.freezing import count_weights, frozen_tensors
 from training.memory import Plan, Work
+from training.model.freezing import count_weights, frozen_tensors
 from training.setting import SettingError
 from training.settings import WEIGHT_DTYPES, Settings
-from training.texts import Texts
+from training.texts.reading import Texts
 
 EPOCHS = 3.0
 MOST_POSITIONS = 1024

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 from convert.checkpoint import CheckpointAdapter
 from support.progress import Progress, no_progress
 from support.tensorflow_runtime import quiet_stderr
-from training.place import Place, read_place
+from training.cluster.place import Place, read_place
+from training.cluster.strategy import open_cluster
 from training.preparation import Model, Preparation, prepare
-from training.run_folder import RunFolder, hash_files, open_run, training_folder
+from training.run.run_folder import RunFolder, hash_files, open_run, training_folder
+from training.run.watching import Watcher
 from training.runtime import start_tensorflow
 from training.settings import Settings, document_settings
-from training.strategy import open_cluster
-from training.watching import Watcher
 
 if TYPE_CHECKING:
     from training.running import Training

@@ -23,7 +23,6 @@ from support.messages import pluralize, show_bytes
 from support.progress import Progress, no_progress
 from tokenization import Tokenizer, load_tokenizer
 from tokenization.special_tokens import SpecialTokens
-from training.batches import Batches
 from training.choices import (
     EPOCHS,
     check_workers,
@@ -35,15 +34,16 @@ from training.choices import (
     sample_prompt,
     work_of,
 )
-from training.documents import find_files
 from training.export import Destination
 from training.memory import Plan, available_memory, make_plan
-from training.new_model import NewModel, parse_sizes
-from training.run_folder import RunError, RunFolder, hash_files, training_folder
+from training.model.new_model import NewModel, parse_sizes
+from training.model.teacher import open_teacher
+from training.run.run_folder import RunError, RunFolder, hash_files, training_folder
 from training.setting import SettingError
 from training.settings import SETTINGS, Settings
-from training.teacher import open_teacher
-from training.texts import Texts, held_out_share, read_texts
+from training.texts.batches import Batches
+from training.texts.documents import find_files
+from training.texts.reading import Texts, held_out_share, read_texts
 
 Model = Checkpoint | CheckpointSource | str | Path
 """A checkpoint, what opens one, or where one is."""

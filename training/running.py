@@ -12,24 +12,24 @@ from convert.dtype_choice import runs_here
 from support.progress import Progress
 from tf_model.gpt2 import GPT2
 from tokenization import Tokenizer
-from training.batches import ValidationBatches
-from training.callbacks import FitOptions, Observers
-from training.distillation import DistilledGPT2, Teaching
-from training.fitting import FitResult, fit
-from training.form import FormGPT2, FormLosses, form_tokens
-from training.log import perplexity
-from training.lora import Adapters, LoraConfig
-from training.model import TrainedGPT2
-from training.muon import Muon
-from training.optimizer import AdamW, make_optimizer
+from training.cluster.strategy import Cluster
+from training.model.distillation import DistilledGPT2, Teaching
+from training.model.form import FormGPT2, FormLosses, form_tokens
+from training.model.lora import Adapters, LoraConfig
+from training.model.trained_checkpoint import TrainedCheckpoint
+from training.model.trained_gpt2 import TrainedGPT2
+from training.model.weights import freeze, load_gpt2
+from training.optimizers.adamw import AdamW, make_optimizer
+from training.optimizers.muon import Muon
 from training.preparation import Preparation
-from training.run_folder import RunFolder, writing_to
-from training.samples import SampleOptions, TextSampler
-from training.state import DivergedError, restore_best, weight_variables
-from training.strategy import Cluster
-from training.trained_checkpoint import TrainedCheckpoint
-from training.watching import Watcher
-from training.weights import freeze, load_gpt2
+from training.run.callbacks import FitOptions, Observers
+from training.run.fitting import FitResult, fit
+from training.run.log import perplexity
+from training.run.run_folder import RunFolder, writing_to
+from training.run.samples import SampleOptions, TextSampler
+from training.run.state import DivergedError, restore_best, weight_variables
+from training.run.watching import Watcher
+from training.texts.batches import ValidationBatches
 
 OPTIMIZERS: dict[str, type[AdamW]] = {"adamw": AdamW, "muon": Muon}
 """What ``--optimizer`` calls them."""

@@ -12,13 +12,13 @@ import numpy as np
 from support.messages import pluralize
 from support.progress import Progress, no_progress
 from tokenization import Tokenizer
-from training.batches import Batches
 from training.choices import row_length
-from training.documents import find_files
-from training.packing import PackedRows
 from training.preparation import Model, model_tokenizer, open_with_tokenizer
 from training.settings import Settings
-from training.texts import read_texts
+from training.texts.batches import Batches
+from training.texts.documents import find_files
+from training.texts.packing import PackedRows
+from training.texts.reading import read_texts
 
 DOCUMENT_END, LOSS_OFF, LOSS_ON = "⏹", "«", "»"
 """Marks of the first row: after a document (or a window of a long one), and around what is read but not learned."""

@@ -10,15 +10,15 @@ import tensorflow as tf
 
 from benchmarks.training.plan import Trainer
 from tf_model.config import GPT2Config
-from training.lora import Adapters, LoraConfig
-from training.model import TrainedGPT2
-from training.new_model import NewModel
-from training.optimizer import make_optimizer
-from training.weights import load_gpt2
+from training.model.lora import Adapters, LoraConfig
+from training.model.new_model import NewModel
+from training.model.trained_gpt2 import TrainedGPT2
+from training.model.weights import load_gpt2
+from training.optimizers.adamw import make_optimizer
 
 
 def batch(vocabulary: int, rows: int, length: int, micro_batch: int) -> dict[str, np.ndarray[Any, Any]]:
-    """Random rows without padding, one document each, as ``training.batches.Batches`` gives them."""
+    """Random rows without padding, one document each, as ``training.texts.batches.Batches`` gives them."""
     ids = np.random.default_rng(0).integers(0, vocabulary, (rows // micro_batch, micro_batch, length + 1), np.int32)
     shape = ids[..., 1:].shape
     return {

@@ -18,7 +18,7 @@ from typing import Any
 import keras
 
 from tests.helpers import tiny_training
-from training.callbacks import FitOptions, Observers
+from training.run.callbacks import FitOptions, Observers
 
 SAVE_EVERY, EVALUATE_EVERY = 4, 10
 

@@ -13,10 +13,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from training.callbacks import FitOptions, Observers
-from training.fitting import FitResult, fit
-from training.optimizer import make_optimizer
-from training.run_folder import open_run
+from training.optimizers.adamw import make_optimizer
+from training.run.callbacks import FitOptions, Observers
+from training.run.fitting import FitResult, fit
+from training.run.run_folder import open_run
 
 VOCABULARY, WIDTH, ROWS, LENGTH = 13, 64, 4, 5
 
@@ -136,10 +136,10 @@ def _gpt2(rows: int = 24) -> dict[str, Any]:
     """A GPT-2 of one layer with the optimizer and the batches of a fine-tuning, for ``train``."""
     from tf_model.config import GPT2Config
     from tf_model.gpt2 import GPT2
-    from training.batches import Batches, ValidationBatches
-    from training.model import TrainedGPT2
-    from training.packing import pack
-    from training.presets import EncodedDocument
+    from training.model.trained_gpt2 import TrainedGPT2
+    from training.texts.batches import Batches, ValidationBatches
+    from training.texts.packing import pack
+    from training.texts.presets import EncodedDocument
 
     keras.utils.set_random_seed(3)
     model = TrainedGPT2(GPT2(GPT2Config(vocab_size=50, n_positions=16, n_embd=16, n_layer=1, n_head=2)), dropout=0.1)

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from support.main_guard import main_guard
-from training.packing import pack
-from training.place import read_place
-from training.presets import EncodedDocument
-from training.run_folder import open_run
-from training.strategy import open_cluster
+from training.cluster.place import read_place
+from training.cluster.strategy import open_cluster
+from training.run.run_folder import open_run
+from training.texts.packing import pack
+from training.texts.presets import EncodedDocument
 
 STEPS, CLIP, VOCABULARY, LENGTH = 12, 0.05, 50, 12
 
@@ -43,12 +43,12 @@ def train(folder: Path, kill_at: int | None) -> None:
         import keras
 
         from tf_model.config import GPT2Config
-        from training.batches import Batches, ValidationBatches
-        from training.callbacks import FitOptions, Observers
-        from training.fitting import fit
-        from training.model import TrainedGPT2
-        from training.optimizer import make_optimizer
-        from training.weights import new_gpt2
+        from training.model.trained_gpt2 import TrainedGPT2
+        from training.model.weights import new_gpt2
+        from training.optimizers.adamw import make_optimizer
+        from training.run.callbacks import FitOptions, Observers
+        from training.run.fitting import fit
+        from training.texts.batches import Batches, ValidationBatches
 
         class Watch(keras.callbacks.Callback):
             def on_train_batch_end(self, batch: int, logs: Any = None) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training.augmentation import (
+from training.augmentation.augmenting import (
     CANDIDATES,
     AugmentationError,
     Candidate,
@@ -211,7 +211,7 @@ def test_normalized_texts_have_letters_digits_and_signs_alone() -> None:
 @pytest.mark.parametrize("kind", ["bert", "bpe"])
 def test_likelihoods_of_texts_after_labels_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
     from tests.helpers.text_models import load, write
-    from training.label_model import GeneratorOfLabels
+    from training.augmentation.label_model import GeneratorOfLabels
 
     write(kind, tmp_path)
     model = load(kind, tmp_path)

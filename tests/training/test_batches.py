@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.batches import Batch, Batches, ValidationBatches
-from training.packing import PackedRows, pack
-from training.presets import EncodedDocument
+from training.texts.batches import Batch, Batches, ValidationBatches
+from training.texts.packing import PackedRows, pack
+from training.texts.presets import EncodedDocument
 
 
 def rows_of(count: int, length: int = 3) -> PackedRows:

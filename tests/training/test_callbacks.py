@@ -25,10 +25,10 @@ from tests.helpers.tiny_training import (
     train,
     weights_hash,
 )
-from training.log import COLUMNS, read_log
-from training.run_folder import RunError, RunFolder
-from training.state import DivergedError, restore_best
-from training.watching import EvaluationReport, StepReport, Watcher
+from training.run.log import COLUMNS, read_log
+from training.run.run_folder import RunError, RunFolder
+from training.run.state import DivergedError, restore_best
+from training.run.watching import EvaluationReport, StepReport, Watcher
 
 
 class Recorder(Watcher):

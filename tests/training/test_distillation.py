@@ -23,8 +23,8 @@ from tests.training.reference import (
 from tests.training.test_model import assert_close, gradients_by_name
 from tf_model.config import UER
 from tf_model.gpt2 import GPT2
-from training.distillation import DistilledGPT2, Teaching
-from training.model import TrainedGPT2
+from training.model.distillation import DistilledGPT2, Teaching
+from training.model.trained_gpt2 import TrainedGPT2
 
 LARGER = dataclasses.replace(SMALL, n_embd=40, n_inner=160, n_layer=1, n_head=5, n_positions=30)
 """The teacher: everything but the vocabulary differs."""
@@ -109,7 +109,7 @@ def test_rows_in_several_pieces_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     model = DistilledGPT2(student, teacher=teacher, dropout=0)
     data = micro_batches(batch_of(ROWS))
     whole, by_name = gradients_by_name(model, data)
-    monkeypatch.setattr("training.functions.PIECE", 7)
+    monkeypatch.setattr("training.model.functions.PIECE", 7)
     in_pieces, in_pieces_by_name = gradients_by_name(model, data)
     assert in_pieces == pytest.approx(whole, rel=1e-6)
     for name, gradient in by_name.items():

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import shared
-from training.documents import Document, TextError, read_documents
-from training.presets import find_preset
+from training.texts.documents import Document, TextError, read_documents
+from training.texts.presets import find_preset
 
 POEM = find_preset("poem")
 

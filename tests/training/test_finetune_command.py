@@ -22,7 +22,7 @@ from tf_model.config import GPT2Config
 from training.cli import main
 from training.memory import Plan
 from training.preparation import prepare
-from training.run_folder import training_folder
+from training.run.run_folder import training_folder
 from training.settings import Settings
 
 CONFIG = GPT2Config(vocab_size=600, n_positions=64, n_embd=16, n_layer=2, n_head=2)

@@ -29,7 +29,7 @@ def torch_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def test_losses_and_gradients_are_those_of_automatic_differentiation() -> None:
     import tensorflow as tf
 
-    from training.form import FormLosses
+    from training.model.form import FormLosses
 
     random = np.random.default_rng(0)
     values = 2 * random.standard_normal((300, 11))
@@ -44,7 +44,7 @@ def test_losses_and_gradients_are_those_of_automatic_differentiation() -> None:
 
 
 def test_tokens_of_form_are_marks_and_ends(tmp_path) -> None:
-    from training.form import form_tokens
+    from training.model.form import form_tokens
 
     tokenizer = load_tokenizer(write_tokenizer("cpm", tmp_path))
     expected = {*tokenizer.encode("。"), *tokenizer.encode("，"), *tokenizer.encode("\n"), tokenizer.eos_token_id}

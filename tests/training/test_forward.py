@@ -11,8 +11,8 @@ import tensorflow as tf
 
 from tests.training.reference import SMALL, batch_of, micro_batches, random_documents, random_gpt2
 from tf_model.gpt2 import GPT2
-from training.forward import Forward
-from training.model import TrainedGPT2
+from training.model.forward import Forward
+from training.model.trained_gpt2 import TrainedGPT2
 
 pytestmark = pytest.mark.usefixtures("graphs_as_in_training")
 

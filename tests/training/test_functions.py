@@ -12,8 +12,8 @@ import torch
 
 from tests.training.reference import UERLayerNorm
 from tf_model.config import ACTIVATIONS, LAYER_NORMS, UER
-from training import functions
-from training.functions import Head
+from training.model import functions
+from training.model.functions import Head
 
 RNG = np.random.default_rng(0)
 EPSILON = 1e-3

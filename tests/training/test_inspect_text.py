@@ -16,9 +16,9 @@ from support.errors import UserError
 from tests.helpers.small_vocabularies import write_tokenizer
 from tokenization import TokenizerError, load_tokenizer
 from training.cli import main
-from training.packing import pack
-from training.presets import EncodedDocument
 from training.text_inspection import show_row
+from training.texts.packing import pack
+from training.texts.presets import EncodedDocument
 
 TOKENIZER = CHECKPOINT / "tokenizer"
 OPTIONS = ["--model", str(CHECKPOINT), "--heads", str(HEADS), "--tokenizer", str(TOKENIZER)]

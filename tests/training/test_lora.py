@@ -21,10 +21,10 @@ from support.errors import UserError
 from tests.helpers.huggingface import IDS, logits_of, model_of, random_model
 from tests.helpers.in_memory import InMemory
 from tf_model.config import GPT2Config
-from training.lora import Adapters, LoraConfig
-from training.model import TrainedGPT2
-from training.trained_checkpoint import TrainedCheckpoint
-from training.weights import load_gpt2
+from training.model.lora import Adapters, LoraConfig
+from training.model.trained_checkpoint import TrainedCheckpoint
+from training.model.trained_gpt2 import TrainedGPT2
+from training.model.weights import load_gpt2
 
 ALL = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 LORA = LoraConfig(3, alpha=5.0)

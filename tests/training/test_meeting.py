@@ -10,11 +10,11 @@ import time
 
 import pytest
 
-from training.connection import Connection
-from training.control import Control
-from training.meeting import meet
-from training.place import Place, WorkersError, read_place
-from training.workers import free_hosts
+from training.cluster.connection import Connection
+from training.cluster.control import Control
+from training.cluster.launcher import free_hosts
+from training.cluster.meeting import meet
+from training.cluster.place import Place, WorkersError, read_place
 
 FACTS = {"batch_size": 8, "texts": "0" * 64}
 

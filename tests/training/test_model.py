@@ -20,7 +20,7 @@ from tests.training.reference import (
     reference_model,
 )
 from tf_model.config import ACTIVATIONS, UER
-from training.model import TrainedGPT2
+from training.model.trained_gpt2 import TrainedGPT2
 
 pytestmark = pytest.mark.usefixtures("graphs_as_in_training")
 

@@ -20,7 +20,7 @@ def test_five_updates_are_those_of_torch_muon_and_torch_adamw() -> None:
     import keras
     import tensorflow as tf
 
-    from training.muon import Muon
+    from training.optimizers.muon import Muon
 
     random = np.random.default_rng(0)
     start = {name: random.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
@@ -58,7 +58,7 @@ def test_an_update_with_a_nan_is_left_out() -> None:
     import keras
     import tensorflow as tf
 
-    from training.muon import Muon
+    from training.optimizers.muon import Muon
 
     variable = keras.layers.Layer(name="").add_weight(name="kernel", shape=(4, 6), initializer="ones")
     optimizer = Muon(1e-2, 0.1)

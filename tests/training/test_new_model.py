@@ -6,7 +6,7 @@ import pytest
 
 from support.errors import UserError
 from tf_model.config import UER, GPT2Config
-from training.new_model import parse_sizes
+from training.model.new_model import parse_sizes
 
 
 def test_sizes_are_read_by_name_in_any_order() -> None:

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 import torch
 
-from training.optimizer import AdamW, make_optimizer
+from training.optimizers.adamw import AdamW, make_optimizer
 
 SHAPES = [(30, 8), (8,), (8, 5), (5,)]
 NORMS = [170.0, 0.02, 1.5, 170.0, 3.0]

@@ -18,9 +18,9 @@ from tests.training.reference import (
     random_gpt2,
     reference_model,
 )
-from training.model import TrainedGPT2
-from training.optimizer import AdamW
-from training.schedule import Schedule
+from training.model.trained_gpt2 import TrainedGPT2
+from training.optimizers.adamw import AdamW
+from training.optimizers.schedule import Schedule
 
 PEAK, STEPS, RISING, DECAY, CLIP = 1e-3, 5, 2, 0.1, 1.0
 ROWS = [random_documents(seed) for seed in range(STEPS)]

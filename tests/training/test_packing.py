@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.packing import PackedRows, pack
-from training.presets import EncodedDocument
+from training.texts.packing import PackedRows, pack
+from training.texts.presets import EncodedDocument
 
 LENGTHS = st.integers(1, 9)
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers.tiny_training import FitOptions, Observers, train
 from tests.training.test_callbacks import Recorder
-from training.plot import draw_losses, smooth_curve
+from training.run.plot import draw_losses, smooth_curve
 
 ROWS = [{"step": step, "loss": 1 / step} for step in range(1, 1001)]
 

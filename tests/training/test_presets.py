@@ -9,8 +9,8 @@ import pytest
 from support.errors import UserError
 from tests.helpers.small_vocabularies import write_tokenizer
 from tokenization import Tokenizer, load_tokenizer
-from training.documents import Document
-from training.presets import PASSAGE_CHARACTERS, PRESETS, default_preset, find_preset, preset_notes
+from training.texts.documents import Document
+from training.texts.presets import PASSAGE_CHARACTERS, PRESETS, default_preset, find_preset, preset_notes
 
 SONG = "一曲新词\n\n酒一杯"
 EOD, LINE = 7, [8, 3]

@@ -12,8 +12,8 @@ from tests.helpers.tiny_training import KINDS, FitOptions, Observers, tf, train,
 from tests.training.test_callbacks import Recorder
 from tf_model.config import GPT2Config
 from tf_model.gpt2 import GPT2
-from training.lora import Adapters, LoraConfig
-from training.samples import SampleOptions, TextSampler
+from training.model.lora import Adapters, LoraConfig
+from training.run.samples import SampleOptions, TextSampler
 
 SIZES = GPT2Config(vocab_size=50, n_positions=32, n_embd=16, n_layer=1, n_head=2)
 ADAPTED = ("attn.c_attn", "mlp.c_proj")

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from training.schedule import SHAPES, Schedule
+from training.optimizers.schedule import SHAPES, Schedule
 
 STEPS = 57
 RISING = 6  # a tenth of the steps, rounded up

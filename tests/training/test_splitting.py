@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from training.documents import Document
-from training.splitting import split, split_notes
+from training.texts.documents import Document
+from training.texts.splitting import split, split_notes
 
 
 def documents(count: int) -> list[Document]:

@@ -12,9 +12,9 @@ import pytest
 
 from support.errors import UserError
 from tests.helpers.tiny_training import WIDTH, TinyModel, compiled, full_disk
-from training.log import COLUMNS, Log, read_log
-from training.run_folder import RunError, RunFolder, differences, hash_files, open_run, training_folder
-from training.state import Counters, DivergedError, restore_best, restore_state, save_best, save_state
+from training.run.log import COLUMNS, Log, read_log
+from training.run.run_folder import RunError, RunFolder, differences, hash_files, open_run, training_folder
+from training.run.state import Counters, DivergedError, restore_best, restore_state, save_best, save_state
 
 
 def built(seed: int = 0) -> TinyModel:

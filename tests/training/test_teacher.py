@@ -15,10 +15,10 @@ from tf_model.config import GPT2Config
 from tokenization import load_tokenizer
 from tokenization.special_tokens import SpecialTokens
 from training.memory import Work, estimate, make_plan
-from training.new_model import NewModel
+from training.model.new_model import NewModel
+from training.model.teacher import open_teacher
 from training.setting import SettingError
 from training.settings import Settings
-from training.teacher import open_teacher
 
 LENGTH = 16
 

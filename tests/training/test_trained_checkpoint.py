@@ -18,10 +18,10 @@ from convert.tensors import BFLOAT16
 from support.errors import CheckpointError
 from tests.helpers.in_memory import InMemory
 from tf_model.config import UER, GPT2Config
-from training.lora import Adapters, LoraConfig
-from training.new_model import NewModel
-from training.trained_checkpoint import TrainedCheckpoint
-from training.weights import freeze, load_gpt2
+from training.model.lora import Adapters, LoraConfig
+from training.model.new_model import NewModel
+from training.model.trained_checkpoint import TrainedCheckpoint
+from training.model.weights import freeze, load_gpt2
 
 CONFIG = GPT2Config(vocab_size=48, n_positions=16, n_embd=24, n_layer=2, n_head=6)
 """What every format can hold."""

@@ -13,13 +13,13 @@ from convert.tensors import BFLOAT16
 from support.errors import UserError
 from tests.helpers.in_memory import InMemory
 from tf_model.config import GPT2Config
-from training.new_model import NewModel
-from training.weights import freeze, give, load_gpt2, new_gpt2
+from training.model.new_model import NewModel
+from training.model.weights import freeze, give, load_gpt2, new_gpt2
 
 MEASURE = """
 import sys
 from convert import open_checkpoint
-from training.weights import load_gpt2
+from training.model.weights import load_gpt2
 import tensorflow as tf
 
 def peak():

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from tests.helpers.worker_process import CLIP, STEPS
-from training.place import TF_CONFIG, Place
-from training.workers import free_hosts
+from training.cluster.launcher import free_hosts
+from training.cluster.place import TF_CONFIG, Place
 
 BOTH = (None, None)
 

@@ -13,7 +13,7 @@ from inference.commands.options import add_model, add_options, given_options, lo
 from support.command_line import check_paths, utf8_text
 
 if TYPE_CHECKING:
-    from training.augmentation import LabelledText
+    from training.augmentation.augmenting import LabelledText
 
 DESCRIPTION = """\
 Writes new texts for the labels of a classifier, as JSON lines with text, label and probability. The model has been
@@ -67,8 +67,8 @@ def run(args: argparse.Namespace) -> None:
     """Read labels, load the model, write texts."""
     from inference.text_generator import check_batch_size
     from support.progress import TerminalProgress
-    from training.augmentation import AugmentationError, Filters, augment, write_texts
-    from training.label_model import GeneratorOfLabels, loses_chinese_marks
+    from training.augmentation.augmenting import AugmentationError, Filters, augment, write_texts
+    from training.augmentation.label_model import GeneratorOfLabels, loses_chinese_marks
 
     check_paths([args.output, *([args.labels_from] if args.labels_from else [])])
     check_batch_size(args.batch_size)
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _known(args: argparse.Namespace) -> list[LabelledText]:
-    from training.augmentation import AugmentationError, read_labelled
+    from training.augmentation.augmenting import AugmentationError, read_labelled
 
     if args.labels_from is None and not args.labels:
         raise AugmentationError("no labels: give --labels-from FILE, or --labels LABEL LABEL ...")

@@ -11,8 +11,8 @@ from support.command_line import check_paths
 from support.progress import TerminalProgress
 from training.commands.options import add_inputs, add_settings, given_settings
 from training.finetuning import finetune
+from training.run.watching import TerminalWatcher
 from training.settings import SETTINGS
-from training.watching import TerminalWatcher
 
 DESCRIPTION = """\
 Trains a model on texts, and writes a SavedModel that generates such texts. The model may be a checkpoint of any format,

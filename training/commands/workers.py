@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from support.command_line import utf8_text
-from training.place import WAIT_SECONDS, Place, WorkersError
-from training.workers import COMMANDS, become, check_command, run_here
+from training.cluster.launcher import COMMANDS, become, check_command, run_here
+from training.cluster.place import WAIT_SECONDS, Place, WorkersError
 
 DESCRIPTION = """\
 Trains one model on several machines: give the same command on each of them, with another --index. Each computes its

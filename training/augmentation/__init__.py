@@ -1,0 +1,1 @@
+"""New texts for the labels of a classifier."""

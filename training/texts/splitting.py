@@ -1,0 +1,42 @@
+"""Which documents are held out from training, to see how well the model predicts what it did not learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from training.texts.documents import Document
+
+MOST_HELD_OUT = 200
+"""Documents that are held out at most where a share is asked for."""
+
+
+def split(documents: Sequence[Document], share: float, seed: int) -> tuple[list[Document], list[Document]]:
+    """Split documents into those to train on and those held out, both in their order.
+
+    Args:
+        documents: all of them.
+        share: the part that is held out, below 1, at most 200 documents, and one at least where there are two; or how
+            many, from 1 on. One document at least stays to train on.
+        seed: which ones are held out is a function of it.
+    """
+    count = int(share) if share >= 1 else min(MOST_HELD_OUT, max(1, round(share * len(documents)))) if share else 0
+    count = max(0, min(count, len(documents) - 1))
+    held_out = {*np.random.default_rng([seed, len(documents)]).permutation(len(documents))[:count].tolist()}
+    train = [document for index, document in enumerate(documents) if index not in held_out]
+    return train, [documents[index] for index in sorted(held_out)]
+
+
+def split_notes(train: Sequence[Document], validation: Sequence[Document]) -> list[str]:
+    """Say what a user should know of a split: that nothing is held out, or that documents are in both parts."""
+    if not validation:
+        return ["nothing is held out: there is no validation loss, and the last weights are taken"]
+    known = {(document.prefix, document.text) for document in train}
+    same = [document for document in validation if (document.prefix, document.text) in known]
+    if not same:
+        return []
+    return [
+        f"{len(same)} of {len(validation)} held-out documents are in the training text, too ({same[0].place}): "
+        "the validation loss is too low"
+    ]
