@@ -17,8 +17,10 @@ import pytest
 from tests.conftest import ROOT
 
 READMES = ("README.md", "README.zh-CN.md")
-GUIDES = ("docs/converting.md", "docs/generating.md", "docs/savedmodel.md")
-PAGES = {name: (ROOT / name).read_text("utf-8") for name in (*READMES, *GUIDES)}
+GUIDES = ("docs/converting.md", "docs/generating.md", "docs/savedmodel.md", "docs/finetuning.md")
+TWINS = (READMES, ("docs/finetuning.md", "docs/finetuning.zh-CN.md"))
+"""Pages in English, and the same in Chinese."""
+PAGES = {name: (ROOT / name).read_text("utf-8") for name in (*READMES, *GUIDES, "docs/finetuning.zh-CN.md")}
 
 
 def blocks(page: str, language: str = "") -> list[str]:
@@ -53,7 +55,7 @@ def run_here(package: str, words: list[str], capsys: pytest.CaptureFixture[str])
 
 
 def _is_progress(line: str) -> bool:
-    return re.match("(convert|source|converted|compare|score): .* left$", line) is not None
+    return re.match("(convert|source|converted|compare|score|encode|train|write): .* left", line) is not None
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,10 @@ WORDS = {
     "check": "as it was",
     "generate": "。",
     "score": "perplexity",
+    "finetune": "perplexity of held-out texts",
+    "inspect-text": "documents",
+    "augment": "texts",
+    "workers": "",
 }
 """What each command that a page shows prints."""
 
@@ -119,11 +125,19 @@ def test_the_readmes_are_one_page_each_with_the_same_commands_and_code() -> None
     assert english.splitlines()[0] == "English | [简体中文](README.zh-CN.md)"
     assert chinese.splitlines()[0] == "[English](README.md) | 简体中文"
     assert all(len(page.splitlines()) < 100 for page in (english, chinese))
-    for language in ("", "python"):
-        assert blocks(english, language) == blocks(chinese, language)
     links = [set(re.findall(r"\]\((?!README)([^)#]+)", page)) for page in (english, chinese.replace(".zh-CN", ""))]
     assert links[0] == links[1]
-    assert english.count("\n## ") == chinese.count("\n## ")
+
+
+@pytest.mark.parametrize(("english", "chinese"), TWINS)
+def test_a_page_and_its_chinese_twin_have_the_same_sections_tables_commands_and_code(
+    english: str, chinese: str
+) -> None:
+    first, second = PAGES[english], PAGES[chinese]
+    for language in ("", "python", "json", "console"):
+        assert blocks(first, language) == blocks(second, language)
+    for part in ("\n## ", "\n| ", "\n- "):
+        assert first.count(part) == second.count(part)
 
 
 def test_links_lead_somewhere() -> None:
@@ -151,8 +165,9 @@ def test_make_targets_exist() -> None:
 def test_every_option_named_exists() -> None:
     import convert.cli
     import inference.cli
+    import training.cli
 
-    programs = (convert.cli.PROGRAM, inference.cli.PROGRAM)
+    programs = (convert.cli.PROGRAM, inference.cli.PROGRAM, training.cli.PROGRAM)
     known = " ".join(program.command_parser(name).format_help() for program in programs for name in program.commands)
     for option in set(re.findall(r"--[a-z]+(?:-[a-z]+)*", "".join(PAGES.values()))) - {"--tune", "--number", "--help"}:
         assert option in known
