@@ -29,14 +29,29 @@ ROOM_EXCEPTIONS = {
     "exports.__main__ -> inference.cli",  # `python -m exports` says where it went; it goes with the next release
 }
 
-FLOORS = (
-    ("cli", "__main__"),
-    ("commands",),
-    ("savedmodel_conversion", "conversion", "verification", "inspection", "dtype_choice", "provenance"),
-    ("formats",),
-    ("torch_format", "output", "checkpoint", "tensors"),
-)
-"""The modules and folders of ``convert`` from the top down: each may import those of its own floor and below."""
+FLOORS = {
+    "convert": (
+        ("cli", "__main__"),
+        ("commands",),
+        ("savedmodel_conversion", "conversion", "verification", "inspection", "dtype_choice", "provenance"),
+        ("formats",),
+        ("torch_format", "output", "checkpoint", "tensors"),
+    ),
+    "training": (
+        ("cli", "__main__"),
+        ("commands",),
+        ("finetuning", "text_inspection", "augmentation"),
+        ("running",),
+        ("preparation",),
+        ("export", "choices"),
+        ("run",),
+        ("model", "optimizers"),
+        ("cluster",),
+        ("texts",),
+        ("settings", "setting", "memory", "runtime", "differences"),
+    ),
+}
+"""The modules and folders of a package from the top down: each may import those of its own floor and below."""
 
 SHARED_BY_FORMATS = {
     "candidate",
@@ -90,10 +105,9 @@ def place(module: str) -> str:
 
 
 def floor(module: str) -> int | None:
-    """The floor of a module of ``convert``; the package itself is its public face, which stands on none."""
-    if not module.startswith("convert."):
-        return None
-    return next((number for number, places in enumerate(FLOORS) if place(module) in places), None)
+    """The floor of a module in its package; the package itself is its public face, which stands on none."""
+    floors = FLOORS.get(module.split(".")[0], ())
+    return next((number for number, places in enumerate(floors) if place(module) in places), None)
 
 
 def test_packages_import_only_those_below_them() -> None:
@@ -106,16 +120,19 @@ def test_packages_import_only_those_below_them() -> None:
     assert wrong == ROOM_EXCEPTIONS
 
 
-def test_every_part_of_convert_has_a_floor() -> None:
-    assert [module for module in modules() if module.startswith("convert.") and floor(module) is None] == []
+@pytest.mark.parametrize("package", FLOORS)
+def test_every_part_of_a_package_with_floors_has_one(package: str) -> None:
+    assert [module for module in modules() if module.startswith(f"{package}.") and floor(module) is None] == []
 
 
-def test_convert_imports_downwards() -> None:
+@pytest.mark.parametrize("package", FLOORS)
+def test_a_package_with_floors_imports_downwards(package: str) -> None:
     wrong = []
     for edge in imports():
-        above, below = floor(edge.importer), floor(edge.imported)
-        if above is not None and below is not None and above > below:
-            wrong.append(str(edge))
+        if edge.importer.split(".")[0] == edge.imported.split(".")[0] == package:
+            above, below = floor(edge.importer), floor(edge.imported)
+            if above is not None and below is not None and above > below:
+                wrong.append(str(edge))
     assert wrong == []
 
 

@@ -12,8 +12,9 @@ import pytest
 
 from support.errors import UserError
 from tests.helpers.tiny_training import WIDTH, TinyModel, compiled, full_disk
+from training.differences import find_differences
 from training.run.log import COLUMNS, Log, read_log
-from training.run.run_folder import RunError, RunFolder, differences, hash_files, open_run, training_folder
+from training.run.run_folder import RunError, RunFolder, hash_files, open_run, training_folder
 from training.run.state import Counters, DivergedError, restore_best, restore_state, save_best, save_state
 
 
@@ -169,7 +170,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("other", OTHERS)
 def test_what_differs_from_the_earlier_run_is_named(tmp_path: Path, other: str) -> None:
     record, message = OTHERS[other]
-    assert differences(OLD, record) == [message]
+    assert find_differences(OLD, record) == [message]
     with open_run(tmp_path / "run", OLD) as run:
         save_state(run, built(), COUNTERS)
     with pytest.raises(RunError) as caught, open_run(tmp_path / "run", record):

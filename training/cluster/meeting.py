@@ -17,7 +17,7 @@ from typing import Any
 from support.messages import list_names
 from training.cluster.connection import SILENCE_SECONDS, Connection, Message, reason
 from training.cluster.place import Place, WorkersError, split_host
-from training.run.run_folder import differences
+from training.differences import find_differences
 
 _RETRY_SECONDS = 0.2
 
@@ -127,7 +127,7 @@ def _accept(plug: socket.socket, deadline: float) -> tuple[Connection, Message] 
 def _compare(place: Place, index: int, ours: Facts, theirs: object) -> None:
     """Compare what a worker brings with what the chief has."""
     found = theirs if isinstance(theirs, dict) else {}
-    if others := differences(json.loads(json.dumps(ours)), found, "the chief's is"):
+    if others := find_differences(json.loads(json.dumps(ours)), found, "the chief's is"):
         raise WorkersError(
             f"{place.name(index)} has other options or files than the chief: {list_names(others, 4)}: "
             "give all workers the same"

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import fcntl
 import json
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from convert.output.hashing import hash_file
 from support.errors import UserError
 from support.files import describe_read_error, describe_write_error, read_json_object, replacing, write_json
 from support.messages import list_names
+from training.differences import find_differences
 
 ADVICE = "make room and give the same command again: it goes on from the last state"
 """What to do where the disk is full."""
@@ -117,45 +117,11 @@ def _check_record(run: RunFolder, record: Mapping[str, Any]) -> None:
     """Check that an earlier run had the same record."""
     hint = "start over with --fresh (fresh=True in Python)"
     old = read_json_object(run.record, RunError, hint)
-    if changed := differences(old, json.loads(json.dumps(record))):
+    if changed := find_differences(old, json.loads(json.dumps(record))):
         raise RunError(
             f"{run.folder}: was trained with other options or files: {list_names(changed, 4)}: "
             f"give the same again, or {hint}"
         )
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], was: str = "was") -> list[str]:
-    """Return how two records differ, as ``learning_rate is 0.001, was 0.0005``; a hash is too long to be shown."""
-    before, after = _flat(old), _flat(new)
-    found = []
-    for name in sorted(before.keys() | after.keys()):
-        if name not in after:
-            found.append(f"{name} is missing, {was} {_shown(before[name])}")
-        elif name not in before:
-            found.append(f"{name} is new")
-        elif before[name] != after[name]:
-            known = not _is_hash(before[name])
-            found.append(
-                f"{name} is {_shown(after[name])}, {was} {_shown(before[name])}" if known else f"{name} has changed"
-            )
-    return found
-
-
-def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the values of nested objects under names as ``files.songs.txt``."""
-    flat: dict[str, Any] = {}
-    for name, value in record.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
-
-
-def _is_hash(value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def hash_files(paths: Sequence[Path]) -> dict[str, str]:
