@@ -109,7 +109,7 @@ def test_rows_in_several_pieces_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     model = DistilledGPT2(student, teacher=teacher, dropout=0)
     data = micro_batches(batch_of(ROWS))
     whole, by_name = gradients_by_name(model, data)
-    monkeypatch.setattr("training.model.functions.PIECE", 7)
+    monkeypatch.setattr("training.model.functions.ROWS_OF_LOGITS", 7)
     in_pieces, in_pieces_by_name = gradients_by_name(model, data)
     assert in_pieces == pytest.approx(whole, rel=1e-6)
     for name, gradient in by_name.items():

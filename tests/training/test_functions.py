@@ -104,7 +104,7 @@ def test_attention_and_its_gradients_are_those_of_pytorch() -> None:
 def test_the_loss_in_pieces_and_its_gradients_are_those_of_pytorch(
     piece: int, is_trained: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(functions, "PIECE", piece)
+    monkeypatch.setattr(functions, "ROWS_OF_LOGITS", piece)
     rows, table, labels = normal(9, 8), normal(20, 8), RNG.integers(0, 20, 9)
     weights = np.array([1, 0, 1, 0.5, 0, 1, 1, 2, 0], np.float32)
     theirs = in_torch(rows, table)

@@ -14,7 +14,7 @@ from support.errors import UserError
 from tests.helpers.in_memory import InMemory
 from tf_model.config import GPT2Config
 from training.model.new_model import NewModel
-from training.model.weights import freeze, give, load_gpt2, new_gpt2
+from training.model.weights import assign_without_copy, freeze, load_gpt2, new_gpt2
 
 MEASURE = """
 import sys
@@ -89,7 +89,7 @@ def test_a_model_keeps_its_weights_when_the_checkpoints_memory_is_written_again(
 def test_an_array_given_to_a_variable_is_its_value_and_can_be_changed_in_place(dtype: type) -> None:
     for array in (np.arange(40).reshape(5, 8).astype(dtype), np.arange(40).reshape(8, 5).astype(dtype).T):
         variable = tf.Variable(tf.zeros([5, 8], tf.as_dtype(dtype)))
-        give(variable, array)
+        assign_without_copy(variable, array)
         assert np.array_equal(variable.numpy(), array)
         variable.assign_add(tf.cast(tf.ones([5, 8]), variable.dtype))
         assert np.array_equal(variable.numpy(), array + np.ones((), dtype))

@@ -25,7 +25,7 @@ Tensors = Mapping[str, tf.Tensor]
 
 
 class Sequences(NamedTuple):
-    """What all blocks need to know about a micro-batch.
+    """What all blocks share of a micro-batch.
 
     Attributes:
         mask: float32 ``[b, 1, S, S]``; see ``functions.visibility``.
@@ -37,7 +37,7 @@ class Sequences(NamedTuple):
 
 
 class BlockNumbers(NamedTuple):
-    """What a block has of its own besides weights: ``scale`` float32 of attention, ``place`` int64 of its dropout."""
+    """Scalars of one block: ``scale``, float32, of attention scores; ``place``, int64, in the seed of its dropout."""
 
     scale: tf.Tensor
     place: tf.Tensor
@@ -64,7 +64,7 @@ class BlockMaths:
         config: the sizes and choices of the model.
         dropout: share of values that are set to 0 after ``attn.c_proj`` and ``mlp.c_proj``.
         products: the type of the factors of matrix products.
-        adapter_scale: what the products of adapters are multiplied by.
+        adapter_scale: factor of the products of adapters.
     """
 
     config: GPT2Config
@@ -75,7 +75,7 @@ class BlockMaths:
     def begin(
         self, x: tf.Tensor, weights: Tensors, sequences: Sequences, numbers: BlockNumbers
     ) -> tuple[tf.Tensor, Kept]:
-        """Return the rows after attention, and what ``gradient`` needs: all of the block but its last product."""
+        """Compute all of the block but its last product: the rows after attention, and what ``gradient`` needs."""
         config = self.config
         attention_input = self._normalise(x)
         qkv = self._product("attn.c_attn", _affine(attention_input, weights, "ln_1"), weights)
@@ -91,7 +91,7 @@ class BlockMaths:
     def end(
         self, x: tf.Tensor, inner: tf.Tensor, weights: Tensors, sequences: Sequences, numbers: BlockNumbers
     ) -> tf.Tensor:
-        """Return the rows after the block, of what ``begin`` returns."""
+        """Return the rows after the block, given the rows after attention and ``Kept.inner``."""
         activated = functions.ACTIVATIONS[self.config.activation_function].value(inner)
         return x + self.drop(self._product("mlp.c_proj", activated, weights), sequences.noise, numbers.place + 1)
 
@@ -105,26 +105,26 @@ class BlockMaths:
         *,
         trained: Collection[str],
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """Return the gradients of x and of the ``trained`` weights, of the ``gradient`` of what ``end`` returns."""
+        """Return the gradients of x and of the ``trained`` weights, given the ``gradient`` of the block's result."""
         config = self.config
-        found = _Found(trained)
+        gradients = _Gradients(trained)
         # 1. the feed-forward layer
         activated, slope = functions.ACTIVATIONS[config.activation_function].value_and_slope(kept.inner)
         back = self.drop(gradient, sequences.noise, numbers.place + 1)
-        back = self._product_gradient("mlp.c_proj", activated, back, weights, found) * slope
-        back = self._product_gradient("mlp.c_fc", _affine(kept.mlp_input, weights, "ln_2"), back, weights, found)
-        gradient += _affine_gradient("ln_2", kept.mlp_input, back, weights, found)
+        back = self._product_gradient("mlp.c_proj", activated, back, weights, gradients) * slope
+        back = self._product_gradient("mlp.c_fc", _affine(kept.mlp_input, weights, "ln_2"), back, weights, gradients)
+        gradient += _affine_gradient("ln_2", kept.mlp_input, back, weights, gradients)
         # 2. attention
         back = self.drop(gradient, sequences.noise, numbers.place)
-        back = self._product_gradient("attn.c_proj", kept.mixed, back, weights, found)
+        back = self._product_gradient("attn.c_proj", kept.mixed, back, weights, gradients)
         back = self._attention_gradient(kept, back, numbers)
         entered = _affine(kept.attention_input, weights, "ln_1")
-        back = self._product_gradient("attn.c_attn", entered, back, weights, found)
-        gradient += _affine_gradient("ln_1", kept.attention_input, back, weights, found)
-        return gradient, found.gradients
+        back = self._product_gradient("attn.c_attn", entered, back, weights, gradients)
+        gradient += _affine_gradient("ln_1", kept.attention_input, back, weights, gradients)
+        return gradient, gradients.by_name
 
     def drop(self, x: tf.Tensor, noise: tf.Tensor, place: tf.Tensor | int) -> tf.Tensor:
-        """Return ``x`` after dropout; of the gradient of that, the gradient of ``x``: no mask is kept."""
+        """Return ``x`` after dropout; given the gradient of dropped rows, the gradient before: no mask is kept."""
         if not self.dropout:
             return x
         seed = noise + tf.stack([tf.constant(0, tf.int64), tf.cast(place, tf.int64)])
@@ -156,7 +156,7 @@ class BlockMaths:
         return by_head
 
     def _attention_gradient(self, kept: Kept, gradient: tf.Tensor, numbers: BlockNumbers) -> tf.Tensor:
-        """Return the gradient ``[N, 3 h]`` of query, key and value, of that of the mixed values ``[N, h]``."""
+        """Return the gradient ``[N, 3 h]`` of query, key and value, given that of the mixed values ``[N, h]``."""
         shape = [-1, tf.shape(kept.query)[2], self.config.n_head, self.config.head_dim]
         along = tf.reduce_sum(tf.reshape(gradient * kept.mixed, shape), axis=-1, keepdims=True)
         query, key, value = functions.attend_gradient(
@@ -180,19 +180,19 @@ class BlockMaths:
         return product + tf.matmul(inner, weights[name + ADAPTER_B], transpose_b=True)
 
     def _product_gradient(
-        self, name: str, x: tf.Tensor, gradient: tf.Tensor, weights: Tensors, found: _Found
+        self, name: str, x: tf.Tensor, gradient: tf.Tensor, weights: Tensors, gradients: _Gradients
     ) -> tf.Tensor:
-        """Return the gradient of x, of that of what ``_product`` returns; add those of the weights."""
-        found.add(f"{name}.weight", lambda: self._matmul(gradient, x, transpose_a=True))
-        found.add(f"{name}.bias", lambda: tf.reduce_sum(gradient, axis=0))
+        """Return the gradient of x, given the ``gradient`` of the product; add those of the weights."""
+        gradients.add(f"{name}.weight", lambda: self._matmul(gradient, x, transpose_a=True))
+        gradients.add(f"{name}.bias", lambda: tf.reduce_sum(gradient, axis=0))
         back = self._matmul(gradient, self._matrix(name, weights, gradient))
         if name + ADAPTER_A not in weights:
             return back
         a, b = weights[name + ADAPTER_A], weights[name + ADAPTER_B]
         inner = tf.matmul(gradient, b) * self.adapter_scale
-        found.add(name + ADAPTER_A, lambda: tf.matmul(inner, x, transpose_a=True))
+        gradients.add(name + ADAPTER_A, lambda: tf.matmul(inner, x, transpose_a=True))
         outer = tf.matmul(x, a, transpose_b=True) * self.adapter_scale
-        found.add(name + ADAPTER_B, lambda: tf.matmul(gradient, outer, transpose_a=True))
+        gradients.add(name + ADAPTER_B, lambda: tf.matmul(gradient, outer, transpose_a=True))
         return back + tf.matmul(inner, a)
 
     def _matmul(self, left: tf.Tensor, right: tf.Tensor, **transposed: bool) -> tf.Tensor:
@@ -201,17 +201,17 @@ class BlockMaths:
         return tf.cast(product, tf.float32)
 
 
-class _Found:
+class _Gradients:
     """The gradients of those weights that are trained, by name."""
 
     def __init__(self, trained: Collection[str]) -> None:
         self._trained = trained
-        self.gradients: dict[str, tf.Tensor] = {}
+        self.by_name: dict[str, tf.Tensor] = {}
 
     def add(self, name: str, gradient: Callable[[], tf.Tensor]) -> None:
-        """Take the gradient of weight ``name``, which is not computed where the weight is frozen."""
+        """Compute the gradient of weight ``name``, unless the weight is frozen."""
         if name in self._trained:
-            self.gradients[name] = gradient()
+            self.by_name[name] = gradient()
 
 
 def _affine(normalised: Normalised, weights: Tensors, name: str) -> tf.Tensor:
@@ -219,9 +219,9 @@ def _affine(normalised: Normalised, weights: Tensors, name: str) -> tf.Tensor:
 
 
 def _affine_gradient(
-    name: str, normalised: Normalised, gradient: tf.Tensor, weights: Tensors, found: _Found
+    name: str, normalised: Normalised, gradient: tf.Tensor, weights: Tensors, gradients: _Gradients
 ) -> tf.Tensor:
-    """Return the gradient of what a layer norm read, of that of what it returned; add those of its weights."""
-    found.add(f"{name}.weight", lambda: tf.reduce_sum(gradient * normalised.rows, axis=0))
-    found.add(f"{name}.bias", lambda: tf.reduce_sum(gradient, axis=0))
+    """Return the gradient of a layer norm's input, given that of its output; add those of its weights."""
+    gradients.add(f"{name}.weight", lambda: tf.reduce_sum(gradient * normalised.rows, axis=0))
+    gradients.add(f"{name}.bias", lambda: tf.reduce_sum(gradient, axis=0))
     return functions.normalise_gradient(normalised, gradient * weights[f"{name}.weight"])

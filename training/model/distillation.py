@@ -1,4 +1,4 @@
-"""Distillation: a model learns from texts, and from what a larger one finds probable in them.
+"""Distillation: a model learns from texts, and from the probabilities that a larger model gives their tokens.
 
 The loss is that of CPM-1-Distill (``distill_gpt2.py``). Of each predicted token it is
 (1 - w) * cross-entropy(z, label) + w * T^2 * cross-entropy(z / T, softmax(z' / T)), for the logits z of the model that
@@ -15,17 +15,17 @@ import tensorflow as tf
 from tf_model.gpt2 import GPT2
 from training.model import functions
 from training.model.forward import Batch, Forward
-from training.model.trained_gpt2 import TrainedGPT2
+from training.model.trained_gpt2 import TrainedGPT2, flatten_targets
 
 
 @dataclasses.dataclass(frozen=True)
 class Teaching:
-    """How much a teacher counts.
+    """How much the teacher's part of the loss counts.
 
     Attributes:
-        weight: of its part of the loss, 0 to 1; the labels have the rest.
-        temperature: what the logits of both models are divided by in its part: above 1 what the teacher finds
-            improbable counts more.
+        weight: share of the loss, 0 to 1; the labels have the rest.
+        temperature: divides the logits of both models in the teacher's part; above 1, tokens that the teacher finds
+            improbable count more.
     """
 
     weight: float = 0.4
@@ -33,7 +33,7 @@ class Teaching:
 
 
 class DistilledGPT2(TrainedGPT2):
-    """A ``TrainedGPT2`` whose training has a teacher; what ``evaluate`` measures is the cross-entropy alone.
+    """A ``TrainedGPT2`` that a teacher trains, too; ``evaluate`` measures the cross-entropy alone.
 
     Args:
         gpt2: the model that is trained.
@@ -50,21 +50,21 @@ class DistilledGPT2(TrainedGPT2):
         self.teaching = teaching
 
     def micro_loss(self, rows: tf.Tensor, batch: Batch) -> tf.Tensor:
-        labels, weights = (tf.reshape(batch[name], [-1]) for name in ("labels", "weights"))
+        labels, weights = flatten_targets(batch)
         taught = tf.stop_gradient(self.teacher.hidden(batch))
         head = self.teacher.head(taught)
 
-        def judge(logits: tf.Tensor, places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def loss_of(logits: tf.Tensor, places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             theirs = head.logits(tf.gather(taught, places))
             return taught_losses(logits, theirs, tf.gather(labels, places), self.teaching)
 
-        return functions.loss_in_pieces(rows, self.forward.head(rows), weights, judge)
+        return functions.loss_in_pieces(rows, self.forward.head(rows), weights, loss_of)
 
 
 def taught_losses(
     logits: tf.Tensor, teacher_logits: tf.Tensor, labels: tf.Tensor, teaching: Teaching
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the loss of each row in nats, ``[N]``, and its slope for ``logits``, ``[N, V]``.
+    """Return the loss of each row in nats, ``[N]``, and its gradient for ``logits``, ``[N, V]``.
 
     Args:
         logits, teacher_logits: float32 ``[N, V]``.

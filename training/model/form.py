@@ -1,4 +1,4 @@
-"""A loss that also counts whether a mark or the end of a line comes: that is what makes the form of a poem."""
+"""A loss that also counts whether a mark or the end of a line comes, which makes the form of a poem."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tensorflow as tf
 from tf_model.gpt2 import GPT2
 from training.model import functions
 from training.model.forward import Batch
-from training.model.trained_gpt2 import TrainedGPT2
+from training.model.trained_gpt2 import TrainedGPT2, flatten_targets
 
 if TYPE_CHECKING:
     from tokenization import Tokenizer
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 MARKS = "。，、？！；：\n"
 """What ends a phrase or a line."""
 
-_MOST = 1 - 1e-6
-"""The probability of all marks together above which it counts as this: the logarithm of the rest is finite."""
+_LARGEST_TOTAL = 1 - 1e-6
+"""The probability of all marks together counts as this at most, so that the logarithm of the rest is finite."""
 
 
 def form_tokens(tokenizer: Tokenizer) -> list[int]:
@@ -54,7 +54,7 @@ class FormLosses:
         is_form = tf.gather(self._of_form, labels)
         probabilities = tf.nn.softmax(logits)
         total = tf.reduce_sum(tf.where(self._of_form, probabilities, 0.0), -1)
-        total = tf.minimum(total, _MOST)
+        total = tf.minimum(total, _LARGEST_TOTAL)
         odds = (total / (1 - total))[:, tf.newaxis]
         other_slopes = probabilities * tf.where(self._of_form, 1.0, -odds)
         term = tf.where(is_form, losses, -tf.math.log1p(-total))
@@ -63,7 +63,7 @@ class FormLosses:
 
 
 class FormGPT2(TrainedGPT2):
-    """``TrainedGPT2`` whose training loss has ``FormLosses``; what it measures is the cross-entropy as ever."""
+    """``TrainedGPT2`` that ``FormLosses`` train; ``evaluate`` measures the cross-entropy alone."""
 
     def __init__(self, gpt2: GPT2, losses: FormLosses, **options: Any) -> None:
         super().__init__(gpt2, **options)
@@ -71,9 +71,9 @@ class FormGPT2(TrainedGPT2):
 
     def micro_loss(self, rows: tf.Tensor, batch: Batch) -> tf.Tensor:
         """Return the loss summed over the predicted tokens, as ``TrainedGPT2.micro_loss``."""
-        labels, weights = (tf.reshape(batch[name], [-1]) for name in ("labels", "weights"))
+        labels, weights = flatten_targets(batch)
 
-        def judge(logits: tf.Tensor, places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def loss_of(logits: tf.Tensor, places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             return self._losses(logits, tf.gather(labels, places))
 
-        return functions.loss_in_pieces(rows, self.forward.head(rows), weights, judge)
+        return functions.loss_in_pieces(rows, self.forward.head(rows), weights, loss_of)

@@ -15,12 +15,10 @@ from tf_model.layers import Block
 from tf_model.precision import stack_name
 from training.model import functions
 from training.model.block import ADAPTER_A, ADAPTER_B, BlockMaths, BlockNumbers, Kept, Sequences, Tensors
-
-PRODUCTS = ("float32", "bfloat16")
-"""What the factors of matrix products are; sums, weights and their gradients are float32 in both."""
+from training.model.lora import Adapters
 
 _STEP, _MICRO_BATCH = 2**32, 2**16
-"""What a step and a micro-batch are multiplied by in a seed; a place of dropout is less than either."""
+"""Factors of a step and of a micro-batch in a seed; a place of dropout is less than either."""
 
 Batch = Mapping[str, tf.Tensor]
 
@@ -40,13 +38,14 @@ class Forward:
         dropout: share of values that are set to 0.
         seed: of dropout.
         recompute: whether a block keeps its input only, and is computed again for its gradient.
-        products: one of ``PRODUCTS``.
+        products: type of the factors of matrix products, float32 or bfloat16; sums, weights and their gradients are
+            float32 with both.
     """
 
     def __init__(
         self,
         gpt2: GPT2,
-        adapters: Any = None,
+        adapters: Adapters | None = None,
         *,
         dropout: float = 0.0,
         seed: int = 0,
@@ -62,8 +61,8 @@ class Forward:
             products=tf.as_dtype(products),
             adapter_scale=1.0 if adapters is None else adapters.scale,
         )
-        self._dropping = _BlockFunctions(self.maths, recompute)
-        self._whole = _BlockFunctions(dataclasses.replace(self.maths, dropout=0.0), recompute)
+        self._with_dropout = _BlockFunctions(self.maths, recompute=recompute)
+        self._without_dropout = _BlockFunctions(dataclasses.replace(self.maths, dropout=0.0), recompute=recompute)
         names = {id(variable): stack_name(name) for name, variable in gpt2.canonical_variables().items()}
         self._weights = [self._named_weights(index, block, names) for index, block in enumerate(gpt2.h)]
 
@@ -95,7 +94,7 @@ class Forward:
         self, x: tf.Tensor, batch: Batch, step: tf.Tensor | None = None, micro: tf.Tensor | int = 0
     ) -> tf.Tensor:
         """Return float32 rows ``[b * S, h]`` after the final layer norm, of embedded rows ``x``."""
-        blocks = self._whole if step is None else self._dropping
+        blocks = self._without_dropout if step is None else self._with_dropout
         key = tf.cast(0 if step is None else step, tf.int64) * _STEP + tf.cast(micro, tf.int64) * _MICRO_BATCH
         noise = tf.stack([tf.cast(self.seed, tf.int64), key])
         sequences = Sequences(functions.visibility(batch["segments"]), noise)
@@ -125,7 +124,7 @@ class Forward:
 class _BlockFunctions:
     """A block as TensorFlow functions, and as one operation with a gradient for a ``tf.GradientTape``."""
 
-    def __init__(self, maths: BlockMaths, recompute: bool) -> None:
+    def __init__(self, maths: BlockMaths, *, recompute: bool) -> None:
         self._maths = maths
         self._recompute = recompute
         # Not inlined: each is optimised once, and its executor made once. And the order is kept: a block that is

@@ -14,14 +14,21 @@ import tensorflow as tf
 
 from tf_model.attention import MASKED
 from tf_model.config import STANDARD, TANH_GELU, UER
+from training.memory import ROWS_OF_LOGITS
 
 
 class Normalised(NamedTuple):
-    """What the gradient of a layer norm needs: ``rows`` [N, h] before gamma and beta; ``inverse``, ``pull`` [N, 1]."""
+    """What the gradient of a layer norm needs, float32.
+
+    Attributes:
+        rows: ``[N, h]``, normalised, before gamma and beta.
+        inverse: ``[N, 1]``: 1 / the deviation of each row of x.
+        projection: ``[N, 1]``: the factor of the gradient's component along ``rows``, which the norm takes away.
+    """
 
     rows: tf.Tensor
     inverse: tf.Tensor
-    pull: tf.Tensor
+    projection: tf.Tensor
 
 
 def normalise(x: tf.Tensor, epsilon: float, kind: str) -> Normalised:
@@ -29,15 +36,15 @@ def normalise(x: tf.Tensor, epsilon: float, kind: str) -> Normalised:
     size = x.shape[-1]
     centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)
     squares = tf.reduce_sum(tf.square(centred), axis=-1, keepdims=True)
-    inverse, pull = _DEVIATIONS[kind](squares, size, epsilon)
-    return Normalised(centred * inverse, inverse, pull)
+    inverse, projection = _DEVIATIONS[kind](squares, size, epsilon)
+    return Normalised(centred * inverse, inverse, projection)
 
 
 def normalise_gradient(kept: Normalised, gradient: tf.Tensor) -> tf.Tensor:
-    """Return the gradient ``[N, h]`` of x, of that of the normalised rows."""
+    """Return the gradient ``[N, h]`` of x, given the ``gradient`` of the normalised rows."""
     mean = tf.reduce_mean(gradient, axis=-1, keepdims=True)
     along = tf.reduce_sum(gradient * kept.rows, axis=-1, keepdims=True)
-    return (gradient - mean) * kept.inverse - kept.rows * (along * kept.pull)
+    return (gradient - mean) * kept.inverse - kept.rows * (along * kept.projection)
 
 
 def layer_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float, kind: str) -> tf.Tensor:
@@ -71,30 +78,30 @@ def _uer(squares: tf.Tensor, size: int, epsilon: float) -> tuple[tf.Tensor, tf.T
 
 
 _DEVIATIONS = {STANDARD: _standard, UER: _uer}
-"""By the kind of layer norm: the inverse of a row's deviation, and how much of the gradient along the row is lost."""
+"""Kind of layer norm -> ``inverse`` and ``projection`` of ``Normalised``, of sums of squares ``[N, 1]``."""
 
 
 class Activation(NamedTuple):
-    """An activation: its ``value`` of x; or its value and its ``slope`` together, which share most of the work."""
+    """An activation: its value at x; or value and slope at x together, which share most of the work."""
 
     value: Callable[[tf.Tensor], tf.Tensor]
     value_and_slope: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
-_TWICE = 2 * math.sqrt(2 / math.pi)
-_CUBIC = _TWICE * 0.044715
+_TWICE_LINEAR = 2 * math.sqrt(2 / math.pi)
+_TWICE_CUBIC = _TWICE_LINEAR * 0.044715
 
 
 def _tanh_gelu(x: tf.Tensor) -> tf.Tensor:
-    """Return x (1 + tanh(z)) / 2 with gelu's z: that is x sigmoid(2 z)."""
-    return x * tf.sigmoid(x * (_TWICE + _CUBIC * tf.square(x)))
+    """Return x sigmoid(2 z), which equals x (1 + tanh(z)) / 2; 2 z = ``_TWICE_LINEAR`` x + ``_TWICE_CUBIC`` x^3."""
+    return x * tf.sigmoid(x * (_TWICE_LINEAR + _TWICE_CUBIC * tf.square(x)))
 
 
 def _tanh_gelu_and_slope(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     square = tf.square(x)
-    gate = tf.sigmoid(x * (_TWICE + _CUBIC * square))
+    gate = tf.sigmoid(x * (_TWICE_LINEAR + _TWICE_CUBIC * square))
     value = x * gate
-    return value, gate + value * (1 - gate) * (_TWICE + 3 * _CUBIC * square)
+    return value, gate + value * (1 - gate) * (_TWICE_LINEAR + 3 * _TWICE_CUBIC * square)
 
 
 def _exact_gelu(x: tf.Tensor) -> tf.Tensor:
@@ -136,13 +143,13 @@ ACTIVATIONS: dict[str, Activation] = {
     "silu": Activation(_silu, _silu_and_slope),
     "tanh": Activation(tf.tanh, _tanh_and_slope),
 }
-"""By transformers' names."""
+"""Name of transformers -> activation."""
 
 
 def visibility(segments: tf.Tensor) -> tf.Tensor:
-    """Return float32 ``[b, 1, S, S]``, added to attention scores, of segments ``[b, S]``.
+    """Return the mask of segments ``[b, S]``, float32 ``[b, 1, S, S]``, which is added to attention scores.
 
-    0 where a token sees another: one of its own segment that does not come later; ``MASKED`` elsewhere.
+    A token sees those of its own segment that do not come later: 0 there, ``MASKED`` elsewhere.
     """
     place = tf.range(tf.shape(segments)[1])
     seen = (segments[:, :, tf.newaxis] == segments[:, tf.newaxis, :]) & (place[:, tf.newaxis] >= place)
@@ -163,10 +170,10 @@ def attend_gradient(
     along: tf.Tensor,
     gradient: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Return the gradients of query, key and value, of the ``gradient`` of what ``attend`` returns.
+    """Return the gradients of query, key and value, given the ``gradient`` ``[b, heads, S, head_dim]`` of the result.
 
-    ``along`` is that gradient times what ``attend`` returned, summed over head_dim, ``[b, heads, S, 1]``: as much as
-    the gradient of the probabilities times the probabilities, summed over the keys (FlashAttention, section 3.1).
+    ``along`` ``[b, heads, S, 1]`` is the sum over head_dim of ``gradient`` times the result of ``attend``. It equals
+    the sum over the keys of the probabilities times their gradient (FlashAttention, arXiv:2205.14135, appendix B.2).
     """
     scores = probabilities * (tf.matmul(gradient, value, transpose_b=True) - along)
     return (
@@ -176,12 +183,8 @@ def attend_gradient(
     )
 
 
-PIECE = 256
-"""Rows of logits that exist at once: 31 MB of a vocabulary of 30,000."""
-
-
 class Head(NamedTuple):
-    """The output matrix: ``factor`` ``[V, h]``, of the type of the products; ``table``, float32, if it is trained."""
+    """The output matrix: ``factor`` ``[V, h]`` in the type of the products; float32 ``table``, None if frozen."""
 
     factor: tf.Tensor
     table: tf.Tensor | None
@@ -191,22 +194,22 @@ class Head(NamedTuple):
         return tf.cast(tf.matmul(tf.cast(rows, self.factor.dtype), self.factor, transpose_b=True), tf.float32)
 
 
-Judge = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
-"""Of logits ``[n, V]`` and the places ``[n]`` of their rows: the losses ``[n]`` in nats, their slopes ``[n, V]``."""
+LogitsLoss = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+"""Logits ``[n, V]``, the numbers ``[n]`` of their rows -> losses ``[n]`` in nats, their gradients ``[n, V]``."""
 
 
 def cross_entropy(rows: tf.Tensor, head: Head, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """Return the weighted losses in nats of rows ``[N, h]``, summed."""
+    """Return the cross-entropies of rows ``[N, h]`` in nats, times ``weights`` ``[N]``, summed."""
 
-    def judge(logits: tf.Tensor, places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def loss_of(logits: tf.Tensor, places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         loss, slope = tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(features=logits, labels=tf.gather(labels, places))
         return loss, slope
 
-    return loss_in_pieces(rows, head, weights, judge)
+    return loss_in_pieces(rows, head, weights, loss_of)
 
 
-def loss_in_pieces(rows: tf.Tensor, head: Head, weights: tf.Tensor, judge: Judge) -> tf.Tensor:
-    """Return the weighted losses that ``judge`` finds of rows ``[N, h]``, summed.
+def loss_in_pieces(rows: tf.Tensor, head: Head, weights: tf.Tensor, loss_of: LogitsLoss) -> tf.Tensor:
+    """Return the losses of rows ``[N, h]`` by ``loss_of``, times ``weights`` ``[N]``, summed.
 
     Rows of weight 0 do not meet the output matrix. The gradients of rows and matrix are made in the forward pass, as
     in Liger's fused linear cross-entropy: no product is made twice, and nothing of ``[N, V]`` is kept.
@@ -217,15 +220,15 @@ def loss_in_pieces(rows: tf.Tensor, head: Head, weights: tf.Tensor, judge: Judge
     def piece(
         start: tf.Tensor, total: tf.Tensor, row_gradient: tf.Tensor, table_gradient: tf.Tensor
     ) -> tuple[tf.Tensor, ...]:
-        place = places[start : start + PIECE]
+        place = places[start : start + ROWS_OF_LOGITS]
         x, weight = tf.cast(tf.gather(rows, place), dtype), tf.gather(weights, place)
-        loss, slope = judge(head.logits(x), place)
+        loss, slope = loss_of(head.logits(x), place)
         slope = tf.cast(slope * weight[:, tf.newaxis], dtype)
         back = tf.cast(tf.matmul(slope, head.factor), tf.float32)
         if head.table is not None:
             table_gradient += tf.cast(tf.matmul(slope, x, transpose_a=True), tf.float32)
         return (
-            start + PIECE,
+            start + ROWS_OF_LOGITS,
             total + tf.reduce_sum(loss * weight),
             tf.tensor_scatter_nd_add(row_gradient, place[:, tf.newaxis], back),
             table_gradient,
@@ -245,14 +248,14 @@ def loss_in_pieces(rows: tf.Tensor, head: Head, weights: tf.Tensor, judge: Judge
 
 
 def cross_entropy_value(rows: tf.Tensor, head: Head, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """Return what ``cross_entropy`` returns, without gradients."""
+    """Return the same as ``cross_entropy``, without gradients."""
     places = tf.where(weights > 0)[:, 0]
 
     def piece(start: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        place = places[start : start + PIECE]
+        place = places[start : start + ROWS_OF_LOGITS]
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
             labels=tf.gather(labels, place), logits=head.logits(tf.gather(rows, place))
         )
-        return start + PIECE, total + tf.reduce_sum(losses * tf.gather(weights, place))
+        return start + ROWS_OF_LOGITS, total + tf.reduce_sum(losses * tf.gather(weights, place))
 
     return tf.while_loop(lambda start, _: start < tf.size(places), piece, (0, 0.0), parallel_iterations=1)[1]

@@ -10,19 +10,18 @@ from convert.checkpoint import TRAINED, Checkpoint, CheckpointAdapter
 from convert.tensors import Array, DType, assign, check_finite, empty, row_blocks, widest
 from tf_model.gpt2 import GPT2
 from training.model.lora import Adapters
-
-_FLOAT32: DType = np.dtype(np.float32)
+from training.model.weights import FLOAT32
 
 
 class TrainedCheckpoint(CheckpointAdapter):
-    """The weights of ``gpt2`` where they are trained, W + s B A where an adapter is, and else those of the base.
+    """The trained weights of ``gpt2``, W + s B A where a matrix has an adapter, and the base's weights elsewhere.
 
     Every tensor is float32, or wider where the base's is: what was trained is not rounded because the base once was.
 
     Args:
         checkpoint: the base, which ``gpt2`` was read from: its full precision, whatever is in memory.
         gpt2: the model; its trainable variables are read when asked for.
-        adapters: those beside its matrices.
+        adapters: those of its matrices, if there are any.
     """
 
     def __init__(self, checkpoint: Checkpoint, gpt2: GPT2, adapters: Adapters | None = None) -> None:
@@ -34,7 +33,7 @@ class TrainedCheckpoint(CheckpointAdapter):
             info, source=None, is_changed=True, details={**info.details, TRAINED: self._trained(checkpoint)}
         )
         super().__init__(checkpoint, info=changed)
-        self.dtypes = {name: widest((dtype, _FLOAT32)) for name, dtype in checkpoint.dtypes.items()}
+        self.dtypes = {name: widest((dtype, FLOAT32)) for name, dtype in checkpoint.dtypes.items()}
 
     def _trained(self, checkpoint: Checkpoint) -> str:
         """Say what was trained."""
@@ -48,7 +47,7 @@ class TrainedCheckpoint(CheckpointAdapter):
         pair = None if self._adapters is None else self._adapters.of_tensor(name)
         if pair is not None:
             assert self._adapters is not None
-            values = self._checkpoint.read(name, _FLOAT32, buffer if dtype == _FLOAT32 else None)
+            values = self._checkpoint.read(name, FLOAT32, buffer if dtype == FLOAT32 else None)
             a, b = (variable.numpy() for variable in pair)
             _add_product(values, a, b, self._adapters.scale)
         elif name in self._variables:
@@ -56,7 +55,7 @@ class TrainedCheckpoint(CheckpointAdapter):
         else:
             return self._checkpoint.read(name, dtype, buffer)
         out = values
-        if pair is None or dtype != _FLOAT32:
+        if pair is None or dtype != FLOAT32:
             out = empty(values.shape, dtype, buffer)
             assign(out, values)
         check_finite(name, out, self.info.where, [("the trained model", values)])

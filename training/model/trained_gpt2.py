@@ -19,13 +19,14 @@ from tf_model.gpt2 import GPT2
 from training.cluster.strategy import as_log, micro_batch_number, sum_over_workers
 from training.model import functions
 from training.model.forward import Batch, Forward
+from training.model.lora import Adapters
 
 
 class TrainedGPT2(keras.Model):
-    """``gpt2`` with what training it needs: losses, gradients, dropout, adapters.
+    """``gpt2`` with the losses, gradients, dropout and adapters of its training.
 
     Args:
-        gpt2: the model that is trained: those of its variables that are ``trainable``.
+        gpt2: the model; its ``trainable`` variables are trained.
         adapters: LoRA's, which are trained, too; see ``Forward``.
         dropout: see ``Forward``.
         seed: of dropout.
@@ -37,7 +38,7 @@ class TrainedGPT2(keras.Model):
         self,
         gpt2: GPT2,
         *,
-        adapters: Any = None,
+        adapters: Adapters | None = None,
         dropout: float = 0.1,
         seed: int = 0,
         recompute: bool = False,
@@ -69,7 +70,7 @@ class TrainedGPT2(keras.Model):
         def measure(index: tf.Tensor | int) -> list[tf.Tensor]:
             batch = {name: value[index] for name, value in data.items()}
             rows = self._measured.hidden(batch)
-            return [functions.cross_entropy_value(rows, self._measured.head(rows), *_targets(batch)) / tokens]
+            return [functions.cross_entropy_value(rows, self._measured.head(rows), *flatten_targets(batch)) / tokens]
 
         return self._log(_sum_over(data["ids"].shape[0], measure)[0], tokens)
 
@@ -80,7 +81,7 @@ class TrainedGPT2(keras.Model):
             rows: float32 ``[b * S, h]`` after the final layer norm.
             batch: of the micro-batch, ``[b, S]``.
         """
-        return functions.cross_entropy(rows, self.forward.head(rows), *_targets(batch))
+        return functions.cross_entropy(rows, self.forward.head(rows), *flatten_targets(batch))
 
     def gradients(
         self, data: Batch, step: tf.Tensor | None = None, tokens: tf.Tensor | float = 1.0
@@ -145,7 +146,7 @@ class TrainedGPT2(keras.Model):
                 self.optimizer.build(self.trainable_variables)
 
 
-def _targets(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+def flatten_targets(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
     """Return labels and weights of the rows of a micro-batch, ``[N]``."""
     return tf.reshape(batch["labels"], [-1]), tf.reshape(batch["weights"], [-1])
 

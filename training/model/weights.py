@@ -45,10 +45,12 @@ def load_gpt2(checkpoint: Checkpoint, dtype: str = "float32", progress: Progress
         if name in matrices:
             stored = quantization.stored(name, checkpoint.read(name, FLOAT32), dtype)
             for suffix, value in zip(("", SCALE, OFFSET), stored, strict=True):
-                give(variables[name + suffix], value)
+                assign_without_copy(variables[name + suffix], value)
         else:
             kind = BFLOAT16 if variables[name].dtype.name == "bfloat16" else FLOAT32
-            give(variables[name], checkpoint.read(name, kind, _aligned(math.prod(shape) * kind.itemsize)))
+            assign_without_copy(
+                variables[name], checkpoint.read(name, kind, _aligned(math.prod(shape) * kind.itemsize))
+            )
         done += math.prod(shape) * checkpoint.dtypes[name].itemsize
         progress("load", done, total)
     gpt2.trainable = dtype == "float32"
@@ -76,7 +78,7 @@ def freeze(gpt2: GPT2, names: Sequence[str]) -> None:
             variable.trainable = False
 
 
-def give(variable: tf.Variable, value: Array) -> None:
+def assign_without_copy(variable: tf.Variable, value: Array) -> None:
     """Assign ``value``, which nobody may change afterwards, to a variable without a copy.
 
     ``assign`` of an array makes two copies of it before one of them is let go (TensorFlow 2.21). A first update in

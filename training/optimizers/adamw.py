@@ -8,22 +8,23 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from training.cluster.strategy import sum_over_workers
 from training.optimizers.schedule import Schedule
 
 _CLIP_EPSILON = 1e-6  # added to the norm by torch.nn.utils.clip_grad_norm_
 
 
-class _Update(NamedTuple):
-    """What one update is to every variable: float32 scalars.
+class Update(NamedTuple):
+    """The float32 scalars of one update, the same for every variable.
 
     Attributes:
-        clip: what gradients are multiplied by; 0 where the update is left out.
+        clip: factor of the gradients; 0 where the update is left out.
         beta_1: of the first moment; 1, which leaves it alone, where the update is left out.
         beta_2: of the second moment, likewise.
         rate: the learning rate with both bias corrections in it; 0 where the update is left out.
         lost: the share of a decaying variable that decay takes, learning rate * weight decay.
         rate_before_decay: rate / (1 - lost).
-        epsilon: what is added to the root of the uncorrected second moment.
+        epsilon: is added to the root of the uncorrected second moment.
         zero: 0, for all variables.
     """
 
@@ -49,7 +50,7 @@ class AdamW(keras.optimizers.AdamW):
     - **An update whose gradients have an infinity or a NaN is left out**: weights and moments stay as they are,
       ``iterations`` goes on, and ``gradient_norm`` has what was found.
 
-    Of several replicas, gradients are summed first and clipped then; Keras does it the other way round.
+    Gradients of several workers are summed first and clipped then; Keras does it the other way round.
 
     Attributes:
         gradient_norm: the norm of all gradients of the last update together before they were clipped, float32.
@@ -78,15 +79,7 @@ class AdamW(keras.optimizers.AdamW):
         names = ("learning_rate", "weight_decay", "beta_1", "beta_2", "epsilon", "global_clipnorm", "name")
         return {name: config[name] for name in names}
 
-    def sum_over_replicas(self, gradients: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
-        """Return the sums of all replicas' gradients."""
-        context = tf.distribute.get_replica_context()
-        if context is None or context.num_replicas_in_sync == 1:
-            return gradients
-        summed: Sequence[tf.Tensor] = context.all_reduce(tf.distribute.ReduceOp.SUM, list(gradients))
-        return summed
-
-    def update_step(self, gradient: tf.Tensor, variable: Any, update: _Update) -> None:
+    def update_step(self, gradient: tf.Tensor, variable: Any, update: Update) -> None:
         """Update ``variable`` and its moments.
 
         ``gradient`` has no other reader left, so it is scaled in place, and freed before decay needs as much memory.
@@ -112,7 +105,7 @@ class AdamW(keras.optimizers.AdamW):
 
     def _backend_apply_gradients(self, grads: Sequence[Any], trainable_variables: Sequence[Any]) -> None:
         dense = [tf.convert_to_tensor(gradient) for gradient in grads]
-        summed = self.sum_over_replicas(dense)
+        summed = sum_over_workers(dense)
         norm = tf.linalg.global_norm(summed)
         self.gradient_norm.assign(norm)
         self._backend_update_step(summed, trainable_variables, self._update(norm))
@@ -123,7 +116,7 @@ class AdamW(keras.optimizers.AdamW):
     def _use_weight_decay(self, variable: Any) -> bool:
         return len(variable.shape) > 1 and bool(super()._use_weight_decay(variable))
 
-    def _update(self, norm: tf.Tensor) -> _Update:
+    def _update(self, norm: tf.Tensor) -> Update:
         """Return the scalars of the update at hand: algorithm 2 of arXiv:1711.05101 for those that are not clipped."""
         finite = tf.math.is_finite(norm)
 
@@ -137,7 +130,7 @@ class AdamW(keras.optimizers.AdamW):
         learning_rate = tf.cast(self.learning_rate, tf.float32)
         rate = unless_left_out(learning_rate * tf.cast(correction, tf.float32), 0.0)
         lost = unless_left_out(learning_rate * self.weight_decay, 0.0)
-        return _Update(
+        return Update(
             clip=unless_left_out(tf.minimum(1.0, limit / (norm + _CLIP_EPSILON)), 0.0),
             beta_1=unless_left_out(self.beta_1, 1.0),
             beta_2=unless_left_out(self.beta_2, 1.0),

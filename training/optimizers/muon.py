@@ -7,13 +7,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from training.optimizers.adamw import AdamW
+from training.optimizers.adamw import AdamW, Update
 from training.optimizers.schedule import Schedule
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
-_RMS = 0.2
-"""The root mean square of AdamW's updates, to which Muon's are scaled: both take the same rate (arXiv:2502.16982)."""
+_ADAMW_RMS = 0.2
+"""The root mean square of AdamW's updates. Muon's are scaled to it, so both take one rate (arXiv:2502.16982)."""
 
 
 @keras.saving.register_keras_serializable("gpt2_savedmodel")
@@ -31,7 +31,7 @@ class Muon(AdamW):
     ) -> None:
         super().__init__(learning_rate, weight_decay, beta_2=beta_2, **options)
 
-    def update_step(self, gradient: tf.Tensor, variable: Any, update: Any) -> None:
+    def update_step(self, gradient: tf.Tensor, variable: Any, update: Update) -> None:
         """Update ``variable`` and its moments."""
         index = self._get_variable_index(variable)
         if not _is_of_block(self._trainable_variables[index]):
@@ -43,7 +43,7 @@ class Muon(AdamW):
         momentum = self._momentums[index].value
         momentum.assign(momentum * (1 - share) + gradient * share)
         mixed = gradient * (1 - self.momentum) + momentum * self.momentum
-        rate = is_made * tf.cast(self.learning_rate, tf.float32) * _RMS * max(variable.shape) ** 0.5
+        rate = is_made * tf.cast(self.learning_rate, tf.float32) * _ADAMW_RMS * max(variable.shape) ** 0.5
         variable.assign_sub(variable * update.lost + rate * orthogonal(mixed))
 
 
