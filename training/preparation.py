@@ -38,7 +38,7 @@ from training.export import Destination
 from training.memory import Plan, available_memory, make_plan
 from training.model.new_model import NewModel, parse_sizes
 from training.model.teacher import open_teacher
-from training.run.run_folder import RunError, RunFolder, hash_files, training_folder
+from training.run.run_folder import START_OVER, RunError, RunFolder, hash_files, training_folder
 from training.setting import SettingError
 from training.settings import SETTINGS, Settings
 from training.texts.batches import Batches
@@ -249,7 +249,7 @@ def _chosen_before(output: Path) -> dict[str, Any]:
     run = RunFolder(training_folder(output))
     if not run.state.exists():
         return {}
-    return read_json_object(run.record, RunError, "start over with --fresh (fresh=True in Python)")
+    return read_json_object(run.record, RunError, START_OVER)
 
 
 def _record(checkpoint: Checkpoint, settings: Settings, chosen: Mapping[str, Any], texts: Texts) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from training.preparation import Preparation
 from training.run.callbacks import FitOptions, Observers
 from training.run.fitting import FitResult, fit
 from training.run.log import perplexity
-from training.run.run_folder import RunFolder, writing_to
+from training.run.run_folder import MAKE_ROOM, RunFolder, writing_to
 from training.run.samples import SampleOptions, TextSampler
 from training.run.state import DivergedError, restore_best, weight_variables
 from training.run.watching import Watcher
@@ -98,10 +98,10 @@ def train(
 
 
 def _make_model(prepared: Preparation, cluster: Cluster, progress: Progress) -> TrainedGPT2:
-    """Load the weights, and compile what trains them.
+    """Load the weights into a compiled Keras model.
 
-    What is trained belongs into the cluster's scope. LoRA's frozen weights and a teacher's do not: TensorFlow would
-    send them to the other workers, who have them, and cannot send int8.
+    Trained variables belong into the cluster's scope. LoRA's frozen weights and a teacher's do not: TensorFlow would
+    send them to the other workers, who have them already, and cannot send int8.
     """
     settings, adapters = prepared.settings, None
     with cluster.scope() if settings.lora is None else contextlib.nullcontext():
@@ -126,14 +126,14 @@ def _make_model(prepared: Preparation, cluster: Cluster, progress: Progress) -> 
 
 
 def _sampler(prepared: Preparation, model: TrainedGPT2) -> TextSampler | None:
-    """Return what writes texts during the training, if any are wanted and this machine can compute them."""
+    """Return the sampler of the run; None if no texts are wanted or this machine cannot generate them."""
     count = prepared.settings.sample
     if not count or not runs_here(prepared.plan.frozen_dtype):
         return None
     options = SampleOptions(
         seed=prepared.settings.seed,
         eos_token_id=prepared.tokenizer.eos_token_id,
-        goes_on=prepared.texts.preset.ends_lines,
+        ends_lines=prepared.texts.preset.ends_lines,
     )
     return TextSampler(model.gpt2, prepared.tokenizer.decode, [prepared.prompt_ids] * count, options, model.adapters)
 
@@ -141,7 +141,7 @@ def _sampler(prepared: Preparation, model: TrainedGPT2) -> TextSampler | None:
 def _trained(
     prepared: Preparation, gpt2: GPT2, adapters: Adapters | None, cluster: Cluster, progress: Progress
 ) -> TrainedGPT2:
-    """Return what trains ``gpt2``: with a teacher, if there is one, or with a loss that counts the form."""
+    """Return the model that trains ``gpt2``: on texts alone, with a teacher, or with a loss that counts the form."""
     settings = prepared.settings
     kind: type[TrainedGPT2] = TrainedGPT2
     options: dict[str, Any] = {
@@ -178,6 +178,6 @@ def _perplexity(model: TrainedGPT2, batches: ValidationBatches, cluster: Cluster
 
 
 def _write_adapter(adapters: Adapters, run: RunFolder) -> None:
-    with writing_to(run.adapter, "make room and give the same command again: it goes on from the last state"):
+    with writing_to(run.adapter, MAKE_ROOM):
         run.adapter.mkdir(exist_ok=True)
         adapters.write(run.adapter)

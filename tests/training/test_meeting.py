@@ -84,12 +84,12 @@ def test_a_stranger_that_connects_is_sent_away():
     chief.start()
     address = ("127.0.0.1", int(places[0].hosts[0].rpartition(":")[2]))
     for words in (b"GET / HTTP/1.1\r\n\r\n", b'{"kind": "hello", "bytes": 1e99, "values": {}}\n', b"[]\n", b"7\n"):
-        plug = None
-        while plug is None:
+        endpoint = None
+        while endpoint is None:
             with contextlib.suppress(ConnectionRefusedError):
-                plug = socket.create_connection(address)
-        plug.sendall(words)
-        plug.close()
+                endpoint = socket.create_connection(address)
+        endpoint.sendall(words)
+        endpoint.close()
     meet_all(places[1:])
     chief.join(timeout=20)
     assert sorted(results[0]) == [1, 2]

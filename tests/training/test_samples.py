@@ -67,16 +67,16 @@ def test_adapters_count_as_if_they_were_merged() -> None:
     assert adapted != [without]
 
 
-@pytest.mark.parametrize("goes_on", [False, True])
-def test_a_text_ends_at_its_end_or_goes_on_in_a_new_line(goes_on: bool) -> None:
+@pytest.mark.parametrize("ends_lines", [False, True])
+def test_a_text_ends_at_its_end_or_goes_on_in_a_new_line(ends_lines: bool) -> None:
     gpt2 = random_gpt2()
     text = most_probable(gpt2, [1, 2, 3], 8).split()
     end = int(text[5])
-    options = SampleOptions(new_tokens=8, temperature=0.0, eos_token_id=end, goes_on=goes_on)
+    options = SampleOptions(new_tokens=8, temperature=0.0, eos_token_id=end, ends_lines=ends_lines)
     drawn = TextSampler(gpt2, numbers, [[1, 2, 3]], options).draw()[0]
-    whole = text if goes_on else text[: text.index(str(end), 3)]
+    whole = text if ends_lines else text[: text.index(str(end), 3)]
     assert drawn.split() == [token for token in whole if token != str(end)]
-    assert ("\n" in drawn) == goes_on
+    assert ("\n" in drawn) == ends_lines
 
 
 @pytest.mark.slow

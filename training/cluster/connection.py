@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 SILENCE_SECONDS = 60.0
-"""After how long without a sign of life the other side is lost. A killed process is noticed at once."""
+"""Without a message for so long the other side counts as lost. A killed process is noticed at once."""
 _LONGEST_LINE = 1 << 20
 
 
@@ -34,16 +34,16 @@ class Connection:
     ``send`` may be called from several threads, ``receive`` from one.
     """
 
-    def __init__(self, plug: socket.socket, silence_seconds: float = SILENCE_SECONDS) -> None:
-        self._plug = plug
+    def __init__(self, endpoint: socket.socket, silence_seconds: float = SILENCE_SECONDS) -> None:
+        self._socket = endpoint
         self._lock = threading.Lock()
         self.set_silence(silence_seconds)
-        plug.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._file = plug.makefile("rb")
+        endpoint.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._file = endpoint.makefile("rb")
 
     def set_silence(self, seconds: float = SILENCE_SECONDS) -> None:
         """Set how long ``receive`` waits for a byte, and ``send`` for room."""
-        self._plug.settimeout(max(seconds, 0.01))
+        self._socket.settimeout(max(seconds, 0.01))
 
     def send(self, kind: str, content: bytes | memoryview = b"", **values: Any) -> None:
         """Send a message.
@@ -53,8 +53,8 @@ class Connection:
         """
         line = json.dumps({"kind": kind, "bytes": len(content), "values": values}).encode() + b"\n"
         with self._lock:
-            self._plug.sendall(line)
-            self._plug.sendall(content)
+            self._socket.sendall(line)
+            self._socket.sendall(content)
 
     def receive(self) -> Message:
         """Wait for a message.
@@ -77,11 +77,11 @@ class Connection:
     def close(self) -> None:
         """Close the connection; the other side notices."""
         with contextlib.suppress(OSError):
-            self._plug.shutdown(socket.SHUT_RDWR)
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._file.close()
-        self._plug.close()
+        self._socket.close()
 
 
-def reason(error: Exception) -> str:
+def describe_failure(error: Exception) -> str:
     """Say in a few words why a connection cannot be made or was lost."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

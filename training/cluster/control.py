@@ -1,4 +1,4 @@
-"""What keeps the workers of a cluster together while they train: who was lost, what the chief sends, when all is done.
+"""The connections of the workers while they train: who was lost, what the chief sends, when all is done.
 
 TensorFlow reports a lost worker after its heartbeat's ten seconds in many lines, or aborts the process, or waits for
 ever. So each worker has a connection of its own to the chief. A process that is killed closes its connection at once;
@@ -13,10 +13,10 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from training.cluster.connection import SILENCE_SECONDS, Connection, Message, reason
+from training.cluster.connection import SILENCE_SECONDS, Connection, Message, describe_failure
 from training.cluster.place import Place, WorkersError
 
-BEAT_SECONDS = 2.0
+HEARTBEAT_SECONDS = 2.0
 
 
 class Control:
@@ -40,7 +40,7 @@ class Control:
         self._lock = threading.Lock()
         for index in connections:
             threading.Thread(target=self._listen, args=(index,), daemon=True, name=f"worker-{index}").start()
-        threading.Thread(target=self._beat, daemon=True, name="workers-beat").start()
+        threading.Thread(target=self._send_heartbeats, daemon=True, name="workers-heartbeat").start()
 
     def send(self, kind: str, content: bytes | memoryview = b"", **values: Any) -> None:
         """Send a message to everybody at the other side; a lost one is noticed by the thread that listens to it."""
@@ -116,7 +116,7 @@ class Control:
                     self._fail(str(message.values.get("line", "")))
                 elif message.kind == "trained":
                     self._trained.add(index)
-                elif message.kind != "beat":
+                elif message.kind != "heartbeat":
                     if message.kind == "done":  # what comes now is the end of the connection
                         self._is_over.set()
                     inbox.put(message)
@@ -124,7 +124,7 @@ class Control:
             self._fail(f"{self.place.name(index)} was lost: no sign of it for {SILENCE_SECONDS:.0f} seconds")
         except (OSError, ValueError) as error:
             if index not in self._trained:
-                self._fail(f"{self.place.name(index)} was lost: {reason(error)}")
+                self._fail(f"{self.place.name(index)} was lost: {describe_failure(error)}")
             inbox.put(Message("closed"))
 
     def _fail(self, line: str) -> None:
@@ -137,6 +137,6 @@ class Control:
         self.send("failed", line=line)
         self._when_lost(line)
 
-    def _beat(self) -> None:
-        while not self._is_over.wait(BEAT_SECONDS):
-            self.send("beat")
+    def _send_heartbeats(self) -> None:
+        while not self._is_over.wait(HEARTBEAT_SECONDS):
+            self.send("heartbeat")

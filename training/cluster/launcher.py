@@ -66,14 +66,14 @@ def run_here(count: int, words: Sequence[str], wait_seconds: float = WAIT_SECOND
 
 def free_hosts(count: int) -> tuple[str, ...]:
     """Return ``count`` addresses of this machine with ports that are free now."""
-    plugs = [socket.socket() for _ in range(count)]
+    endpoints = [socket.socket() for _ in range(count)]
     try:
-        for plug in plugs:
-            plug.bind(("127.0.0.1", 0))
-        return tuple(f"127.0.0.1:{plug.getsockname()[1]}" for plug in plugs)
+        for endpoint in endpoints:
+            endpoint.bind(("127.0.0.1", 0))
+        return tuple(f"127.0.0.1:{endpoint.getsockname()[1]}" for endpoint in endpoints)
     finally:
-        for plug in plugs:
-            plug.close()
+        for endpoint in endpoints:
+            endpoint.close()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from support.messages import list_names
-from training.cluster.connection import SILENCE_SECONDS, Connection, Message, reason
+from training.cluster.connection import SILENCE_SECONDS, Connection, Message, describe_failure
 from training.cluster.place import Place, WorkersError, split_host
 from training.differences import find_differences
 
@@ -45,7 +45,7 @@ def _resolve(text: str) -> tuple[int, Any]:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
-        raise WorkersError(f"{text}: there is no host of this name: {reason(error)}") from error
+        raise WorkersError(f"{text}: there is no host of this name: {describe_failure(error)}") from error
     return family, address
 
 
@@ -54,14 +54,14 @@ def _listening(place: Place) -> Iterator[socket.socket]:
     """Listen at this worker's own port, which TensorFlow takes afterwards."""
     text = place.hosts[place.index]
     family, address = _resolve(text)
-    with socket.socket(family, socket.SOCK_STREAM) as plug:
-        plug.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket(family, socket.SOCK_STREAM) as endpoint:
+        endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            plug.bind(address)
-            plug.listen(len(place.hosts))
+            endpoint.bind(address)
+            endpoint.listen(len(place.hosts))
         except OSError as error:
             raise WorkersError(f"{text}: {_advice(place, error)}") from error
-        yield plug
+        yield endpoint
 
 
 def _advice(place: Place, error: OSError) -> str:
@@ -70,16 +70,16 @@ def _advice(place: Place, error: OSError) -> str:
         return "the port is in use: end the process that has it, or give all workers another port for this one"
     if error.errno == errno.EADDRNOTAVAIL:
         return f"is no address of this machine: is index {place.index} right?"
-    return f"cannot be listened at: {reason(error)}"
+    return f"cannot be listened at: {describe_failure(error)}"
 
 
 def _gather(place: Place, facts: Facts, deadline: float) -> dict[int, Connection]:
     """Wait for all others, as the chief."""
     connections: dict[int, Connection] = {}
     try:
-        with _listening(place) as plug:
+        with _listening(place) as endpoint:
             while len(connections) < len(place.hosts) - 1:
-                accepted = _accept(plug, deadline)
+                accepted = _accept(endpoint, deadline)
                 if accepted is None:
                     missing = [place.name(k) for k in range(1, len(place.hosts)) if k not in connections]
                     raise WorkersError(
@@ -102,16 +102,16 @@ def _gather(place: Place, facts: Facts, deadline: float) -> dict[int, Connection
             connection.close()
         raise
     except OSError as error:
-        raise WorkersError(f"a worker was lost before training began: {reason(error)}") from error
+        raise WorkersError(f"a worker was lost before training began: {describe_failure(error)}") from error
     return connections
 
 
-def _accept(plug: socket.socket, deadline: float) -> tuple[Connection, Message] | None:
+def _accept(endpoint: socket.socket, deadline: float) -> tuple[Connection, Message] | None:
     """Return the next worker that says hello, or None after the deadline; others that connect are sent away."""
     while (left := deadline - time.monotonic()) > 0:
-        plug.settimeout(left)
+        endpoint.settimeout(left)
         try:
-            caller, _ = plug.accept()
+            caller, _ = endpoint.accept()
         except TimeoutError:
             return None
         connection = Connection(caller, min(left, 5.0))
@@ -140,21 +140,21 @@ def _join(place: Place, facts: Facts, deadline: float) -> dict[int, Connection]:
         pass
     family, address = _resolve(place.hosts[0])
     while True:
-        plug = socket.socket(family, socket.SOCK_STREAM)
+        endpoint = socket.socket(family, socket.SOCK_STREAM)
         left = deadline - time.monotonic()
-        plug.settimeout(max(left, 0.01))
+        endpoint.settimeout(max(left, 0.01))
         try:
-            plug.connect(address)
+            endpoint.connect(address)
             break
         except OSError as error:
-            plug.close()
+            endpoint.close()
             if left <= _RETRY_SECONDS:
                 raise WorkersError(
-                    f"{place.name(0)} did not answer within {place.wait_seconds:g} seconds ({reason(error)}): "
-                    "start it with the same hosts"
+                    f"{place.name(0)} did not answer within {place.wait_seconds:g} seconds "
+                    f"({describe_failure(error)}): start it with the same hosts"
                 ) from error
             time.sleep(_RETRY_SECONDS)
-    connection = Connection(plug)
+    connection = Connection(endpoint)
     try:
         connection.send("hello", index=place.index, facts=dict(facts))
         connection.set_silence(max(deadline - time.monotonic(), 0) + SILENCE_SECONDS)
@@ -162,7 +162,7 @@ def _join(place: Place, facts: Facts, deadline: float) -> dict[int, Connection]:
         connection.set_silence()
     except (OSError, ValueError) as error:
         connection.close()
-        raise WorkersError(f"{place.name(0)} was lost before training began: {reason(error)}") from error
+        raise WorkersError(f"{place.name(0)} was lost before training began: {describe_failure(error)}") from error
     if answer.kind != "welcome":
         connection.close()
         raise WorkersError(str(answer.values.get("line", "the chief refused this worker")))

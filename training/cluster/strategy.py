@@ -1,4 +1,4 @@
-"""One process, or several workers that train one model: what ``finetune`` needs of either, behind the same names.
+"""One process, or several workers that train one model, behind the same names.
 
 Each worker takes whole micro-batches of the same global batch, sums gradients, losses and tokens with the others once
 an update, and makes the same update. So all workers have the same weights, and n workers compute what one process

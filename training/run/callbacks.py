@@ -17,8 +17,8 @@ from training.run.state import Counters, DivergedError
 from training.run.stopping import Stopped, StopRequest
 from training.run.watching import EvaluationReport, StepReport, Watcher
 
-_MOST_LEFT_OUT = 10
-"""Updates in a row that are left out before training ends: it would do nothing for ever."""
+_LEFT_OUT_IN_A_ROW = 10
+"""Updates in a row that may be left out; then training ends, as it would do nothing for ever."""
 
 
 class Sampler(Protocol):
@@ -30,7 +30,7 @@ class Sampler(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class FitOptions:
-    """How long ``fit`` trains, and how often it does what else there is.
+    """How long ``fit`` trains, and how often it evaluates and saves.
 
     Attributes:
         steps: updates in all.
@@ -56,10 +56,12 @@ class FitOptions:
 
 
 class Speed:
-    """Tokens and seconds of the last steps; the first step of a process, which traces the graph, counts until the next.
+    """Tokens and seconds of the last 20 steps.
+
+    The first step of a process traces the graph: it counts only until the second one is done.
 
     Args:
-        clock: seconds from some moment on.
+        clock: returns seconds, as ``time.monotonic``.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -89,10 +91,10 @@ class Speed:
 
 @dataclasses.dataclass(frozen=True)
 class Observers:
-    """Who takes part in a run besides what it keeps itself.
+    """The caller's objects that take part in a run.
 
     Attributes:
-        watcher: is told what happens.
+        watcher: gets reports and notes.
         sampler: writes texts after each evaluation, to ``samples/step-N.txt``.
         callbacks: Keras callbacks of the caller's own. Their epochs are the intervals between two evaluations.
     """
@@ -103,18 +105,18 @@ class Observers:
 
 
 class RunCallback(keras.callbacks.Callback):
-    """Keeps a run: it comes before all other callbacks, and gives them the loss of the step as ``loss``.
+    """Counts, records and ends a run. It comes before all other callbacks, which see its loss of the step as ``loss``.
 
     Keras's loss tracker is set to zero at each step: its sums are float32, and would have to be saved. The sums over an
     interval are in ``Counters``, in float64.
 
     Args:
-        records: where it keeps it.
-        options: when to do what.
-        counters: where the run is; they go on counting here.
+        records: writes log, state, best weights and samples.
+        options: how long to train, how often to evaluate and save.
+        counters: where the run is; changed in place.
         steps_per_epoch: updates that see the whole text once, for the log.
         stop: whether a signal has asked to stop.
-        observers: who is told.
+        observers: the caller's.
     """
 
     def __init__(
@@ -183,7 +185,7 @@ class RunCallback(keras.callbacks.Callback):
         """Take the validation loss after the current step, None without validation: the end of an interval."""
         counters = self.counters
         if loss is not None:
-            self._judge(loss)
+            self._take_validation_loss(loss)
         counters.evaluated = counters.step
         counters.interval_loss, counters.interval_tokens = 0.0, 0
         if counters.row is not None or loss is not None:
@@ -194,8 +196,8 @@ class RunCallback(keras.callbacks.Callback):
         self._sample()
         self._save()
 
-    def _judge(self, loss: float) -> None:
-        """Keep the weights if no earlier loss was as low, else count; report it."""
+    def _take_validation_loss(self, loss: float) -> None:
+        """Save the weights if no earlier loss was as low, else count the evaluation; report both to the watcher."""
         counters = self.counters
         if not math.isfinite(loss):
             raise DivergedError(self._diverged(f"the validation loss after step {counters.step} is {loss}"))
@@ -211,9 +213,10 @@ class RunCallback(keras.callbacks.Callback):
             counters.is_stopped = 0 < self._options.patience <= counters.waited
         self._observers.watcher.evaluation(EvaluationReport(counters.step, loss, perplexity(loss), is_best))
 
-    def _diverged(self, what: str) -> str:
+    def _diverged(self, fact: str) -> str:
+        """Return the message of a ``DivergedError``: the fact, advice, and where the last state is."""
         advice = f"start over with a learning rate below {self._learning_rate:.3g} and --fresh"
-        return "; ".join(filter(None, [f"{what}: {advice}", self._records.kept]))
+        return "; ".join(filter(None, [f"{fact}: {advice}", self._records.kept]))
 
     def _count_left_out(self, norm: float) -> None:
         """Count the updates that the optimizer has left out because a gradient was no finite number."""
@@ -223,9 +226,9 @@ class RunCallback(keras.callbacks.Callback):
             return
         counters.left_out += 1
         self._observers.watcher.note(f"step {counters.step}: a gradient is {norm}: the update was left out")
-        if counters.left_out == _MOST_LEFT_OUT:
+        if counters.left_out == _LEFT_OUT_IN_A_ROW:
             raise DivergedError(
-                self._diverged(f"the gradients of the last {_MOST_LEFT_OUT} steps are no finite numbers")
+                self._diverged(f"the gradients of the last {_LEFT_OUT_IN_A_ROW} steps are no finite numbers")
             )
 
     def _row(self, loss: float, norm: float) -> dict[str, Any]:

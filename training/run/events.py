@@ -16,7 +16,7 @@ from typing import Any
 import tensorflow as tf
 
 from support.tensorflow_runtime import one_line_message
-from training.run.run_folder import ADVICE, RunError, writing_to
+from training.run.run_folder import MAKE_ROOM, RunError, writing_to
 
 _CURVES = {
     "train": {name: name for name in ("loss", "learning_rate", "gradient_norm", "tokens_per_second")},
@@ -72,10 +72,10 @@ class Events:
     def _translated(self) -> Iterator[None]:
         """Errors of TensorFlow's files, and of the folder, as one line."""
         try:
-            with writing_to(self._folder, ADVICE):
+            with writing_to(self._folder, MAKE_ROOM):
                 yield
         except tf.errors.OpError as error:
-            raise RunError(f"{self._folder}: cannot be written: {one_line_message(error)}: {ADVICE}") from error
+            raise RunError(f"{self._folder}: cannot be written: {one_line_message(error)}: {MAKE_ROOM}") from error
 
     def _add(self, row: Mapping[str, Any]) -> None:
         for run, curves in _CURVES.items():

@@ -1,4 +1,4 @@
-"""Run Keras's ``fit`` from wherever a run is to its last step."""
+"""Keras's ``fit`` from the state of a run to its last step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from training.run.stopping import stop_request
 
 @dataclasses.dataclass(frozen=True)
 class FitResult:
-    """What training came to; losses are in nats a token, and None without validation.
+    """The end of a run; losses are in nats a token, and None without validation.
 
     Attributes:
         steps: updates in all, of this call and those before it.
@@ -93,11 +93,11 @@ def fit(
     records = NoRecords() if run is None else Records(run, counters)
     resumed_at = counters.step
     with stop_request(observers.watcher.note) as stop:
-        keeper = RunCallback(records, options, counters, batches.steps_per_epoch, stop, observers)
+        run_callback = RunCallback(records, options, counters, batches.steps_per_epoch, stop, observers)
         try:
-            _train(model, _Data(batches, validation, cluster), options, keeper, observers)
+            _train(model, _Data(batches, validation, cluster), options, run_callback, observers)
         finally:
-            keeper.close()
+            run_callback.close()
     rows = [] if run is None else _draw(run, counters, observers)
     return FitResult(
         steps=counters.step,
@@ -127,7 +127,7 @@ def _draw(run: RunFolder, counters: Counters, observers: Observers) -> list[dict
 
 @dataclasses.dataclass(frozen=True)
 class _Data:
-    """What this worker trains on and measures with."""
+    """The data sets of this worker."""
 
     batches: TrainingData
     held_out: ValidationData | None
@@ -138,7 +138,7 @@ class _Data:
         return self.cluster.dataset(self.batches, first, last)
 
     def validation(self, data: str, steps: str) -> dict[str, Any]:
-        """Return the data set and its number of steps, by the names that a method of Keras has for them."""
+        """Return data set and number of steps, as keyword arguments ``data`` and ``steps``; none without validation."""
         return (
             {}
             if self.held_out is None
@@ -150,15 +150,17 @@ def _train(
     model: keras.Model,
     data: _Data,
     options: FitOptions,
-    keeper: RunCallback,
+    run_callback: RunCallback,
     observers: Observers,
 ) -> None:
     """Call ``fit`` for one interval after the other."""
-    counters = keeper.counters
+    counters = run_callback.counters
     if options.is_interval_end(counters.step) and counters.evaluated < counters.step:  # step 0, or it was interrupted
-        _evaluate(model, data, keeper)
-    calls = _OneTraining([keeper, *observers.callbacks], add_history=True, model=model, epochs=1, steps=options.steps)
-    calls.begin()
+        _evaluate(model, data, run_callback)
+    callbacks = _OneTraining(
+        [run_callback, *observers.callbacks], add_history=True, model=model, epochs=1, steps=options.steps
+    )
+    callbacks.begin()
     while counters.step < options.steps and not counters.is_stopped:
         end = options.interval_end(counters.step)
         epoch = (end - 1) // options.evaluate_every
@@ -170,17 +172,17 @@ def _train(
             **data.validation("validation_data", "validation_steps"),
             verbose=0,
             shuffle=False,  # the batches have an order, and Keras would warn
-            callbacks=calls,
+            callbacks=callbacks,
         )
-    calls.end({})
+    callbacks.end({})
 
 
-def _evaluate(model: keras.Model, data: _Data, keeper: RunCallback) -> None:
+def _evaluate(model: keras.Model, data: _Data, run_callback: RunCallback) -> None:
     """Do the evaluation that belongs to the current step."""
-    keeper.set_model(model)
+    run_callback.set_model(model)
     arguments = data.validation("x", "steps")
     if not arguments:
-        keeper.evaluated(None)
+        run_callback.evaluated(None)
         return
-    logs = model.evaluate(**arguments, verbose=0, return_dict=True, callbacks=[keeper])
-    keeper.evaluated(logs["loss"])
+    logs = model.evaluate(**arguments, verbose=0, return_dict=True, callbacks=[run_callback])
+    run_callback.evaluated(logs["loss"])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from support.files import replacing
-from training.run.run_folder import ADVICE, writing_to
+from training.run.run_folder import MAKE_ROOM, writing_to
 
 COLUMNS = (
     "step", "epoch", "tokens", "loss", "learning_rate", "gradient_norm", "val_loss", "val_perplexity",
@@ -25,20 +25,20 @@ class Log:
     def __init__(self, path: Path, step: int) -> None:
         self._path = path
         rows = [row for row in read_log(path) if row["step"] <= step]
-        with writing_to(path, ADVICE):
+        with writing_to(path, MAKE_ROOM):
             with replacing(path) as new:
                 new.write_text(",".join(COLUMNS) + "\n" + "".join(map(_line, rows)), "utf-8")
             self._file = path.open("a", encoding="utf-8", newline="")
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write a row; a column that is not in it stays empty."""
-        with writing_to(self._path, ADVICE):
+        with writing_to(self._path, MAKE_ROOM):
             self._file.write(_line(row))
             self._file.flush()
 
     def sync(self) -> None:
         """Wait until the disk has all rows."""
-        with writing_to(self._path, ADVICE):
+        with writing_to(self._path, MAKE_ROOM):
             os.fsync(self._file.fileno())
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What a run leaves on the disk while it trains."""
+"""The files that a run writes while it trains."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import keras
 
 from training.run.events import Events
 from training.run.log import Log, read_log
-from training.run.run_folder import ADVICE, RunFolder, writing_to
+from training.run.run_folder import MAKE_ROOM, RunFolder, writing_to
 from training.run.state import Counters, save_best, save_state
 
 
@@ -37,7 +37,7 @@ class Records:
     def write_samples(self, step: int, texts: Sequence[str]) -> None:
         """Write what the model wrote after ``step`` updates."""
         file = self._run.samples / f"step-{step}.txt"
-        with writing_to(file, ADVICE):
+        with writing_to(file, MAKE_ROOM):
             file.parent.mkdir(exist_ok=True)
             file.write_text("\n\n".join(texts) + "\n", "utf-8")
 
@@ -57,7 +57,7 @@ class Records:
 
 
 class NoRecords(Records):
-    """Nothing: of several workers the chief alone keeps records."""
+    """Writes nothing: of several workers the chief alone keeps records."""
 
     kept = ""
 

@@ -17,8 +17,9 @@ from support.files import describe_read_error, describe_write_error, read_json_o
 from support.messages import list_names
 from training.differences import find_differences
 
-ADVICE = "make room and give the same command again: it goes on from the last state"
-"""What to do where the disk is full."""
+MAKE_ROOM = "make room and give the same command again: it goes on from the last state"
+START_OVER = "start over with --fresh (fresh=True in Python)"
+"""What a user can do where the disk is full, and where a run cannot go on."""
 _LOCK = "lock"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -115,12 +116,11 @@ def _begin(run: RunFolder, record: Mapping[str, Any], fresh: bool) -> None:
 
 def _check_record(run: RunFolder, record: Mapping[str, Any]) -> None:
     """Check that an earlier run had the same record."""
-    hint = "start over with --fresh (fresh=True in Python)"
-    old = read_json_object(run.record, RunError, hint)
+    old = read_json_object(run.record, RunError, START_OVER)
     if changed := find_differences(old, json.loads(json.dumps(record))):
         raise RunError(
             f"{run.folder}: was trained with other options or files: {list_names(changed, 4)}: "
-            f"give the same again, or {hint}"
+            f"give the same again, or {START_OVER}"
         )
 
 

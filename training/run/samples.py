@@ -17,6 +17,7 @@ from tf_model.layers import MLP, ApplyBlock, Attention, Block
 from tf_model.logits_processors import Constraints
 from tf_model.sampling import Sampling
 from tf_model.window import Window
+from training.model.lora import Adapters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class SampleOptions:
         seed: of the first sample; the next ones have the numbers after it. The same at each evaluation, so that the
             texts differ by what was learned.
         eos_token_id: the end of a text; None where there is none.
-        goes_on: whether a text goes on after it, in a new line, as lyrics do whose every line has one.
+        ends_lines: whether an end of text ends a line only, as in lyrics (``Preset.ends_lines``).
     """
 
     new_tokens: int = 100
@@ -37,7 +38,7 @@ class SampleOptions:
     top_p: float = 0.9
     seed: int = 0
     eos_token_id: int | None = None
-    goes_on: bool = False
+    ends_lines: bool = False
 
 
 class TextSampler:
@@ -48,7 +49,7 @@ class TextSampler:
         decode: ids -> text.
         prompts: ids of each prompt, at least one.
         options: how to draw.
-        adapters: LoRA's, which count as they do in training.
+        adapters: LoRA's; None without them.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class TextSampler:
         decode: Callable[[Iterable[int]], str],
         prompts: Sequence[Sequence[int]],
         options: SampleOptions,
-        adapters: Any = None,
+        adapters: Adapters | None = None,
     ) -> None:
         self._decode, self._prompts, self._options = decode, prompts, options
         blocks = adapted_blocks(gpt2, adapters)
@@ -103,7 +104,7 @@ def _request(input_ids: tf.Tensor, input_lengths: tf.Tensor, options: SampleOpti
     def rows(value: float, dtype: tf.DType = tf.int32) -> tf.Tensor:
         return tf.fill([batch], tf.constant(value, dtype))
 
-    end = -1 if options.eos_token_id is None or options.goes_on else options.eos_token_id
+    end = -1 if options.eos_token_id is None or options.ends_lines else options.eos_token_id
     return Request(
         input_ids=input_ids,
         input_lengths=input_lengths,
@@ -127,17 +128,12 @@ def _request(input_ids: tf.Tensor, input_lengths: tf.Tensor, options: SampleOpti
     )
 
 
-def adapted_blocks(gpt2: GPT2, adapters: Any) -> list[ApplyBlock]:
-    """Return functions that do what the blocks of ``gpt2`` do, with adapters; none of them without adapters.
-
-    Args:
-        gpt2: the model.
-        adapters: ``training.model.lora.Adapters``, or None.
-    """
+def adapted_blocks(gpt2: GPT2, adapters: Adapters | None) -> list[ApplyBlock]:
+    """Return the blocks of ``gpt2`` with adapters, as functions; an empty list without adapters."""
     return [] if adapters is None else [_adapted(block, index, adapters) for index, block in enumerate(gpt2.h)]
 
 
-def _adapted(block: Block, index: int, adapters: Any) -> ApplyBlock:
+def _adapted(block: Block, index: int, adapters: Adapters) -> ApplyBlock:
     """Return ``Block.call`` of a block whose products have adapters: the same code, over other products."""
 
     def product(part: Any, target: str) -> Callable[[tf.Tensor], tf.Tensor]:

@@ -1,4 +1,4 @@
-"""What training goes on from: trained variables, optimizer and counters, in one file that is whole or absent.
+"""The state of a run: trained variables, optimizer and counters, in one file that is whole or absent.
 
 Frozen variables are not in it: they come from the source. The file is a safetensors file. The format has no checksums,
 so the last tensor holds those of the others.
@@ -21,7 +21,7 @@ from convert.formats.tensor_map import LazyTensor
 from convert.tensors import Array
 from support.errors import CheckpointError, UserError
 from support.files import replacing
-from training.run.run_folder import ADVICE, RunError, RunFolder, writing_to
+from training.run.run_folder import MAKE_ROOM, START_OVER, RunError, RunFolder, writing_to
 
 _COUNTERS, _CHECKSUMS = "counters", "checksums"
 
@@ -73,13 +73,13 @@ def save_state(run: RunFolder, model: Any, counters: Counters) -> None:
         DivergedError: a trained weight is not a finite number; the older state stays.
     """
     text = np.frombuffer(json.dumps(dataclasses.asdict(counters)).encode(), np.uint8)
-    with writing_to(run.state, ADVICE), replacing(run.state) as new:
+    with writing_to(run.state, MAKE_ROOM), replacing(run.state) as new:
         _write(new, state_variables(model), {_COUNTERS: text})
 
 
 def save_best(run: RunFolder, model: Any) -> None:
     """Write the trained variables as the best ones; errors as in ``save_state``."""
-    with writing_to(run.best, ADVICE), replacing(run.best) as new:
+    with writing_to(run.best, MAKE_ROOM), replacing(run.best) as new:
         _write(new, weight_variables(model), {})
 
 
@@ -154,17 +154,14 @@ def _read(path: Path, variables: Mapping[str, Any], others: set[str]) -> dict[st
         raise _damaged(path, f"the checksum of {damaged[0]} is wrong")
     specs = {name: _spec(tensor) for name, tensor in tensors.items() if name not in others}
     if specs != {name: _spec(variable) for name, variable in variables.items()}:
-        raise RunError(f"{path}: is of a model with other weights: {_WAY_OUT}")
+        raise RunError(f"{path}: is of a model with other weights: {START_OVER}")
     for name, variable in variables.items():
         variable.assign(tensors[name].numpy())
     return {name: tensors[name].numpy() for name in others}
 
 
-_WAY_OUT = "start over with --fresh (fresh=True in Python)"
-
-
 def _damaged(path: Path, reason: str) -> RunError:
-    return RunError(f"{path}: is damaged, training cannot go on from it: {reason}: {_WAY_OUT}")
+    return RunError(f"{path}: is damaged, training cannot go on from it: {reason}: {START_OVER}")
 
 
 def _spec(tensor: LazyTensor | Any) -> tuple[tuple[int, ...], str]:

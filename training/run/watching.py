@@ -1,4 +1,4 @@
-"""What a caller can see of training while it runs."""
+"""The reports of a run while it trains, and the watcher that gets them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class EvaluationReport:
 
 
 class Watcher:
-    """Is told what happens; this one shows nothing."""
+    """Gets the reports of a run; this one shows nothing."""
 
     def step(self, report: StepReport) -> None:
         """Take a step that is done."""
