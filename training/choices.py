@@ -1,4 +1,4 @@
-"""What the settings leave open, decided for a model, its texts and this machine. No TensorFlow."""
+"""Values that the settings leave open, decided for a model, its texts and this machine. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from tf_model.config import GPT2Config
 from training.memory import Plan, Work
 from training.model.freezing import count_weights, frozen_tensors
 from training.setting import SettingError
-from training.settings import WEIGHT_DTYPES, Settings
+from training.settings import FLOAT32, Settings
 from training.texts.reading import Texts
 
-EPOCHS = 3.0
-MOST_POSITIONS = 1024
-"""Tokens of a row where nobody says how many."""
+DEFAULT_EPOCHS = 3.0
+LARGEST_DEFAULT_LENGTH = 1024
+"""Tokens of a row where no setting says how many, if the model has as many positions."""
 LEARNING_RATES = ((1e9, 1e-5), (20e6, 5e-5), (0, 3e-4))
-"""Parameters from which on a learning rate is taken, and the rate."""
-LORA_FACTOR = 10
-FLOAT32 = WEIGHT_DTYPES[0]
+"""(Parameters, learning rate): the rate of models with so many parameters or more."""
+LORA_RATE_FACTOR = 10
 PROMPT_CHARACTERS = 12
+"""Of the sample prompt that is taken from a document."""
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
@@ -26,15 +26,19 @@ def row_length(config: GPT2Config, settings: Settings) -> int:
     """Return how many tokens the model is given at a time.
 
     Raises:
-        SettingError: more than it has positions.
+        SettingError: the setting is larger than the model's positions.
     """
     if settings.length is not None and settings.length > config.n_positions:
         raise SettingError(f"--length {settings.length}: expected {config.n_positions} at most, the model's positions")
-    return settings.length or min(config.n_positions, MOST_POSITIONS)
+    return settings.length or min(config.n_positions, LARGEST_DEFAULT_LENGTH)
 
 
 def work_of(config: GPT2Config, settings: Settings, length: int, batch_size: int) -> tuple[int, Work]:
-    """Return how many weights are trained, and what memory depends on."""
+    """Return the number of weights that are trained, and the work that memory depends on.
+
+    Raises:
+        SettingError: nothing is left to train.
+    """
     frozen = frozen_tensors(config, settings.freeze)
     trained = config.parameter_count - count_weights(config, frozen)
     trains_embedding = "wte.weight" not in frozen
@@ -60,18 +64,18 @@ def check_workers(batch_size: int, micro_batch: int, workers: int) -> None:
 
 
 def only_dtype(settings: Settings) -> str | None:
-    """Return the type of frozen weights where there is no choice: without LoRA the others beside them are trained."""
+    """Return float32, the only type of frozen weights next to trained ones; None with LoRA, which has a choice."""
     return None if settings.lora is not None else FLOAT32
 
 
 def default_learning_rate(config: GPT2Config, settings: Settings) -> float:
-    """Return the learning rate where nobody says one."""
+    """Return the learning rate for models of this size."""
     rate = next(rate for parameters, rate in LEARNING_RATES if config.parameter_count >= parameters)
-    return rate * (LORA_FACTOR if settings.lora is not None else 1)
+    return rate * (LORA_RATE_FACTOR if settings.lora is not None else 1)
 
 
 def sample_prompt(texts: Texts, settings: Settings) -> str:
-    """Return what samples begin with: as given, else the beginning of a document that is held out, if there is one."""
+    """Return the prompt of samples: as given, else the beginning of a held-out document, or of one to train on."""
     document = [*texts.held_out, *texts.train][0]
     first = (document.prefix + document.text).strip().partition("\n")[0]
     return first[:PROMPT_CHARACTERS] if settings.sample_prompt is None else settings.sample_prompt
@@ -80,7 +84,7 @@ def sample_prompt(texts: Texts, settings: Settings) -> str:
 def products_of(settings: Settings, plan: Plan) -> tuple[str, list[str]]:
     """Return the type of the matrix products, and notes about it.
 
-    ``auto`` is bfloat16 only where that loses nothing: the weights that are multiplied with have no more digits.
+    ``auto`` is bfloat16 only where the frozen weights have no more digits, so that no digit of theirs is lost.
     """
     has_instructions = bool(_BFLOAT16_FLAGS & (cpu_flags() or set()))
     if settings.products == "bfloat16" and not has_instructions:

@@ -20,13 +20,12 @@ from support.progress import Progress
 from tf_model.precision import DTYPES
 from training.run.run_folder import training_folder
 from training.setting import SettingError
-from training.settings import SAVEDMODEL, Settings
+from training.settings import FLOAT32, SAVEDMODEL, Settings
 
-_DEFAULT_DTYPE = DTYPES[0]
-_ROOM = 1 << 26
-"""Bytes of the disk for logs, samples and the graph."""
-_STATES_BYTES = 28
-"""Of a trained weight in two states, of itself and two moments, and in the best weights."""
+_EXTRA_BYTES = 1 << 26
+"""For logs, samples and the graph."""
+_STATE_BYTES_PER_WEIGHT = 28
+"""A trained weight and its two moments, float32, in two states; and the weight in the best weights."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Destination:
         folder: its path.
         format, dtype: of the result; ``dtype`` is checked.
         options: of the format's writer.
-        tokenizer, tokenizer_kind: what the user has named; None is the model's own.
+        tokenizer, tokenizer_kind: as the user has named them; None is the model's own.
         overwrite: whether an older result is replaced.
     """
 
@@ -50,13 +49,13 @@ class Destination:
     overwrite: bool
 
     @classmethod
-    def of(cls, folder: Path, settings: Settings, overwrite: bool) -> Destination:
+    def of(cls, folder: Path, settings: Settings, *, overwrite: bool) -> Destination:
         """Make it of the settings.
 
         Raises:
             SettingError: the format has no such dtype.
         """
-        dtype = settings.dtype or _DEFAULT_DTYPE
+        dtype = settings.dtype or FLOAT32
         if settings.format == SAVEDMODEL and dtype not in (*DTYPES, AUTO):
             raise SettingError(f"--dtype {dtype}: expected one of {', '.join((*DTYPES, AUTO))}")
         options = {"tensor_parallel": settings.tensor_parallel or 1} if settings.format == "megatron" else {}
@@ -87,7 +86,7 @@ class Destination:
         """
         parent = next(path for path in (self.folder.absolute(), *self.folder.absolute().parents) if path.exists())
         used = sum(file.stat().st_size for file in training_folder(self.folder).rglob("*") if file.is_file())
-        needed = 4 * parameters + _STATES_BYTES * trainable + _ROOM - used
+        needed = 4 * parameters + _STATE_BYTES_PER_WEIGHT * trainable + _EXTRA_BYTES - used
         free = shutil.disk_usage(parent).free
         if free < needed:
             raise UserError(
@@ -121,7 +120,7 @@ class Destination:
         ).notes  # fmt: skip
 
     def next_command(self, prompt: str) -> str:
-        """Return the command that a user goes on with: one that generates, or makes a SavedModel."""
+        """Return the user's next command: it generates, or makes a SavedModel."""
         folder = shlex.quote(str(self.folder))
         if self.format == SAVEDMODEL:
             return f"gpt2-savedmodel generate {folder} {shlex.quote(prompt)}"

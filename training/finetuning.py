@@ -23,6 +23,7 @@ from training.run.run_folder import RunFolder, hash_files, open_run, training_fo
 from training.run.watching import Watcher
 from training.runtime import start_tensorflow
 from training.settings import Settings, document_settings
+from training.texts.documents import to_paths
 
 if TYPE_CHECKING:
     from training.running import Training
@@ -41,7 +42,7 @@ class FinetuneResult:
         validation: perplexity of the held-out documents before and after; None where there are none.
         training: perplexity of a sample of the documents that were trained on, before and after.
         seconds: of this call.
-        command: what to go on with: the command that generates, or one that makes a SavedModel.
+        command: the user's next one: it generates, or makes a SavedModel.
         notes: what a user should know, a line each.
     """
 
@@ -99,7 +100,7 @@ def finetune(
         output: where the result goes; ``output.training`` beside it has the state while it runs.
         fresh: start over where a run was stopped, instead of going on.
         overwrite: replace an older result at ``output``.
-        watcher: is told how the training goes, and every note.
+        watcher: gets reports and notes while the training runs.
         progress: called with the bytes that are read and written.
         settings: see below.
 
@@ -110,11 +111,10 @@ def finetune(
     """
     started = time.monotonic()
     watcher = watcher or Watcher()
-    paths = [Path(path) for path in ([text] if isinstance(text, (str, Path)) else text)]
     place = read_place(os.environ)
     prepared = prepare(
         model,
-        paths,
+        to_paths(text),
         Path(output),
         Settings.of(settings),
         fresh=fresh,
@@ -133,7 +133,7 @@ def finetune(
             exported = ("the chief has the result",) if run is None else _export(prepared, training, progress)
         if run is not None:
             run.finish()
-    notes = [note for note in (*_early(prepared, training), *exported) if note not in prepared.notes]
+    notes = [note for note in (*_early_stop_notes(prepared, training), *exported) if note not in prepared.notes]
     for note in notes:
         watcher.note(note)
     return _result(prepared, training, notes, time.monotonic() - started)
@@ -165,8 +165,8 @@ def _export(prepared: Preparation, training: Training, progress: Progress) -> tu
     return prepared.destination.write(CheckpointAdapter(training.checkpoint, info=info), progress)
 
 
-def _early(prepared: Preparation, training: Training) -> list[str]:
-    """Say that patience has ended the training, if it has."""
+def _early_stop_notes(prepared: Preparation, training: Training) -> list[str]:
+    """Return a note if patience has ended the training."""
     fitted = training.fitted
     if not fitted.stopped_early:
         return []

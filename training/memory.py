@@ -1,4 +1,4 @@
-"""How much memory a training takes, and what of it fits into this machine. No TensorFlow."""
+"""How much memory a training takes, and which plan fits into this machine. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -12,27 +12,26 @@ from support.errors import UserError
 from support.messages import show_bytes
 from tf_model.config import GPT2Config
 
-BASE = 900_000_000
-"""Bytes of Python and TensorFlow with the graph of a step."""
+BASE_BYTES = 900_000_000
+"""Of Python and TensorFlow with the graph of a step."""
 ROWS_OF_LOGITS = 256
 """Rows whose logits are in memory at once: 31 MB of a vocabulary of 30,000."""
 FASTEST_TOKENS = 2048
 """Tokens of a micro-batch above which a step is no faster."""
 _WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
-_PER_WEIGHT = 16
-"""Bytes of a trained weight: itself, its gradient and two moments, float32."""
-_SHARE = 0.9
+_BYTES_PER_TRAINED_WEIGHT = 16
+"""The weight, its gradient and two moments, float32."""
+_USABLE_SHARE = 0.9
 """Of the free memory that a training may take where it has a choice: the estimate is right to a tenth."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What is computed, as far as memory depends on it.
+    """The parts of a training that memory depends on.
 
     Attributes:
         config: the sizes.
-        trained: weights that are trained, adapters among them.
-        frozen: weights that are not.
+        trained, frozen: numbers of weights; adapters are trained ones.
         trains_embedding: whether the token embedding is trained: its gradient is as large as it is.
         length: tokens of a row.
         batch_size: rows of an update.
@@ -50,7 +49,7 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How the work is done, and the bytes that this takes."""
+    """How the work is done, and the bytes of memory that it takes."""
 
     micro_batch: int
     recompute: bool
@@ -71,7 +70,7 @@ def estimate(
     config = work.config
     h, inner = config.n_embd, config.n_inner
     tokens = micro_batch * work.length
-    weights = _PER_WEIGHT * work.trained + _WEIGHT_BYTES[frozen_dtype] * work.frozen
+    weights = _BYTES_PER_TRAINED_WEIGHT * work.trained + _WEIGHT_BYTES[frozen_dtype] * work.frozen
     if work.trains_embedding:
         weights += 4 * config.vocab_size * h
     if frozen_dtype != "float32":
@@ -82,7 +81,7 @@ def estimate(
     kept = config.n_layer * (4 * h if recompute else block)
     activations = tokens * (kept + 3 * block)
     logits = 3 * 4 * min(tokens, ROWS_OF_LOGITS) * config.vocab_size
-    return BASE + weights + activations + logits
+    return BASE_BYTES + weights + activations + logits
 
 
 def _block(config: GPT2Config, length: int) -> int:
@@ -124,7 +123,7 @@ def make_plan(
     frozen_dtype: str | None = None,
     teacher_dtype: str | None = None,
 ) -> Plan:
-    """Choose what is None so that the work fits: the least that costs time, of the widest type.
+    """Choose the values that are None so that the work fits: as little recomputing as possible, the widest types.
 
     Raises:
         UserError: nothing fits.
@@ -149,7 +148,7 @@ def make_plan(
     ]
     if available is None:
         return plans[0]
-    fitting = [plan for plan in plans if plan.nbytes <= _SHARE * available]
+    fitting = [plan for plan in plans if plan.nbytes <= _USABLE_SHARE * available]
     if fitting:
         return fitting[0]
     least = min(plans, key=lambda plan: plan.nbytes)

@@ -24,7 +24,7 @@ from support.progress import Progress, no_progress
 from tokenization import Tokenizer, load_tokenizer
 from tokenization.special_tokens import SpecialTokens
 from training.choices import (
-    EPOCHS,
+    DEFAULT_EPOCHS,
     check_workers,
     default_learning_rate,
     only_dtype,
@@ -46,10 +46,10 @@ from training.texts.documents import find_files
 from training.texts.reading import Texts, held_out_share, read_texts
 
 Model = Checkpoint | CheckpointSource | str | Path
-"""A checkpoint, what opens one, or where one is."""
+"""A checkpoint, an object that opens one, or the path of one."""
 
-_CHOSEN = ("micro_batch", "frozen_dtype", "teacher_dtype")
-"""What depends on the machine, and decides the weights that come out: a run goes on with what it began with."""
+_CHOSEN_FOR_MACHINE = ("micro_batch", "frozen_dtype", "teacher_dtype")
+"""Values that depend on the machine and decide the weights that come out: a run goes on with those it began with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,19 +58,19 @@ class Preparation:
 
     Attributes:
         checkpoint: the model, without the rows of its vocabulary that no text becomes.
-        teacher: the model that it learns of besides; None without one.
+        teacher: the model that teaches it; None without one.
         tokenizer: the model's, with the pieces that it begins and ends texts with.
-        prompt, prompt_ids: what samples begin with.
+        prompt, prompt_ids: the beginning of samples.
         destination: where the result goes.
         settings: as given.
         texts: what is trained on.
-        files: those that have the texts.
+        files: the files of the texts.
         plan: micro-batches, recomputing, and the types of frozen weights and of the teacher's.
         products: type of the matrix products.
         steps, evaluate_every: updates in all, and between two evaluations.
-        learning_rate: the greatest.
-        trainable: weights that are trained.
-        record: ``run.json``: what decides the weights that come out.
+        learning_rate: the peak.
+        trainable: number of weights that are trained.
+        record: the content of ``run.json``: all that decides the weights that come out.
         notes: what a user should know, a line each.
     """
 
@@ -135,7 +135,7 @@ def prepare(
         TokenizerError: the tokenizer cannot be used.
     """
     checkpoint, tokenizer, tokens, notes = open_with_tokenizer(model, settings)
-    destination = Destination.of(output, settings, overwrite)
+    destination = Destination.of(output, settings, overwrite=overwrite)
     named = [path for path in (settings.tokenizer, settings.teacher) if path is not None]
     inputs = [*checkpoint.info.inputs, *paths, *named, *_validation_file(settings)]
     destination.check(checkpoint, inputs)
@@ -161,7 +161,7 @@ def prepare(
     prompt = sample_prompt(texts, settings)
     destination.check_space(config.parameter_count, trainable)
     batches = Batches(texts.rows, settings.batch_size, plan.micro_batch, settings.seed)
-    epochs = EPOCHS if settings.epochs is None else settings.epochs
+    epochs = DEFAULT_EPOCHS if settings.epochs is None else settings.epochs
     steps = math.ceil(epochs * batches.steps_per_epoch) if settings.steps is None else settings.steps
     products, product_notes = products_of(settings, plan)
     chosen = {
@@ -170,7 +170,7 @@ def prepare(
         "learning_rate": settings.learning_rate or default_learning_rate(config, settings),
         "length": length,
         "products": products,
-        **{name: getattr(plan, name) for name in _CHOSEN},
+        **{name: getattr(plan, name) for name in _CHOSEN_FOR_MACHINE},
     }
     if teacher is not None:
         chosen["teacher"] = _model_hash(teacher)
@@ -245,7 +245,7 @@ def _tokenizer(checkpoint: Checkpoint, settings: Settings) -> tuple[Tokenizer, S
 
 
 def _chosen_before(output: Path) -> dict[str, Any]:
-    """Return what an earlier run that can go on has chosen for its machine."""
+    """Return the record of an earlier run that can go on, which has what was chosen for its machine."""
     run = RunFolder(training_folder(output))
     if not run.state.exists():
         return {}
@@ -253,7 +253,7 @@ def _chosen_before(output: Path) -> dict[str, Any]:
 
 
 def _record(checkpoint: Checkpoint, settings: Settings, chosen: Mapping[str, Any], texts: Texts) -> dict[str, Any]:
-    """Return what decides the weights that come out, by the names of the settings."""
+    """Return all that decides the weights that come out, by the names of the settings."""
     fixed = {name: value for name, value in settings.to_dict().items() if not SETTINGS[name].may_change}
     del fixed["epochs"]  # steps say it
     return {**fixed, **chosen, "model": _model_hash(checkpoint), "texts": texts.sha256}
@@ -265,5 +265,5 @@ def _model_hash(checkpoint: Checkpoint) -> str:
 
 
 def _validation_file(settings: Settings) -> list[Path]:
-    """Return the file with the held-out documents, if it is one."""
+    """Return the file with the held-out documents, if ``validation`` names a file."""
     return [] if held_out_share(settings.validation) is not None else [Path(str(settings.validation))]

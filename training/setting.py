@@ -1,4 +1,4 @@
-"""One setting: what values it can have, and the line that says what is wrong with another."""
+"""One setting: the values that it can have, and the message for any other."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ class SettingError(UserError, ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What one setting can be.
+    """The values of one setting.
 
     Attributes:
         help: one line for the command's help, without the default.
         kind: the type of a value.
-        low, high: the least and the greatest number; ``above`` is a number that is too small by itself.
+        low, high: the least and the greatest number.
+        above: the number that a value must exceed.
         choices: all values, where only some are possible.
-        is_list: whether it is a tuple of such values.
-        metavar: what the help calls a value.
-        shown_default: what the help says is the default, where the field's own default says too little.
+        is_list: whether the setting is a tuple of such values.
+        metavar: the name of a value in the help.
+        shown_default: the default in the help, where that of the field says too little.
         may_change: whether a run that was stopped can go on with another value.
     """
 
@@ -80,7 +81,7 @@ class Setting:
 
 
 def flag(name: str) -> str:
-    """Return what a setting is called on the command line."""
+    """Return the option of a setting on the command line."""
     return f"--{name.replace('_', '-')}"
 
 

@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 from tf_model.config import LINEAR_LAYERS
 from training.setting import Setting, SettingError, flag, row
 
-WEIGHT_DTYPES = ("float32", "bfloat16", "int8")
-"""What the weights of a model in training can be in memory; only float32 ones are trained."""
+FLOAT32 = "float32"
+WEIGHT_DTYPES = (FLOAT32, "bfloat16", "int8")
+"""Types that the weights of a model in training can have in memory; only float32 ones are trained."""
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 SAVEDMODEL = "savedmodel"

@@ -1,4 +1,4 @@
-"""What would be trained: documents, tokens, rows and the first of them, before hours are spent. No TensorFlow."""
+"""A report of the texts before hours are spent: documents, tokens, rows and the first of them. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training.choices import row_length
 from training.preparation import Model, model_tokenizer, open_with_tokenizer
 from training.settings import Settings
 from training.texts.batches import Batches
-from training.texts.documents import find_files
+from training.texts.documents import find_files, to_paths
 from training.texts.packing import PackedRows
 from training.texts.reading import read_texts
 
@@ -26,7 +26,7 @@ DOCUMENT_END, LOSS_OFF, LOSS_ON = "⏹", "«", "»"
 
 @dataclasses.dataclass(frozen=True)
 class TextReport:
-    """What would be trained.
+    """The texts as ``finetune`` would train on them.
 
     Attributes:
         preset: how the files become documents.
@@ -93,7 +93,7 @@ class TextReport:
 def inspect_text(
     model: Model | None, text: str | Path | Sequence[str | Path], *, progress: Progress = no_progress, **settings: Any
 ) -> TextReport:
-    """Read texts as ``finetune`` does with the same settings, and say what would be trained.
+    """Read texts as ``finetune`` does with the same settings, and report documents, tokens and rows.
 
     Args:
         model: as for ``finetune``; its weights are not read.
@@ -105,7 +105,7 @@ def inspect_text(
         UserError: texts, model or settings cannot be used.
         TokenizerError: the tokenizer cannot be used, or is not the model's.
     """
-    paths = [Path(path) for path in ([text] if isinstance(text, (str, Path)) else text)]
+    paths = to_paths(text)
     chosen = Settings.of(settings)
     checkpoint, tokenizer, tokens, notes = open_with_tokenizer(model, chosen)
     own = cast(Tokenizer, model_tokenizer(tokenizer, tokens))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from training.augmentation.augmenting import (
-    CANDIDATES,
+    CANDIDATES_PER_TEXT,
     AugmentationError,
     Candidate,
     Filters,
@@ -135,8 +135,8 @@ def test_what_is_left_of_a_label_without_good_texts_is_said() -> None:
     model = script(whole("one", "two"))
     result = augment(model, LABELS, 3, filters=ANY)
     assert kept(result) == ["one", "two"]
-    assert len(model.seeds[SPRING]) == 3 * CANDIDATES
-    assert result.notes == (f"{SPRING}: 2 of {3 * CANDIDATES} texts were good enough, 3 are wanted",)
+    assert len(model.seeds[SPRING]) == 3 * CANDIDATES_PER_TEXT
+    assert result.notes == (f"{SPRING}: 2 of {3 * CANDIDATES_PER_TEXT} texts were good enough, 3 are wanted",)
     assert "2 of spring, 3 of autumn; left out: 28 written twice" in result.summary()
     assert json.loads(json.dumps(result.to_dict()))["rejected"]["duplicate"] == 28
 

@@ -25,9 +25,9 @@ from support.errors import UserError
 from support.files import describe_write_error, replacing
 from support.messages import describe_json, list_names
 
-CANDIDATES = 10
+CANDIDATES_PER_TEXT = 10
 """Texts that are written for each one that is wanted, at most."""
-GRAM = 4
+GRAM_CHARACTERS = 4
 """Characters of the pieces that two texts are compared by."""
 
 
@@ -197,8 +197,8 @@ def augment(
     notes = []
     for index, label in enumerate(labels):
         before = len(kept)
-        for start in range(0, CANDIDATES * number, batch_size):
-            seeds = range(seed + start, seed + min(start + batch_size, CANDIDATES * number))
+        for start in range(0, CANDIDATES_PER_TEXT * number, batch_size):
+            seeds = range(seed + start, seed + min(start + batch_size, CANDIDATES_PER_TEXT * number))
             written = sieve.sift(model.write(label, seeds))
             if written:
                 probabilities = softmax(model.log_likelihoods(written, labels) + prior)[:, index]
@@ -208,7 +208,8 @@ def augment(
                 break
         else:
             notes.append(
-                f"{label}: {len(kept) - before} of {CANDIDATES * number} texts were good enough, {number} are wanted"
+                f"{label}: {len(kept) - before} of {CANDIDATES_PER_TEXT * number} texts were good enough, "
+                f"{number} are wanted"
             )
     if not kept:
         reasons = ", ".join(f"{count} {reason.value}" for reason, count in sieve.rejected.items())
@@ -276,7 +277,7 @@ def normalize(text: str) -> str:
 
 def grams(text: str) -> set[str]:
     """Return every 4 characters of a text that follow each other."""
-    return {text[at : at + GRAM] for at in range(len(text) - GRAM + 1)}
+    return {text[at : at + GRAM_CHARACTERS] for at in range(len(text) - GRAM_CHARACTERS + 1)}
 
 
 def _log_prior(labels: Sequence[str], known: Sequence[LabelledText]) -> NDArray[np.float64]:

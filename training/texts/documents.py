@@ -1,13 +1,13 @@
-"""Read what a model is trained on: text files, JSON lines, folders of both."""
+"""Read the documents that a model is trained on: text files, JSON lines, folders of both."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from support import documents as files
+from support import documents as text_files
 from support.errors import UserError
 from support.messages import describe_json
 
@@ -55,6 +55,11 @@ def read_documents(paths: Sequence[Path], preset: Preset, prefix_fields: Sequenc
     return found
 
 
+def to_paths(text: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Return the paths of texts that a caller names: one, or several."""
+    return [Path(path) for path in ([text] if isinstance(text, (str, Path)) else text)]
+
+
 def find_files(paths: Sequence[Path]) -> list[Path]:
     """Return the files that are read: those named, and those of folders.
 
@@ -74,7 +79,7 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def _documents_of(file: Path, preset: Preset, prefix_fields: Sequence[str]) -> Iterator[Document]:
-    for document in files.read_documents(file, TextError):
+    for document in text_files.read_documents(file, TextError):
         if document.line is not None:
             place = f"{file}, {document.name}"
             prefix = "".join(f"{_field(document.fields, name, place)}\n" for name in prefix_fields)
@@ -86,7 +91,7 @@ def _documents_of(file: Path, preset: Preset, prefix_fields: Sequence[str]) -> I
                 yield _checked(Document(text, place=f"{file}, line {line}"))
 
 
-def _field(fields: Any, name: str, place: str) -> str:
+def _field(fields: Mapping[str, Any], name: str, place: str) -> str:
     value = fields.get(name)
     if not isinstance(value, str) or not value.strip():
         found = f"a line with {', '.join(fields) or 'no fields'}" if name not in fields else describe_json(value)
@@ -95,7 +100,7 @@ def _field(fields: Any, name: str, place: str) -> str:
 
 
 def _checked(document: Document) -> Document:
-    """Refuse what no tokenizer can encode, and what no text has."""
+    """Return the document, unless it has a half surrogate pair, which no tokenizer can encode, or a NUL."""
     text = document.prefix + document.text
     if "\0" in text:
         raise TextError(f"{document.place}: expected a text, found a NUL in it")

@@ -57,7 +57,7 @@ class Preset:
     Attributes:
         name: what ``--preset`` calls it.
         passages: cuts a text file into documents: (line, text) each, lines from 1.
-        parts: what of a document's text is encoded on its own, one after the other.
+        parts: cuts a document's text into parts, which are encoded one by one.
         ends: whether the end of text follows each part.
     """
 
@@ -90,7 +90,7 @@ class Preset:
 
 
 def preset_notes(preset: Preset, tokenizer: Tokenizer, documents: Sequence[Document]) -> list[str]:
-    """Say what of a preset the vocabulary cannot have: ends of texts, or lines."""
+    """Return notes on parts of a preset that the vocabulary has no token for: ends of texts, line feeds."""
     notes = []
     if preset.ends and tokenizer.eos_token_id is None:
         notes.append(

@@ -20,19 +20,19 @@ from training.texts.splitting import split, split_notes
 if TYPE_CHECKING:
     from tokenization import Tokenizer
 
-HELD_OUT = 0.05
-"""The share of the documents that is held out where nobody says otherwise."""
-UNKNOWN_SHARE = 0.01
-"""The share of unknown tokens from which on there is a note."""
+DEFAULT_HELD_OUT_SHARE = 0.05
+"""Of the documents, where no setting says otherwise."""
+NOTED_UNKNOWN_SHARE = 0.01
+"""With this share of unknown tokens and more there is a note."""
 SAMPLE_TOKENS = 8192
-"""Tokens of the sample of what is learnt, about: as many as ``verify`` measures a model with."""
-SHOWN_PARTS = 10
-"""Characters or words that it names."""
+"""About the tokens of ``Texts.sample``: as many as ``verify`` measures a model with."""
+SHOWN_UNKNOWN_PARTS = 10
+"""Characters or words that the note names."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """What a model is trained on, and measured with.
+    """The texts that a model is trained on and measured with.
 
     Attributes:
         preset: how the files became documents.
@@ -40,9 +40,9 @@ class Texts:
         rows: the packed documents to train on.
         validation: those held out, packed; None where there are none.
         encoded: those to train on, as token ids.
-        unknown, unknown_share: how many tokens of all documents the vocabulary does not have, and which part it is.
-        sample: some of those to train on, as many as are held out, packed: what shows overfitting.
-        sha256: of all token ids and of which are predicted.
+        unknown, unknown_share: number and share of tokens, of all documents, that the vocabulary does not have.
+        sample: some of the documents to train on, as many as are held out, packed: their perplexity shows overfitting.
+        sha256: of all token ids, segments and ``predicted``.
         notes: what a user should know, a line each.
     """
 
@@ -126,7 +126,7 @@ def held_out_share(validation: str | float | Path | None) -> float | None:
         TextError: a number that is neither.
     """
     if validation is None:
-        return HELD_OUT
+        return DEFAULT_HELD_OUT_SHARE
     try:
         share = float(str(validation))
     except ValueError:
@@ -154,7 +154,7 @@ def _encode(
 
 
 def _sample(encoded: Sequence[EncodedDocument], count: int, seed: int) -> list[EncodedDocument]:
-    """Return as many documents as are held out, and one at least; no more when they have ``SAMPLE_TOKENS``."""
+    """Choose as many documents as are held out, one at least, and none after ``SAMPLE_TOKENS`` tokens."""
     order = np.random.default_rng([seed, 1]).permutation(len(encoded))[: max(1, count)]
     before = np.cumsum([0, *(len(encoded[index].ids) for index in order[:-1])])
     return [encoded[index] for index in sorted(order[before < SAMPLE_TOKENS].tolist())]
@@ -171,14 +171,14 @@ def _hash(packed: Sequence[PackedRows]) -> str:
 
 def _unknown_notes(documents: Sequence[Document], share: float, tokenizer: Tokenizer) -> list[str]:
     """Say which characters the vocabulary does not have, where they are many."""
-    if share < UNKNOWN_SHARE:
+    if share < NOTED_UNKNOWN_SHARE:
         return []
     parts: dict[str, None] = {}
     for document in documents:
         parts.update(dict.fromkeys(tokenizer.unknown_parts(document.text)))
-        if len(parts) >= SHOWN_PARTS:
+        if len(parts) >= SHOWN_UNKNOWN_PARTS:
             break
-    shown = " ".join(list(parts)[:SHOWN_PARTS])
+    shown = " ".join(list(parts)[:SHOWN_UNKNOWN_PARTS])
     return [
         f"{share:.1%} of the tokens are unknown to the vocabulary ({shown}): the model learns nothing of them; is it "
         "the right tokenizer?"

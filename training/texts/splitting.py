@@ -8,7 +8,7 @@ import numpy as np
 
 from training.texts.documents import Document
 
-MOST_HELD_OUT = 200
+LARGEST_HELD_OUT = 200
 """Documents that are held out at most where a share is asked for."""
 
 
@@ -21,11 +21,21 @@ def split(documents: Sequence[Document], share: float, seed: int) -> tuple[list[
             many, from 1 on. One document at least stays to train on.
         seed: which ones are held out is a function of it.
     """
-    count = int(share) if share >= 1 else min(MOST_HELD_OUT, max(1, round(share * len(documents)))) if share else 0
-    count = max(0, min(count, len(documents) - 1))
+    count = _count_held_out(share, len(documents))
     held_out = {*np.random.default_rng([seed, len(documents)]).permutation(len(documents))[:count].tolist()}
     train = [document for index, document in enumerate(documents) if index not in held_out]
     return train, [documents[index] for index in sorted(held_out)]
+
+
+def _count_held_out(share: float, documents: int) -> int:
+    """Return how many of ``documents`` are held out."""
+    if share >= 1:
+        wanted = int(share)
+    elif share > 0:
+        wanted = min(LARGEST_HELD_OUT, max(1, round(share * documents)))
+    else:
+        wanted = 0
+    return max(0, min(wanted, documents - 1))
 
 
 def split_notes(train: Sequence[Document], validation: Sequence[Document]) -> list[str]:
