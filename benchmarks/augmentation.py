@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import json
 import math
 import random
 import statistics
@@ -23,10 +22,10 @@ from typing import Any
 
 import training
 from convert.formats.registry import CheckpointSpec
-from demo.corpus import SEED, split
+from demo.__main__ import CHECKPOINT, HEADS
+from demo.corpus import SEED, read_poems, split, write_json_lines
 from training.augmentation.augmenting import AugmentationResult, Candidate, Filters, LabelledText, augment
 
-DEMO = Path(__file__).parent.parent / "demo" / "song-ci"
 LABELS = "梅舟酒寿"
 SHORTEST = 9
 """Characters of a line: shorter ones say little."""
@@ -47,7 +46,7 @@ def labelled_lines(corpus: Path) -> list[list[LabelledText]]:
     _, trained = split(corpus, random.Random(SEED))
     seen = {line for text in trained for line in text.split("\n")}
     poems = []
-    for poem in map(json.loads, corpus.read_text("utf-8").splitlines()):
+    for poem in read_poems(corpus):
         found = []
         for line in poem["lines"]:
             labels = [label for label in LABELS if label in line]
@@ -117,10 +116,10 @@ class Remembered:
 def fine_tuned(train: Sequence[LabelledText], folder: Path, seed: int) -> Remembered:
     """The demo, fine-tuned on labelled texts."""
     file = folder / "labelled.jsonl"
-    file.write_text("".join(json.dumps(line._asdict(), ensure_ascii=False) + "\n" for line in train), "utf-8")
+    write_json_lines([line._asdict() for line in train], file)
     training.finetune(
-        CheckpointSpec(DEMO, n_head=4), file, folder / "model", prefix=["label"], validation=0, epochs=10,
-        learning_rate=5e-4, length=64, batch_size=4, seed=seed, sample=0, tokenizer=DEMO / "tokenizer",
+        CheckpointSpec(CHECKPOINT, HEADS), file, folder / "model", prefix=["label"], validation=0, epochs=10,
+        learning_rate=5e-4, length=64, batch_size=4, seed=seed, sample=0, tokenizer=CHECKPOINT / "tokenizer",
     )  # fmt: skip
     from inference.text_generator import TextGenerator
     from training.augmentation.label_model import GeneratorOfLabels

@@ -9,19 +9,16 @@ the poems that the demo was not trained on either.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import convert
 import training
-from demo.corpus import SEED, split
+from demo.__main__ import CHECKPOINT, convert_checkpoint
+from demo.corpus import SEED, split, write_json_lines
 
-DEMO = Path(__file__).parent.parent / "demo" / "song-ci"
 STUDENT = "layers=2,hidden=96,heads=4,positions=256"
 TEACHINGS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -29,11 +26,6 @@ TEACHINGS: dict[str, dict[str, Any]] = {
     "0.9": {"teacher_weight": 0.9},
     "0.9, temperature 2": {"teacher_weight": 0.9, "teacher_temperature": 2.0},
 }
-
-
-def write_texts(texts: Sequence[str], path: Path) -> Path:
-    path.write_text("".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts), "utf-8")
-    return path
 
 
 def main() -> None:
@@ -46,15 +38,15 @@ def main() -> None:
     print("| teacher's weight | held-out perplexity | seconds |\n|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        demo = convert.open_checkpoint(DEMO, heads=4)
-        convert.to_savedmodel(demo, folder / "demo", tokenizer=DEMO / "tokenizer")
-        texts = write_texts(poems[: args.poems], folder / "poems.jsonl")
-        validation = write_texts(held_out, folder / "held-out.jsonl")
+        convert_checkpoint(folder / "demo")
+        texts, validation = folder / "poems.jsonl", folder / "held-out.jsonl"
+        write_json_lines(poems[: args.poems], texts)
+        write_json_lines(held_out, validation)
         for number, (name, teaching) in enumerate(TEACHINGS.items()):
             started = time.monotonic()
             result = training.finetune(
-                None, texts, folder / str(number), init=STUDENT, tokenizer=DEMO / "tokenizer", validation=validation,
-                steps=args.steps, evaluate_every=args.steps, learning_rate=2e-3, sample=0,
+                None, texts, folder / str(number), init=STUDENT, tokenizer=CHECKPOINT / "tokenizer",
+                validation=validation, steps=args.steps, evaluate_every=args.steps, learning_rate=2e-3, sample=0,
                 **({"teacher": folder / "demo", **teaching} if teaching else {}),
             )  # fmt: skip
             assert result.validation is not None

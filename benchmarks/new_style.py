@@ -19,7 +19,7 @@ from typing import Any
 import training
 from convert.formats.registry import CheckpointSpec
 from demo.__main__ import CHECKPOINT, HEADS
-from demo.corpus import COMMON, poems_of_tunes, text_of, write_texts
+from demo.corpus import COMMON, poems_of_tunes, text_of, write_json_lines
 from support.command_line import Parser, set_environment
 from support.main_guard import main_guard
 
@@ -44,8 +44,8 @@ def write_new_tunes(corpus: Path, folder: Path) -> tuple[Path, Path]:
     texts = [text_of(poem) for poem in poems_of_tunes(corpus, FEWEST, COMMON)]
     random.Random(SEED).shuffle(texts)
     files = folder / "train.jsonl", folder / "held-out.jsonl"
-    write_texts(texts[HELD_OUT:], files[0])
-    write_texts(texts[:HELD_OUT], files[1])
+    write_json_lines(texts[HELD_OUT:], files[0])
+    write_json_lines(texts[:HELD_OUT], files[1])
     return files
 
 

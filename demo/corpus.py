@@ -12,7 +12,7 @@ import json
 import math
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +59,15 @@ def split(corpus: Path, rng: random.Random) -> tuple[list[str], list[str]]:
     return [text_of(poem) for poem in held_out], [text_of(poem) for poem in train]
 
 
-def write_texts(texts: list[str], output: Path) -> None:
-    """JSON lines, a string each."""
-    output.write_text("".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts), "utf-8")
+def write_json_lines(values: Iterable[object], output: Path) -> None:
+    """A line each: a text, or an object with fields."""
+    output.write_text("".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values), "utf-8")
 
 
 def write_held_out(corpus: Path, output: Path) -> None:
     """Write the poems that are held out."""
     held_out, _ = split(corpus, random.Random(SEED))
-    write_texts(held_out, output)
+    write_json_lines(held_out, output)
 
 
 def main() -> None:

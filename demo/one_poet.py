@@ -13,7 +13,6 @@ Held out is half of the poet's poems that the demo does not know: most of them a
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 import training
 from convert.formats.registry import CheckpointSpec
 from demo.__main__ import CHECKPOINT, HEADS
-from demo.corpus import SEED, read_poems, split_poems
+from demo.corpus import SEED, read_poems, split_poems, write_json_lines
 from support.command_line import Parser, set_environment, utf8_text
 from support.errors import UserError
 from support.main_guard import main_guard
@@ -41,8 +40,7 @@ RECIPE: dict[str, Any] = {
 
 def write_poems(poems: list[dict[str, Any]], output: Path) -> None:
     """JSON lines, with ``text`` and ``tune``."""
-    lines = [{"tune": poem["tune"], "text": "\n".join(poem["lines"])} for poem in poems]
-    output.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
+    write_json_lines([{"tune": poem["tune"], "text": "\n".join(poem["lines"])} for poem in poems], output)
 
 
 def write_poet(corpus: Path, poet: str, folder: Path) -> tuple[Path, Path]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import training
 from demo.__main__ import CHECKPOINT
-from demo.corpus import SEED, split, write_texts
+from demo.corpus import SEED, split, write_json_lines
 from support.command_line import Parser, set_environment
 from support.main_guard import main_guard
 from support.progress import TerminalProgress
@@ -64,8 +64,8 @@ def write_corpus(corpus: Path, tokenizer: Path, folder: Path) -> tuple[Path, Pat
 
     folder.mkdir(parents=True, exist_ok=True)
     files = folder / "train.jsonl", folder / "held-out.jsonl"
-    write_texts([text for text in texts if is_learnable(text)], files[0])
-    write_texts(held_out, files[1])
+    write_json_lines([text for text in texts if is_learnable(text)], files[0])
+    write_json_lines(held_out, files[1])
     return files
 
 
