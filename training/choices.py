@@ -95,7 +95,7 @@ def products_of(settings: Settings, plan: Plan) -> tuple[str, list[str]]:
 
 
 def plan_notes(plan: Plan, settings: Settings) -> list[str]:
-    """Say what was chosen because the memory is short, and what that costs."""
+    """Return notes on choices that short memory has forced, with their costs."""
     notes = []
     if plan.recompute and settings.recompute is None:
         notes.append("blocks are computed again for their gradients, as memory is short (--no-recompute: never)")

@@ -97,7 +97,7 @@ def finetune(
     Args:
         model: a checkpoint of any format, or a SavedModel of this program; None for one from nothing (``init``).
         text: files and folders of texts.
-        output: where the result goes; ``output.training`` beside it has the state while it runs.
+        output: where the result goes; ``output.training`` next to it has the state while it runs.
         fresh: start over where a run was stopped, instead of going on.
         overwrite: replace an older result at ``output``.
         watcher: gets reports and notes while the training runs.

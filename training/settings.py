@@ -1,4 +1,4 @@
-"""What can be said about a fine-tuning: one table for the command line, for Python and for ``run.json``.
+"""The settings of a fine-tuning: one table for the command line, for Python and for ``run.json``.
 
 A row is a field of ``Settings``: its default, its help, its type and its limits. This module needs nothing but Python's
 standard library.
@@ -28,7 +28,7 @@ FORMATS = (SAVEDMODEL, "huggingface", "megatron", "uer", "openai")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a model is fine-tuned. None stands for what is chosen when model, texts and machine are known.
+    """How a model is fine-tuned. A value of None is chosen later, when model, texts and machine are known.
 
     Raises:
         SettingError: a value is impossible, or two contradict each other.
@@ -286,7 +286,7 @@ def document_settings(function: Function) -> Function:
 
 
 def shown_default(name: str) -> str:
-    """Return what the help says that a setting is where nobody gives it."""
+    """Return the default of a setting as the help shows it."""
     default = SETTINGS[name].shown_default or DEFAULTS[name]
     return "none" if default in (None, ()) else str(default)
 
@@ -298,7 +298,7 @@ def _plain(value: Any) -> Any:
 
 
 def _contradictions(settings: Settings) -> list[str]:
-    """Return what is wrong with settings that are possible each for itself, a line each."""
+    """Return a line for each contradiction between settings whose values are possible by themselves."""
     wrong = []
     if settings.steps is not None and settings.epochs is not None:
         wrong.append("--steps and --epochs: expected one of them")

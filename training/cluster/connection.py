@@ -1,4 +1,4 @@
-"""A connection between two workers beside TensorFlow's own: messages over a socket.
+"""A connection between two workers, next to TensorFlow's own: messages over a socket.
 
 A message is a line of JSON, which says how many bytes come after it. There is no pickle, but nothing is encrypted
 either, and TensorFlow's own port runs any graph: a cluster belongs in a network of its own.

@@ -71,7 +71,7 @@ class Control:
             raise WorkersError(self.failure)
 
     def wait_for_failure(self, seconds: float) -> None:
-        """Wait until the thread that listens knows what TensorFlow has noticed first, at most so long."""
+        """Wait at most so long for the listening thread to notice a loss that TensorFlow has noticed first."""
         self._has_failed.wait(seconds)
 
     def finish(self) -> None:

@@ -1,6 +1,6 @@
 """How the workers of a cluster meet before TensorFlow starts, which would wait for ever for one that never comes.
 
-The chief listens at its own port, compares what the others bring with what it has itself, and leaves the port to
+The chief listens at its own port, compares the facts of the others with its own, and leaves the port to
 TensorFlow. The connections stay.
 """
 
@@ -125,7 +125,7 @@ def _accept(endpoint: socket.socket, deadline: float) -> tuple[Connection, Messa
 
 
 def _compare(place: Place, index: int, ours: Facts, theirs: object) -> None:
-    """Compare what a worker brings with what the chief has."""
+    """Compare the facts of a worker with the chief's."""
     found = theirs if isinstance(theirs, dict) else {}
     if others := find_differences(json.loads(json.dumps(ours)), found, "the chief's is"):
         raise WorkersError(

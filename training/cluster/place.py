@@ -84,7 +84,7 @@ def split_host(text: str) -> tuple[str, int]:
 
 
 def read_place(environment: Mapping[str, str]) -> Place | None:
-    """Return what ``TF_CONFIG`` says, or None for a process that is alone.
+    """Return the place that ``TF_CONFIG`` names, or None for a process that is alone.
 
     Raises:
         WorkersError: it cannot be used.

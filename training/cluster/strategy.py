@@ -221,7 +221,7 @@ def sum_over_workers(values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
 
 
 def micro_batch_number(index: int) -> Any:
-    """Return the number in the global batch of this worker's micro-batch ``index``: what dropout is keyed by."""
+    """Return the number in the global batch of this worker's micro-batch ``index``, which dropout is keyed by."""
     import tensorflow as tf
 
     context = tf.distribute.get_replica_context()

@@ -1,4 +1,4 @@
-"""``inspect-text``: what ``finetune`` would train on, before hours are spent."""
+"""``inspect-text``: a report of the texts as ``finetune`` would train on them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """One block of GPT-2 with its gradient, its weights being arguments: whichever block it is, the graph is the same.
 
 Rows are float32 ``[N, h]`` with N = b * S. Weights go by their canonical names without the block's number
-(``attn.c_attn.weight``); an int8 matrix has ``SCALE`` beside it, and a matrix with an adapter ``ADAPTER_A`` and
+(``attn.c_attn.weight``); an int8 matrix has a ``SCALE`` next to it, and a matrix with an adapter ``ADAPTER_A`` and
 ``ADAPTER_B``.
 """
 

@@ -163,7 +163,7 @@ class _BlockFunctions:
     def _again(
         self, x: tf.Tensor, outer: tf.Tensor, weights: Tensors, sequences: Sequences, numbers: BlockNumbers
     ) -> Kept:
-        """Return what the gradient of a block needs, once the gradient ``outer`` of its output is there."""
+        """Compute ``Kept`` again, once the gradient ``outer`` of the block's output is there."""
         with tf.control_dependencies([outer]):
             x = tf.identity(x)
         kept: Kept = self._begin(x, weights, sequences, numbers)[1]

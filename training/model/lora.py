@@ -1,4 +1,4 @@
-"""LoRA: small matrices that are trained beside frozen ones. y = x W^T + s (x A^T) B^T, with s = alpha / r.
+"""LoRA: small trained matrices next to frozen ones. y = x W^T + s (x A^T) B^T, with s = alpha / r.
 
 Sources: the paper (arXiv 2106.09685, section 4.1); ``tuners/lora/layer.py`` of peft 0.21, whose shapes, names and
 beginning these have.

@@ -75,7 +75,7 @@ class TrainedGPT2(keras.Model):
         return self._log(_sum_over(data["ids"].shape[0], measure)[0], tokens)
 
     def micro_loss(self, rows: tf.Tensor, batch: Batch) -> tf.Tensor:
-        """Return what one micro-batch adds to the loss that is trained: summed over its predicted tokens, in nats.
+        """Return the training loss of one micro-batch, summed over its predicted tokens, in nats.
 
         Args:
             rows: float32 ``[b * S, h]`` after the final layer norm.
@@ -103,7 +103,7 @@ class TrainedGPT2(keras.Model):
     def _micro_gradients(
         self, batch: Batch, step: tf.Tensor | None, tokens: tf.Tensor | float, index: tf.Tensor | int
     ) -> list[tf.Tensor]:
-        """Return what one micro-batch adds to the loss and to the gradients."""
+        """Return the loss and the gradients of one micro-batch, as parts of the update's sums."""
         variables = [variable.value for variable in self.trainable_variables]
         embedded, tables = self.forward.embed(batch), self.forward.trained_embeddings(batch)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -152,7 +152,7 @@ def flatten_targets(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _sum_over(count: int, terms: Callable[[tf.Tensor | int], list[tf.Tensor]]) -> list[tf.Tensor]:
-    """Return the sums of what ``terms`` gives for 0 to ``count`` - 1, one after the other; one needs no loop."""
+    """Return the sums of ``terms(0)`` to ``terms(count - 1)``, computed one after the other; one needs no loop."""
     first = terms(0)
     if count == 1:
         return first

@@ -66,7 +66,7 @@ class RunFolder:
         ]
 
     def finish(self) -> None:
-        """Drop what only a run that goes on needs: as long as the result is there, the weights are in it."""
+        """Drop state and best weights, which only a run that goes on needs: the weights are in the result."""
         for path in (self.state, self.best):
             path.unlink(missing_ok=True)
 
@@ -98,7 +98,7 @@ def open_run(folder: Path, record: Mapping[str, Any], *, fresh: bool = False) ->
 
 
 def _begin(run: RunFolder, record: Mapping[str, Any], fresh: bool) -> None:
-    """Check what an earlier run has left, or drop it; write the record."""
+    """Check the files of an earlier run, or drop them; write the record."""
     known = {_LOCK, *(path.name for path in run.own())}
     if others := sorted(path.name for path in run.folder.iterdir() if path.name not in known):
         raise RunError(f"{run.folder}: has {list_names(others)} in it, which no training left there: move it elsewhere")

@@ -30,7 +30,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_request(tell: Callable[[str], object]) -> Iterator[StopRequest]:
-    """Give what signals within the block ask for; at its end the signal has its own effect.
+    """Give the request that a signal makes within the block; after the block the signal has its own effect.
 
     Args:
         tell: is called, in another thread, when a signal has come.

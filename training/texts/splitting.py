@@ -39,7 +39,7 @@ def _count_held_out(share: float, documents: int) -> int:
 
 
 def split_notes(train: Sequence[Document], validation: Sequence[Document]) -> list[str]:
-    """Say what a user should know of a split: that nothing is held out, or that documents are in both parts."""
+    """Return notes on a split: nothing is held out, or documents are in both parts."""
     if not validation:
         return ["nothing is held out: there is no validation loss, and the last weights are taken"]
     known = {(document.prefix, document.text) for document in train}
