@@ -158,7 +158,7 @@ class RunCallback(keras.callbacks.Callback):
         counters.interval_loss += loss * tokens
         counters.interval_tokens += tokens
         self._speed.end(tokens)
-        norm = float(self.model.optimizer.gradient_norm)
+        norm = float(self.model.optimizer.gradient_norm.numpy())  # of several workers it is no plain variable
         self._count_left_out(norm)
         counters.row = self._row(loss, norm)
         self._report(loss)
