@@ -156,10 +156,12 @@ def _sum_over(count: int, terms: Callable[[tf.Tensor | int], list[tf.Tensor]]) -
     first = terms(0)
     if count == 1:
         return first
+    with tf.control_dependencies(first):  # TensorFlow would compute the first two at the same time, in twice the memory
+        second = tf.identity(1)
     _, sums = tf.while_loop(
         lambda index, _: index < count,
         lambda index, sums: (index + 1, [total + term for total, term in zip(sums, terms(index), strict=True)]),
-        (1, first),
+        (second, first),
         parallel_iterations=1,
     )
     return list(sums)
