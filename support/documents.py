@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from support.errors import UserError
-from support.files import GB18030, UTF16, is_gb18030, is_utf16
+from support.files import GB18030, UTF16, check_is_file, is_gb18030, is_utf16
 from support.messages import describe_json
 
 _JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
@@ -93,6 +93,7 @@ def read_text_file(path: Path, error: type[UserError], max_characters: int | Non
         error: the file cannot be read, or is not UTF-8 text.
     """
     try:
+        check_is_file(path, error, may_be_stream=True)
         with path.open("rb") as file:
             size = -1 if max_characters is None else min(4 * max_characters, _MAX_BYTES)
             content = file.read(size)
@@ -129,6 +130,7 @@ def _begins_as_json(path: Path, error: type[UserError]) -> bool:
 def _begins_as_array(path: Path, error: type[UserError]) -> bool:
     """Whether a file begins as an array or an indented object, which no JSON line with a text does."""
     try:
+        check_is_file(path, error, may_be_stream=True)
         with path.open("rb") as file:
             beginning = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
     except OSError as failure:

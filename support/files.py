@@ -61,8 +61,7 @@ def read_text(path: Path, error: type[UserError], hint: str = "") -> str:
         error: the file cannot be read, is larger than 64 MB, or is not UTF-8.
     """
     try:
-        if path.exists() and not path.is_file():  # opening a pipe would wait for somebody who writes
-            raise error(f"{path}: expected a file, found something else")
+        check_is_file(path, error)
         with path.open("rb") as file:
             content = file.read(_SMALL + 1)
     except OSError as failure:
@@ -71,6 +70,23 @@ def read_text(path: Path, error: type[UserError], hint: str = "") -> str:
     if len(content) > _SMALL:
         raise error(f"{path}: has more than {_SMALL >> 20} MB: expected a small text file")
     return decode_utf8(content, str(path), error).replace("\r\n", "\n")
+
+
+def check_is_file(path: Path, error: type[UserError], *, may_be_stream: bool = False) -> None:
+    """Refuse what is there and no file: opening a pipe would wait for somebody who writes.
+
+    Args:
+        path: of the file.
+        error: the class of error that is raised.
+        may_be_stream: whether ``/dev/stdin`` and the like will do, which the shell has opened.
+
+    Raises:
+        error: it is no file.
+        OSError: it cannot be looked at.
+    """
+    is_stream = may_be_stream and path.parts[:2] == ("/", "dev")
+    if path.exists() and not path.is_file() and not is_stream:
+        raise error(f"{path}: expected a file, found {'a folder' if path.is_dir() else 'something else'}")
 
 
 def decode_utf8(content: bytes, name: str, error: type[UserError]) -> str:

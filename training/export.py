@@ -18,7 +18,7 @@ from support.errors import UserError
 from support.messages import show_bytes
 from support.progress import Progress
 from tf_model.precision import DTYPES
-from training.run.run_folder import training_folder
+from training.own_folders import training_folder
 from training.setting import SettingError
 from training.settings import FLOAT32, SAVEDMODEL, Settings
 

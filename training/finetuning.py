@@ -18,8 +18,9 @@ from support.progress import Progress, no_progress
 from support.tensorflow_runtime import quiet_stderr
 from training.cluster.place import Place, read_place
 from training.cluster.strategy import open_cluster
+from training.own_folders import training_folder
 from training.preparation import Model, Preparation, prepare
-from training.run.run_folder import RunFolder, hash_files, open_run, training_folder
+from training.run.run_folder import RunFolder, open_run
 from training.run.watching import Watcher
 from training.runtime import start_tensorflow
 from training.settings import Settings, document_settings
@@ -153,7 +154,7 @@ def _export(prepared: Preparation, training: Training, progress: Progress) -> tu
     texts, fitted = prepared.texts, training.fitted
     record = {
         **prepared.record,
-        "files": hash_files(prepared.files),
+        "files": prepared.files,
         "documents": len(texts.train),
         "held_out": len(texts.held_out),
         "trained_steps": fitted.steps,

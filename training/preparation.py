@@ -38,7 +38,8 @@ from training.export import Destination
 from training.memory import Plan, available_memory, make_plan
 from training.model.new_model import NewModel, parse_sizes
 from training.model.teacher import open_teacher
-from training.run.run_folder import START_OVER, RunError, RunFolder, hash_files, training_folder
+from training.own_folders import training_folder
+from training.run.run_folder import START_OVER, RunError, RunFolder, hash_files
 from training.setting import SettingError
 from training.settings import SETTINGS, Settings
 from training.texts.batches import Batches
@@ -64,7 +65,7 @@ class Preparation:
         destination: where the result goes.
         settings: as given.
         texts: what is trained on.
-        files: the files of the texts.
+        files: path -> SHA-256 of the files of the texts, as they were read.
         plan: micro-batches, recomputing, and the types of frozen weights and of the teacher's.
         products: type of the matrix products.
         steps, evaluate_every: updates in all, and between two evaluations.
@@ -82,7 +83,7 @@ class Preparation:
     destination: Destination
     settings: Settings
     texts: Texts
-    files: tuple[Path, ...]
+    files: dict[str, str]
     plan: Plan
     products: str
     steps: int
@@ -144,6 +145,7 @@ def prepare(
     teacher = open_teacher(settings, checkpoint, tokenizer, tokens, length)
     own = model_tokenizer(tokenizer, tokens)
     texts = read_texts(paths, settings, cast(Tokenizer, own), length, progress)
+    files = hash_files(find_files([*paths, *_validation_file(settings)]))
     batch_size = min(settings.batch_size, len(texts.rows.ids))
     trainable, work = work_of(config, settings, length, -(-batch_size // workers))
     if teacher is not None:
@@ -183,7 +185,7 @@ def prepare(
         destination,
         settings,
         texts,
-        tuple(find_files([*paths, *_validation_file(settings)])),
+        files,
         plan,
         products,
         steps,

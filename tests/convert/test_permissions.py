@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,25 +13,10 @@ from convert.__main__ import main
 from inference.__main__ import main as inference_main
 from tests.helpers.assertions import assert_one_line_error
 from tests.helpers.checkpoints import random_state, write_megatron
+from tests.helpers.privileges import as_nobody
 from tf_model.config import GPT2Config
 
 CONFIG = GPT2Config(vocab_size=48, n_positions=16, n_embd=24, n_layer=1, n_head=6)
-NOBODY = 65534
-
-
-@contextlib.contextmanager
-def as_nobody() -> Iterator[None]:
-    """Without root's privileges, which make every permission a formality."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.setegid(NOBODY)
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,21 @@ def test_json_lines_are_read_as_they_are_asked_for(tmp_path: Path) -> None:
     assert next(documents).text == "a"
     with pytest.raises(UserError, match="another encoding at byte 5"):
         next(documents)
+
+
+def test_a_pipe_is_refused_before_anybody_waits_for_it(tmp_path: Path) -> None:
+    for name in ("text.txt", "text.json", "text.jsonl"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(UserError, match=f"{name}: expected a file, found something else"):
+            list(read_documents(tmp_path / name, UserError))
+
+
+def test_what_the_shell_has_opened_may_be_a_pipe() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"text")
+    os.close(writer)
+    assert list(read_documents(Path(f"/dev/fd/{reader}"), UserError)) == [Document("text")]
+    os.close(reader)
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from convert.output.hashing import Hasher
+from convert.output.manifest import write_manifest
 from tests.conftest import shared
-from training.texts.documents import Document, TextError, read_documents
+from tests.helpers.privileges import as_nobody
+from training.texts.documents import Document, TextError, find_files, read_documents
 from training.texts.presets import find_preset
 
 POEM = find_preset("poem")
@@ -112,6 +116,42 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_line(case: str, tmp_path: 
         read_documents([tmp_path / name], POEM, fields)
     assert "\n" not in str(caught.value)
     assert name in str(caught.value)
+
+
+def test_what_a_run_has_made_in_a_folder_of_texts_is_no_text_of_it(tmp_path: Path) -> None:
+    write(tmp_path, "a.txt", "一")
+    write(tmp_path, "out.training/run.json", "{}")
+    write(tmp_path, "out.training/samples/step-1.txt", "no")
+    write(tmp_path, ".out.partial/new/b.txt", "no")
+    write(tmp_path, "._a.txt", "no")
+    write(tmp_path, "poems.training/b.txt", "二")
+    write(tmp_path, "manifest.json", "{}")
+    write(tmp_path, "out/assets/vocab.txt", "no")
+    with Hasher() as hasher:
+        write_manifest(tmp_path / "out", {}, hasher)
+    assert [document.text for document in read_documents([tmp_path], POEM)] == ["一", "二"]
+
+
+@pytest.mark.parametrize("name", ["closed/a.txt", "closed", "."])
+def test_what_may_not_be_read_is_named_with_the_reason(name: str, tmp_path: Path) -> None:
+    write(tmp_path, "closed/a.txt", "一")
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    (tmp_path / "closed").chmod(0o000)
+    with as_nobody(), pytest.raises(TextError) as caught:
+        find_files([tmp_path / name])
+    assert str(caught.value) == f"{tmp_path / 'closed'}: cannot be read: Permission denied"
+
+
+def test_a_pipe_is_refused_before_anybody_waits_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(TextError, match=r"a.txt: expected a file, found something else"):
+        find_files([tmp_path / "a.txt"])
+
+
+def test_a_name_that_no_file_system_takes_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(TextError, match=r"nnn: cannot be read: File name too long"):
+        find_files([tmp_path / ("n" * 300)])
 
 
 def test_a_folder_without_texts_is_refused(tmp_path: Path) -> None:

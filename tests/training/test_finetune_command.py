@@ -21,8 +21,8 @@ from tests.helpers.small_vocabularies import write_tokenizer
 from tf_model.config import GPT2Config
 from training.cli import main
 from training.memory import Plan
+from training.own_folders import training_folder
 from training.preparation import prepare
-from training.run.run_folder import training_folder
 from training.settings import Settings
 
 CONFIG = GPT2Config(vocab_size=600, n_positions=64, n_embd=16, n_layer=2, n_head=2)

@@ -13,8 +13,9 @@ import pytest
 from support.errors import UserError
 from tests.helpers.tiny_training import WIDTH, TinyModel, compiled, full_disk
 from training.differences import find_differences
+from training.own_folders import training_folder
 from training.run.log import COLUMNS, Log, read_log
-from training.run.run_folder import RunError, RunFolder, hash_files, open_run, training_folder
+from training.run.run_folder import RunError, RunFolder, hash_files, open_run
 from training.run.state import Counters, DivergedError, restore_best, restore_state, save_best, save_state
 
 

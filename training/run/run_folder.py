@@ -16,6 +16,7 @@ from support.errors import UserError
 from support.files import describe_read_error, describe_write_error, read_json_object, replacing, write_json
 from support.messages import list_names
 from training.differences import find_differences
+from training.own_folders import RECORD
 
 MAKE_ROOM = "make room and give the same command again: it goes on from the last state"
 START_OVER = "start over with --fresh (fresh=True in Python)"
@@ -45,7 +46,7 @@ class RunFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.record = folder / "run.json"
+        self.record = folder / RECORD
         self.state = folder / "state.safetensors"
         self.best = folder / "best.safetensors"
         self.log = folder / "log.csv"
@@ -69,11 +70,6 @@ class RunFolder:
         """Drop state and best weights, which only a run that goes on needs: the weights are in the result."""
         for path in (self.state, self.best):
             path.unlink(missing_ok=True)
-
-
-def training_folder(output: Path) -> Path:
-    """Return where a run that will make ``output`` keeps its files meanwhile."""
-    return output.with_name(f"{output.name}.training")
 
 
 @contextlib.contextmanager

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from support import documents as text_files
 from support.errors import UserError
+from support.files import check_is_file, describe_read_error
 from support.messages import describe_json
+from training.own_folders import is_own_folder
 
 if TYPE_CHECKING:
     from training.texts.presets import Preset
@@ -41,8 +44,7 @@ def read_documents(paths: Sequence[Path], preset: Preset, prefix_fields: Sequenc
     """Read the documents of files and folders, in their order.
 
     Args:
-        paths: UTF-8 text files, files of JSON (``support.documents.read_documents``), and folders, of which every
-            ``.txt`` and ``.jsonl`` is read, sorted by path, with those of the folders in them.
+        paths: UTF-8 text files, files of JSON (``support.documents.read_documents``), and folders (``find_files``).
         preset: how a text file is cut into documents.
         prefix_fields: the fields of JSON objects that stand before the text as ``value`` and a line feed.
 
@@ -61,21 +63,38 @@ def to_paths(text: str | Path | Sequence[str | Path]) -> list[Path]:
 
 
 def find_files(paths: Sequence[Path]) -> list[Path]:
-    """Return the files that are read: those named, and those of folders.
+    """Return the files that are read: those named, and every ``.txt`` and ``.jsonl`` in folders, sorted by path.
+
+    Of what is in a folder, hidden files and folders are left out, and those that this program makes: a run that goes on
+    must not find samples of its own among its texts.
 
     Raises:
-        TextError: there is no such file, or a folder has none.
+        TextError: a folder has no such file, or may not be read.
     """
     result: list[Path] = []
     for path in paths:
-        if not path.is_dir():
-            result.append(path)
-            continue
-        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        try:
+            if path.is_dir():
+                inside = sorted(_files_in(path))
+            else:
+                check_is_file(path, TextError)  # no stream, either: the files are read once more for their hashes
+                inside = [path]
+        except OSError as error:
+            raise TextError(describe_read_error(error, path)) from error
         if not inside:
             raise TextError(f"{path}: expected files named {' or '.join(SUFFIXES)} in the folder, found none")
         result += inside
     return result
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    def fail(error: OSError) -> NoReturn:
+        raise error
+
+    for place, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if name[0] != "." and not is_own_folder(Path(place, name))]
+        files = [Path(place, name) for name in names if name[0] != "."]
+        yield from (file for file in files if file.suffix.lower() in SUFFIXES and file.is_file())
 
 
 def _documents_of(file: Path, preset: Preset, prefix_fields: Sequence[str]) -> Iterator[Document]:
