@@ -39,7 +39,7 @@ from training.memory import Plan, available_memory, make_plan
 from training.model.new_model import NewModel, parse_sizes
 from training.model.teacher import open_teacher
 from training.own_folders import training_folder
-from training.run.run_folder import START_OVER, RunError, RunFolder, hash_files
+from training.run.run_folder import START_OVER, RunError, RunFolder, hash_files, writing_to
 from training.setting import SettingError
 from training.settings import SETTINGS, Settings
 from training.texts.batches import Batches
@@ -249,8 +249,9 @@ def _tokenizer(checkpoint: Checkpoint, settings: Settings) -> tuple[Tokenizer, S
 def _chosen_before(output: Path) -> dict[str, Any]:
     """Return the record of an earlier run that can go on, which has what was chosen for its machine."""
     run = RunFolder(training_folder(output))
-    if not run.state.exists():
-        return {}
+    with writing_to(run.folder, "choose another --output"):
+        if not run.state.exists():
+            return {}
     return read_json_object(run.record, RunError, START_OVER)
 
 

@@ -14,7 +14,6 @@ from support.errors import UserError
 from tests.helpers.tiny_training import WIDTH, TinyModel, compiled, full_disk
 from training.differences import find_differences
 from training.own_folders import training_folder
-from training.run.log import COLUMNS, Log, read_log
 from training.run.run_folder import RunError, RunFolder, hash_files, open_run
 from training.run.state import Counters, DivergedError, restore_best, restore_state, save_best, save_state
 
@@ -235,18 +234,3 @@ def test_a_changed_file_changes_its_hash(tmp_path: Path) -> None:
     assert hash_files([tmp_path / "texts"]) == {str(file): hashlib.sha256("床前明月光".encode()).hexdigest()}
     with pytest.raises(RunError, match="cannot be read"):
         hash_files([tmp_path / "missing.txt"])
-
-
-def test_rows_of_steps_that_are_done_again_leave_the_log(tmp_path: Path) -> None:
-    path = tmp_path / "log.csv"
-    log = Log(path, 0)
-    for step in (1, 2, 3):
-        log.append({"step": step, "loss": 1 / step})
-    log.close()
-    with path.open("a") as file:
-        file.write("4,0.4,12")  # cut off when the machine stopped
-    log = Log(path, 2)
-    log.append({"step": 3, "loss": 0.25, "val_loss": 0.5})
-    log.close()
-    assert [(row["step"], row["loss"]) for row in read_log(path)] == [(1, 1.0), (2, 0.5), (3, 0.25)]
-    assert path.read_text().splitlines()[0] == ",".join(COLUMNS)

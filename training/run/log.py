@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import math
@@ -10,13 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from support.files import replacing
-from training.run.run_folder import MAKE_ROOM, writing_to
+from support.files import describe_read_error, replacing
+from training.run.run_folder import MAKE_ROOM, RunError, writing_to
 
 COLUMNS = (
     "step", "epoch", "tokens", "loss", "learning_rate", "gradient_norm", "val_loss", "val_perplexity",
     "tokens_per_second", "seconds",
 )  # fmt: skip
+_MAY_BE_INFINITE = {"gradient_norm", "val_perplexity"}
 
 
 class Log:
@@ -42,16 +44,27 @@ class Log:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        """Close the file, to which every row was flushed; after an error closing would only repeat it."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """Return the rows of a log, without their empty columns; a row that was cut off is left out."""
-    if not path.exists():
+    """Return the rows of a log, without their empty columns; whatever is no row of a log is left out.
+
+    Raises:
+        RunError: it cannot be read.
+    """
+    try:
+        text = path.read_text("utf-8", errors="replace")
+    except FileNotFoundError:
         return []
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [row for row in map(_numbers, rows) if len(row) > 1 and "step" in row]
+    except OSError as error:
+        raise RunError(f"{describe_read_error(error, path)}: move it elsewhere") from error
+    header, *lines = text.split("\n")
+    if header != ",".join(COLUMNS):
+        return []
+    return [row for row in map(_numbers, lines[:-1]) if row]  # what no line feed ends was cut off
 
 
 def perplexity(loss: float) -> float:
@@ -59,15 +72,18 @@ def perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
-def _numbers(row: Mapping[str | None, Any]) -> dict[str, float]:
-    """Return the columns of a row that are numbers; none of a row that is not as long as the others."""
-    if None in row or any(value is None for value in row.values()):
+def _numbers(line: str) -> dict[str, float]:
+    """Return the columns of a line that are numbers; none where it is damaged."""
+    cells = line.split(",")
+    if len(cells) != len(COLUMNS):
         return {}
     try:
-        values = {str(name): float(value) for name, value in row.items() if value}
-    except ValueError:
+        row = {name: float(cell) for name, cell in zip(COLUMNS, cells, strict=True) if cell}
+        row |= {name: int(row[name]) for name in ("step", "tokens") if name in row}
+    except (ValueError, OverflowError):
         return {}
-    return {name: int(value) if name in ("step", "tokens") else value for name, value in values.items()}
+    is_good = len(row) > 1 and row.get("step", -1) >= 0
+    return row if is_good and all(math.isfinite(row[name]) for name in row.keys() - _MAY_BE_INFINITE) else {}
 
 
 def _line(row: Mapping[str, Any]) -> str:
