@@ -18,10 +18,12 @@ from support.progress import Progress, no_progress
 from support.tensorflow_runtime import quiet_stderr
 from training.cluster.place import Place, read_place
 from training.cluster.strategy import open_cluster
+from training.differences import FILES
 from training.own_folders import training_folder
 from training.preparation import Model, Preparation, prepare
 from training.run.run_folder import RunFolder, open_run
-from training.run.watching import Watcher
+from training.run.state import read_counters
+from training.run.watching import Watcher, show_perplexity
 from training.runtime import start_tensorflow
 from training.settings import Settings, document_settings
 from training.texts.documents import to_paths
@@ -69,14 +71,15 @@ class FinetuneResult:
         learnt = f"of texts that it learnt {_change(self.training)}"
         held_out = f"of held-out texts {_change(self.validation)}, " if self.validation else ""
         return (
-            f"{self.folder}: {self.steps:,} steps, {self.tokens:,} tokens, {self.seconds:,.0f} s; perplexity "
+            f"{self.folder}: {self.steps:,} {'step' if self.steps == 1 else 'steps'}, {self.tokens:,} tokens, "
+            f"{self.seconds:,.0f} s; perplexity "
             f"{held_out}{learnt}; go on with: {self.command}"
         )
 
 
 def _change(perplexities: tuple[float, float]) -> str:
     before, after = perplexities
-    return f"{before:.4g} -> {after:.4g}"
+    return f"{show_perplexity(before)} -> {show_perplexity(after)}"
 
 
 @document_settings
@@ -124,13 +127,15 @@ def finetune(
         progress=progress,
     )
     with _open_run(prepared, place, fresh=fresh) as run:
-        for note in (prepared.summary(), *prepared.notes):
+        for note in (*_resume_notes(prepared, run), prepared.summary(), *prepared.notes):
             watcher.note(note)
         start_tensorflow()
         with open_cluster(place, prepared.record) as cluster:
             with quiet_stderr():  # takes seconds: only once everything else is known to be good
                 from training.running import train
             training = train(prepared, run, cluster, watcher, progress)
+            if run is not None:
+                watcher.stage("writing the result")
             exported = ("the chief has the result",) if run is None else _export(prepared, training, progress)
         if run is not None:
             run.finish()
@@ -146,7 +151,16 @@ def _open_run(
     """Open the folder of the run; of several workers the chief alone has one."""
     if place is not None and not place.is_chief:
         return contextlib.nullcontext()
-    return open_run(training_folder(prepared.destination.folder), prepared.record, fresh=fresh)
+    record = {**prepared.record, FILES: prepared.files}
+    return open_run(training_folder(prepared.destination.folder), record, fresh=fresh)
+
+
+def _resume_notes(prepared: Preparation, run: RunFolder | None) -> list[str]:
+    """Return a note if an earlier call has left a state."""
+    counters = None if run is None else read_counters(run)
+    if run is None or counters is None:
+        return []
+    return [f"goes on from step {counters.step:,} of {prepared.steps:,} of {run.folder}"]
 
 
 def _export(prepared: Preparation, training: Training, progress: Progress) -> tuple[str, ...]:
@@ -154,7 +168,7 @@ def _export(prepared: Preparation, training: Training, progress: Progress) -> tu
     texts, fitted = prepared.texts, training.fitted
     record = {
         **prepared.record,
-        "files": prepared.files,
+        FILES: prepared.files,
         "documents": len(texts.train),
         "held_out": len(texts.held_out),
         "trained_steps": fitted.steps,

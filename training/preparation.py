@@ -193,8 +193,22 @@ def prepare(
         chosen["learning_rate"],
         trainable,
         _record(checkpoint, settings, chosen, texts),
-        (*checkpoint.info.notes, *notes, *texts.notes, *product_notes, *plan_notes(plan, settings)),
+        (
+            *checkpoint.info.notes,
+            *notes,
+            *texts.notes,
+            *_window_notes(texts, length),
+            *product_notes,
+            *plan_notes(plan, settings),
+        ),
     )
+
+
+def _window_notes(texts: Texts, length: int) -> list[str]:
+    if not texts.cut:
+        return []
+    count = f"{texts.cut:,} of {pluralize(len(texts.train), 'document')}"
+    return [f"longer than a row of {length} tokens and cut into windows: {count}; --length makes rows longer"]
 
 
 def open_with_tokenizer(

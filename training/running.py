@@ -69,6 +69,7 @@ def train(
     rows = prepared.plan.micro_batch
     held_out = prepared.texts.validation
     sample = ValidationBatches(prepared.texts.sample, rows)
+    watcher.stage("building the graph")
     sample_before = _perplexity(model, sample, cluster)  # of the model as it was: nothing is restored yet
     fitted = fit(
         model,
@@ -157,7 +158,11 @@ def _trained(
         options |= {"losses": FormLosses(tokens, gpt2.config.vocab_size, settings.form_weight)}
     if prepared.teacher is not None:
         teaching = Teaching(settings.teacher_weight, settings.teacher_temperature)
-        teacher = load_gpt2(prepared.teacher, prepared.plan.teacher_dtype, progress)
+        teacher = load_gpt2(
+            prepared.teacher,
+            prepared.plan.teacher_dtype,
+            lambda stage, done, total: progress(f"{stage} the teacher", done, total),
+        )
         kind = DistilledGPT2
         options |= {"teacher": teacher, "teaching": teaching}
     with cluster.scope():

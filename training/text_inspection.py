@@ -125,7 +125,7 @@ def inspect_text(
         unknown_share=texts.unknown_share,
         longest=int(sizes[longest]),
         longest_place=texts.train[longest].place,
-        cut=int((sizes > length + 1).sum()),
+        cut=texts.cut,
         length=length,
         rows=len(texts.rows.ids),
         fill=round(texts.rows.fill, 4),

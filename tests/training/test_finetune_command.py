@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from tests.helpers.checkpoints import random_state, write_megatron
 from tests.helpers.small_vocabularies import write_tokenizer
 from tf_model.config import GPT2Config
 from training.cli import main
+from training.finetuning import FinetuneResult
 from training.memory import Plan
 from training.own_folders import training_folder
 from training.preparation import prepare
@@ -151,10 +153,14 @@ def leave_a_run(files: Path, output: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"learning_rate": 0.5, "dropout": 0.2}, "dropout is 0.1, was 0.2, learning_rate is 0.0003, was 0.5"),
-        ({"lora": 8}, "lora is null, was 8"),
-        ({"model": "0" * 64}, "model has changed"),
-        ({"texts": "0" * 64}, "texts has changed"),
+        ({"learning_rate": 0.5, "dropout": 0.2}, "--dropout 0.1, was 0.2; --learning-rate 0.0003, was 0.5"),
+        ({"lora": 8}, "--lora left out, was 8"),
+        ({"prefix": ["style"]}, "--prefix left out, was style"),
+        ({"batch_size": 4, "steps": 9, "micro_batch": 1}, "--batch-size 8, was 4: give"),
+        ({"steps": 9}, "--steps 4, was 9: give"),
+        ({"model": "0" * 64}, "the model has changed"),
+        ({"texts": "0" * 64}, "the texts have changed"),
+        ({"texts": "0" * 64, "length": 8}, "--length 64, was 8: give"),
     ],
 )
 def test_a_run_that_was_stopped_does_not_go_on_with_something_else(
@@ -215,6 +221,28 @@ def test_one_document_is_learnt_without_validation_with_a_note(files: Path, tmp_
     assert any(note.startswith("nothing is held out") for note in prepared.notes)
 
 
+def test_long_documents_and_too_many_that_are_held_out_are_said(files: Path, tmp_path: Path) -> None:
+    def notes(**settings: object) -> str:
+        given = Settings.of({"tokenizer": files / "tokenizer", **settings})
+        checkpoint = open_checkpoint(files / "model", heads=2)
+        return "\n".join(prepare(checkpoint, [files / "good.txt"], tmp_path / "out", given).notes)
+
+    assert "held out" not in notes()
+    assert "longer than a row" not in notes()
+    assert "1 document to train on, 2 held out" in notes(validation=2)
+    assert "longer than a row of 2 tokens and cut into windows: 2 of 2 documents" in notes(length=2)
+
+
+def test_the_closing_line_has_figures_as_the_lines_of_steps_have_them() -> None:
+    result = FinetuneResult(
+        Path("out"), "savedmodel", 9, 9, 1, 2000, 1, (20022.126, 7.4), (1.5, 1.25), 1234.5, "gpt2-savedmodel ...", ()
+    )
+    assert result.summary() == (
+        "out: 1 step, 2,000 tokens, 1,234 s; perplexity of held-out texts 20,022.13 -> 7.40, "
+        "of texts that it learnt 1.50 -> 1.25; go on with: gpt2-savedmodel ..."
+    )
+
+
 def test_unknown_characters_are_said_with_their_share(tmp_path: Path) -> None:
     tokenizer = write_tokenizer("bert", tmp_path / "tokenizer")
     (tmp_path / "text.txt").write_text("hello 龘 world 鱻")
@@ -251,7 +279,9 @@ def weights(folder: Path) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_the_same_command_goes_on_after_a_signal(number: int, code: int, files: Path, tmp_path: Path) -> None:
+def test_the_same_command_goes_on_after_a_signal(
+    number: int, code: int, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def words(name: str) -> list[str]:
         return arguments(files, tmp_path / name, "--steps", "200", "--evaluate-every", "5", "--sample", "0")
 
@@ -265,7 +295,12 @@ def test_the_same_command_goes_on_after_a_signal(number: int, code: int, files: 
     assert not (tmp_path / "out").exists()
     if code > 0:
         assert error.splitlines()[-1].endswith("; the same command goes on where it was")
-    assert main([*words("out"), "--quiet"]) == 0
+    capsys.readouterr()
+    assert main(words("out")) == 0
+    shown = capsys.readouterr().err
+    assert re.match(rf"note: goes on from step \d+ of 200 of {tmp_path}/out.training\n", shown)
+    assert shown.count("goes on from") == 1
+    assert shown.index("\nbuilding the graph ...\n") < shown.index("\nwriting the result ...\n")
     assert main([*words("whole"), "--quiet"]) == 0
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
     assert not (training_folder(tmp_path / "out") / "state.safetensors").exists()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.helpers.tiny_training import full_disk
 from training.run.events import Events
-from training.run.log import COLUMNS, Log, read_log
+from training.run.log import COLUMNS, Log, read_log, shortest
 from training.run.run_folder import RunError
 
 
@@ -74,3 +75,10 @@ def test_closing_the_log_hides_no_error_of_a_full_disk(tmp_path: Path) -> None:
         with pytest.raises(RunError, match="the disk is full"):
             log.append({"step": 1, "loss": 1 / 3, "seconds": 1 / 3, "tokens": 10**60})
         log.close()
+
+
+@pytest.mark.parametrize("text", ["0.1", "6.5132", "1e-05", "0.00030000001", "8.705244", "inf", "nan"])
+def test_a_float32_is_logged_with_the_digits_that_it_has(text: str) -> None:
+    value = float(np.float32(text))
+    assert str(shortest(value)) in (text, str(np.float32(text)))
+    assert np.array_equal(np.float32(shortest(value)), np.float32(text), equal_nan=True)

@@ -12,10 +12,18 @@ import pytest
 
 from support.errors import UserError
 from tests.helpers.tiny_training import WIDTH, TinyModel, compiled, full_disk
-from training.differences import find_differences
+from training.differences import find_changed_options, find_differences
 from training.own_folders import training_folder
 from training.run.run_folder import RunError, RunFolder, hash_files, open_run
-from training.run.state import Counters, DivergedError, restore_best, restore_state, save_best, save_state
+from training.run.state import (
+    Counters,
+    DivergedError,
+    read_counters,
+    restore_best,
+    restore_state,
+    save_best,
+    save_state,
+)
 
 
 def built(seed: int = 0) -> TinyModel:
@@ -168,17 +176,56 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_what_differs_from_the_earlier_run_is_named(tmp_path: Path, other: str) -> None:
+def test_what_differs_between_two_records_is_named(other: str) -> None:
     record, message = OTHERS[other]
     assert find_differences(OLD, record) == [message]
-    with open_run(tmp_path / "run", OLD) as run:
+
+
+SONGS = {"learning_rate": 0.001, "batch_size": 4, "steps": 9, "prefix": ["style"], "texts": "0" * 64}
+CHANGED: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "an option": ({"learning_rate": 0.002}, ["--learning-rate 0.002, was 0.001"]),
+    "what follows from another option": ({"batch_size": 8, "steps": 5, "texts": "2" * 64}, ["--batch-size 8, was 4"]),
+    "steps alone": ({"steps": 5}, ["--steps 5, was 9"]),
+    "no option": ({"prefix": []}, ["--prefix left out, was style"]),
+    "a text": (
+        {"texts": "1" * 64, "steps": 10, "files": {"songs.txt": "3" * 64, "more.txt": "5" * 64}},
+        ["the text has changed: songs.txt"],
+    ),
+    "a file more": (
+        {"texts": "1" * 64, "files": {"songs.txt": "4" * 64, "more.txt": "5" * 64, "new.txt": "6" * 64}},
+        ["the text has changed: new.txt"],
+    ),
+    "the same text in another folder": ({"files": {"b/songs.txt": "4" * 64, "more.txt": "5" * 64}}, []),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED)
+def test_a_run_names_the_options_and_files_that_differ_and_not_what_follows_from_them(
+    tmp_path: Path, change: str
+) -> None:
+    changes, expected = CHANGED[change]
+    old = {**SONGS, "files": {"songs.txt": "4" * 64, "more.txt": "5" * 64}}
+    assert find_changed_options(old, {**old, **changes}) == expected
+    with open_run(tmp_path / "run", old) as run:
         save_state(run, built(), COUNTERS)
-    with pytest.raises(RunError) as caught, open_run(tmp_path / "run", record):
+    if not expected:
+        with open_run(tmp_path / "run", {**old, **changes}) as run:
+            assert run.state.exists()
+        return
+    with pytest.raises(RunError) as caught, open_run(tmp_path / "run", OLD) as run:
+        save_state(run, built(), COUNTERS)
+    with pytest.raises(RunError) as caught, open_run(tmp_path / "run", {**old, **changes}):
         pass
-    assert message in str(caught.value)
+    assert f"other options or files: {expected[0]}: give the same again" in str(caught.value)
     assert "--fresh" in str(caught.value)
-    with open_run(tmp_path / "run", {**OLD, "settings": {"learning_rate": 0.001, "prefix": ("style",)}}) as run:
+    with open_run(tmp_path / "run", {**old, "prefix": ("style",)}) as run:
         assert run.state.exists()
+
+
+def test_counters_are_read_without_a_model(run: RunFolder) -> None:
+    assert read_counters(run) is None
+    save_state(run, built(), COUNTERS)
+    assert read_counters(run) == COUNTERS
 
 
 def test_fresh_drops_what_the_earlier_run_left(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import keras
 
-from training.run.log import perplexity
+from training.run.log import perplexity, shortest
 from training.run.records import Records
 from training.run.state import Counters, DivergedError
 from training.run.stopping import Stopped, StopRequest
@@ -191,7 +191,7 @@ class RunCallback(keras.callbacks.Callback):
         if counters.row is not None or loss is not None:
             counters.row = {"step": counters.step, **(counters.row or {})}
             if loss is not None:
-                counters.row |= {"val_loss": loss, "val_perplexity": perplexity(loss)}
+                counters.row |= {"val_loss": shortest(loss), "val_perplexity": float(f"{perplexity(loss):.7g}")}
             self._write_row()
         self._sample()
         self._save()
@@ -237,9 +237,9 @@ class RunCallback(keras.callbacks.Callback):
             "step": counters.step,
             "epoch": round(counters.step / self._steps_per_epoch, 4),
             "tokens": counters.tokens,
-            "loss": loss,
-            "learning_rate": self._learning_rate,
-            "gradient_norm": norm,
+            "loss": shortest(loss),
+            "learning_rate": shortest(self._learning_rate),
+            "gradient_norm": shortest(norm),
             "tokens_per_second": round(self._speed.tokens_per_second, 1),
             "seconds": round(self._seconds(), 3),
         }

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from support.files import describe_read_error, replacing
 from training.run.run_folder import MAKE_ROOM, RunError, writing_to
 
@@ -70,6 +72,11 @@ def read_log(path: Path) -> list[dict[str, float]]:
 def perplexity(loss: float) -> float:
     """e to the loss, infinite where no float holds it."""
     return math.exp(loss) if loss < 700 else math.inf
+
+
+def shortest(value: float) -> float:
+    """Return the number of fewest digits that is the same float32 as ``value``, which is one."""
+    return float(str(np.float32(value)))
 
 
 def _numbers(line: str) -> dict[str, float]:

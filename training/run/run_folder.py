@@ -15,7 +15,7 @@ from convert.output.hashing import hash_file
 from support.errors import UserError
 from support.files import describe_read_error, describe_write_error, read_json_object, replacing, write_json
 from support.messages import list_names
-from training.differences import find_differences
+from training.differences import find_changed_options
 from training.own_folders import RECORD
 
 MAKE_ROOM = "make room and give the same command again: it goes on from the last state"
@@ -113,9 +113,9 @@ def _begin(run: RunFolder, record: Mapping[str, Any], fresh: bool) -> None:
 def _check_record(run: RunFolder, record: Mapping[str, Any]) -> None:
     """Check that an earlier run had the same record."""
     old = read_json_object(run.record, RunError, START_OVER)
-    if changed := find_differences(old, json.loads(json.dumps(record))):
+    if changed := find_changed_options(old, json.loads(json.dumps(record))):
         raise RunError(
-            f"{run.folder}: was trained with other options or files: {list_names(changed, 4)}: "
+            f"{run.folder}: was trained with other options or files: {'; '.join(changed)}: "
             f"give the same again, or {START_OVER}"
         )
 

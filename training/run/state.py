@@ -83,6 +83,21 @@ def save_best(run: RunFolder, model: Any) -> None:
         _write(new, weight_variables(model), {})
 
 
+def read_counters(run: RunFolder) -> Counters | None:
+    """Read where a run is, from its state; None where there is none.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    if not run.state.exists():
+        return None
+    try:
+        content = read_header(run.state)[_COUNTERS].numpy()
+    except (CheckpointError, KeyError, ValueError) as error:
+        raise _damaged(run.state, str(error).removeprefix(f"{run.state}: ")) from error
+    return _counters(run, content)
+
+
 def restore_state(run: RunFolder, model: Any) -> Counters | None:
     """Read the state into a model whose optimizer is built; None where there is none.
 
@@ -92,10 +107,7 @@ def restore_state(run: RunFolder, model: Any) -> Counters | None:
     if not run.state.exists():
         return None
     content = _read(run.state, state_variables(model), {_COUNTERS})
-    try:
-        return Counters(**json.loads(content[_COUNTERS].tobytes()))
-    except (ValueError, TypeError) as error:
-        raise _damaged(run.state, "its counters are no JSON") from error
+    return _counters(run, content[_COUNTERS])
 
 
 def restore_best(run: RunFolder, model: Any) -> None:
@@ -158,6 +170,13 @@ def _read(path: Path, variables: Mapping[str, Any], others: set[str]) -> dict[st
     for name, variable in variables.items():
         variable.assign(tensors[name].numpy())
     return {name: tensors[name].numpy() for name in others}
+
+
+def _counters(run: RunFolder, content: Array) -> Counters:
+    try:
+        return Counters(**json.loads(content.tobytes()))
+    except (ValueError, TypeError) as error:
+        raise _damaged(run.state, "its counters are no JSON") from error
 
 
 def _damaged(path: Path, reason: str) -> RunError:

@@ -38,6 +38,11 @@ class EvaluationReport:
     is_best: bool
 
 
+def show_perplexity(value: float) -> str:
+    """Return a perplexity as lines for users have it: ``20,022.13``."""
+    return f"{value:,.2f}"
+
+
 class Watcher:
     """Gets the reports of a run; this one shows nothing."""
 
@@ -49,6 +54,9 @@ class Watcher:
 
     def samples(self, step: int, texts: Sequence[str]) -> None:
         """Take texts that the model wrote after ``step`` updates."""
+
+    def stage(self, name: str) -> None:
+        """Take what is done from now on, for a time without other reports."""
 
     def note(self, text: str) -> None:
         """Take a fact, on one line."""
@@ -70,12 +78,15 @@ class TerminalWatcher(Watcher):
 
     def evaluation(self, report: EvaluationReport) -> None:
         best = ", the best so far" if report.is_best and report.step else ""
-        line = f"step {report.step}: validation loss {report.loss:.4f}, perplexity {report.perplexity:.2f}{best}"
-        self._progress.write(line)
+        shown = f"validation loss {report.loss:.4f}, perplexity {show_perplexity(report.perplexity)}"
+        self._progress.write(f"step {report.step}: {shown}{best}")
 
     def samples(self, step: int, texts: Sequence[str]) -> None:
         for number, text in enumerate(texts, 1):
             self._progress.write(f"--- step {step}, sample {number}\n{text}\n---")
+
+    def stage(self, name: str) -> None:
+        self._progress.write(f"{name} ...")
 
     def note(self, text: str) -> None:
         self._progress.write(f"note: {text}")

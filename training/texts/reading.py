@@ -40,6 +40,7 @@ class Texts:
         rows: the packed documents to train on.
         validation: those held out, packed; None where there are none.
         encoded: those to train on, as token ids.
+        cut: how many of them are longer than a row, and become several windows.
         unknown, unknown_share: number and share of tokens, of all documents, that the vocabulary does not have.
         sample: some of the documents to train on, as many as are held out, packed: their perplexity shows overfitting.
         sha256: of all token ids, segments and ``predicted``.
@@ -52,6 +53,7 @@ class Texts:
     rows: PackedRows
     validation: PackedRows | None
     encoded: Sequence[EncodedDocument]
+    cut: int
     unknown: int
     unknown_share: float
     sample: PackedRows
@@ -99,6 +101,7 @@ def read_texts(
         rows,
         validation if held_out else None,
         encoded["train"],
+        sum(len(document.ids) > length + 1 for document in encoded["train"]),
         unknown,
         share,
         pack(sample, length),

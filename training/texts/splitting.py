@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from support.messages import pluralize
 from training.texts.documents import Document
 
 LARGEST_HELD_OUT = 200
@@ -39,14 +40,21 @@ def _count_held_out(share: float, documents: int) -> int:
 
 
 def split_notes(train: Sequence[Document], validation: Sequence[Document]) -> list[str]:
-    """Return notes on a split: nothing is held out, or documents are in both parts."""
+    """Return notes on a split: nothing is held out, or more than is left, or documents are in both parts."""
     if not validation:
         return ["nothing is held out: there is no validation loss, and the last weights are taken"]
+    notes = []
+    if len(train) < len(validation):
+        left = pluralize(len(train), "document")
+        notes.append(
+            f"{left} to train on, {len(validation):,} held out: fewer than are held out; --validation holds out others"
+        )
     known = {(document.prefix, document.text) for document in train}
     same = [document for document in validation if (document.prefix, document.text) in known]
     if not same:
-        return []
+        return notes
     return [
+        *notes,
         f"{len(same)} of {len(validation)} held-out documents are in the training text, too ({same[0].place}): "
-        "the validation loss is too low"
+        "the validation loss is too low",
     ]
