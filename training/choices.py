@@ -18,7 +18,7 @@ LEARNING_RATES = ((1e9, 1e-5), (20e6, 5e-5), (0, 3e-4))
 """(Parameters, learning rate): the rate of models with so many parameters or more."""
 LORA_RATE_FACTOR = 10
 PROMPT_CHARACTERS = 12
-"""Of the sample prompt that is taken from a document."""
+"""Of a document's text, for the sample prompt that is taken from it."""
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
@@ -75,10 +75,10 @@ def default_learning_rate(config: GPT2Config, settings: Settings) -> float:
 
 
 def sample_prompt(texts: Texts, settings: Settings) -> str:
-    """Return the prompt of samples: as given, else the beginning of a held-out document, or of one to train on."""
+    """Return the prompt of samples: as given, else prefix and first words of a held-out document, or of another."""
     document = [*texts.held_out, *texts.train][0]
-    first = (document.prefix + document.text).strip().partition("\n")[0]
-    return first[:PROMPT_CHARACTERS] if settings.sample_prompt is None else settings.sample_prompt
+    first = document.text.strip().partition("\n")[0]
+    return document.prefix + first[:PROMPT_CHARACTERS] if settings.sample_prompt is None else settings.sample_prompt
 
 
 def products_of(settings: Settings, plan: Plan) -> tuple[str, list[str]]:

@@ -21,11 +21,18 @@ from tf_model.precision import DTYPES
 from training.own_folders import training_folder
 from training.setting import SettingError
 from training.settings import FLOAT32, SAVEDMODEL, Settings
+from training.texts.presets import Preset
 
 _EXTRA_BYTES = 1 << 26
 """For logs, samples and the graph."""
 _STATE_BYTES_PER_WEIGHT = 28
 """A trained weight and its two moments, float32, in two states; and the weight in the best weights."""
+
+
+_FORMATS_WITH_PIECES = (SAVEDMODEL, "huggingface")
+"""Formats with a ``generation_config.json``."""
+_GENERATE_OPTIONS = {"novel": " --preset novel"}
+"""Options of ``generate`` for a model of a preset's texts: a novel is long."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +45,7 @@ class Destination:
         options: of the format's writer.
         tokenizer, tokenizer_kind: as the user has named them; None is the model's own.
         overwrite: whether an older result is replaced.
+        generate_options: of the command that generates, which the result itself cannot have.
     """
 
     folder: Path
@@ -47,6 +55,7 @@ class Destination:
     tokenizer: Path | None
     tokenizer_kind: str | None
     overwrite: bool
+    generate_options: str = ""
 
     @classmethod
     def of(cls, folder: Path, settings: Settings, *, overwrite: bool) -> Destination:
@@ -60,6 +69,21 @@ class Destination:
             raise SettingError(f"--dtype {dtype}: expected one of {', '.join((*DTYPES, AUTO))}")
         options = {"tensor_parallel": settings.tensor_parallel or 1} if settings.format == "megatron" else {}
         return cls(folder, settings.format, dtype, options, settings.tokenizer, settings.tokenizer_kind, overwrite)
+
+    def with_ends(self, preset: Preset, eos_token_id: int | None) -> Destination:
+        """Return the destination of a model that is trained on texts of ``preset``.
+
+        In lyrics an end of text ends each line, and in novels nothing ends a text: a result that has a
+        ``generation_config.json`` says so there, and generation goes on.
+
+        Args:
+            preset: how documents become token ids.
+            eos_token_id: the end of a text in them; None where there is none.
+        """
+        options = {**self.options}
+        if eos_token_id is not None and self.format in _FORMATS_WITH_PIECES:
+            options |= _pieces_of(preset, eos_token_id)
+        return dataclasses.replace(self, options=options, generate_options=_GENERATE_OPTIONS.get(preset.name, ""))
 
     def check(self, checkpoint: Checkpoint, inputs: Sequence[Path]) -> None:
         """Check that ``checkpoint`` may be written there.
@@ -112,7 +136,7 @@ class Destination:
         if self.format == SAVEDMODEL:
             return to_savedmodel(
                 checkpoint, self.folder, tokenizer=self.tokenizer, tokenizer_kind=self.tokenizer_kind,
-                dtype=self.dtype, overwrite=self.overwrite, progress=progress,
+                dtype=self.dtype, overwrite=self.overwrite, options=self.options, progress=progress,
             ).notes  # fmt: skip
         return to_checkpoint(
             checkpoint, self.folder, format=self.format, dtype=self.dtype, tokenizer=self._saved_tokenizer,
@@ -123,5 +147,20 @@ class Destination:
         """Return the user's next command: it generates, or makes a SavedModel."""
         folder = shlex.quote(str(self.folder))
         if self.format == SAVEDMODEL:
-            return f"gpt2-savedmodel generate {folder} {shlex.quote(prompt)}"
+            return f"gpt2-savedmodel generate {folder} {_shell_word(prompt)}{self.generate_options}"
         return f"gpt2-savedmodel to-tf --checkpoint {folder} --output {shlex.quote(f'{self.folder}-savedmodel')}"
+
+
+def _pieces_of(preset: Preset, eos_token_id: int) -> dict[str, str]:
+    """Return the options of a writer that say how texts of ``preset`` end, where an end of text does not end them."""
+    if preset.ends_lines:
+        return {"end_piece": "none", "line_piece": str(eos_token_id)}
+    return {} if preset.ends else {"end_piece": "none"}
+
+
+def _shell_word(text: str) -> str:
+    r"""Quote ``text`` for bash and zsh, which read ``$'\n'`` as a line feed: the command stays on one line."""
+    if text.isprintable():
+        return shlex.quote(text)
+    escaped = text.replace("\\", r"\\").replace("'", r"\'").replace("\n", r"\n")
+    return "$'" + "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in escaped) + "'"

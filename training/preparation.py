@@ -161,6 +161,7 @@ def prepare(
     )
     check_workers(batch_size, plan.micro_batch, workers)
     prompt = sample_prompt(texts, settings)
+    destination = destination.with_ends(texts.preset, own.eos_token_id)
     destination.check_space(config.parameter_count, trainable)
     batches = Batches(texts.rows, settings.batch_size, plan.micro_batch, settings.seed)
     epochs = DEFAULT_EPOCHS if settings.epochs is None else settings.epochs
@@ -181,7 +182,7 @@ def prepare(
         teacher,
         own,
         prompt,
-        tuple(own.encode_prompt(prompt)[: config.n_positions // 2]),
+        tuple(texts.preset.encode_prompt(cast(Tokenizer, own), prompt)[: config.n_positions // 2]),
         destination,
         settings,
         texts,
@@ -223,7 +224,17 @@ def open_with_tokenizer(
     checkpoint = _open(model, settings)
     tokenizer, tokens, notes = _tokenizer(checkpoint, settings)
     checkpoint = trim_to_tokenizer(checkpoint, tokenizer.vocab_size, tokens)
-    return checkpoint, tokenizer, tokens, notes
+    return checkpoint, tokenizer, _with_document_end(tokens), notes
+
+
+def _with_document_end(tokens: SpecialTokens) -> SpecialTokens:
+    """Return the tokens of a model of lyrics as they were before: its end of a line ends a document again.
+
+    ``Destination.with_ends`` has made it the end of a line. A preset of lyrics does so again, no other one does.
+    """
+    ends_lines = tokens.eos_token_id is not None and tokens.defaults.get("line_token_id") == tokens.eos_token_id
+    kept = {name: value for name, value in tokens.defaults.items() if name != "line_token_id"}
+    return dataclasses.replace(tokens, defaults=kept) if ends_lines else tokens
 
 
 def model_tokenizer(tokenizer: Tokenizer, tokens: SpecialTokens) -> ModelTokenizer:

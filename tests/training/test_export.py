@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,18 @@ import training
 from convert.formats.registry import open_checkpoint
 from convert.output.manifest import check
 from support.errors import UserError
+from support.progress import no_progress
 from tests.helpers.huggingface import IDS, random_model
 from tests.helpers.small_vocabularies import write_tokenizer
+from tokenization import load_tokenizer
+from tokenization.special_tokens import SpecialTokens
 from training.export import Destination
+from training.model.new_model import NewModel, parse_sizes
+from training.preparation import model_tokenizer, open_with_tokenizer
 from training.settings import Settings
+from training.texts.presets import PRESETS
 
+SIZES = "layers=1,hidden=8,heads=1,positions=16"
 FAST = {"sample": 0, "validation": 0, "batch_size": 2}
 
 
@@ -102,3 +111,35 @@ def test_a_disk_that_is_too_small_for_state_and_result_is_said_before_the_traini
 def test_the_command_that_goes_on_can_be_pasted(format: str, expected: str) -> None:
     destination = Destination.of(Path("my songs"), Settings(format=format), overwrite=False)
     assert destination.next_command("春 天") == expected
+
+
+@pytest.mark.parametrize("prompt", ["民谣\n春天", "it's\n", "back\\slash\n\t", "plain"])
+def test_a_prompt_of_several_lines_stands_on_one_line_and_the_shell_reads_it(prompt: str) -> None:
+    command = Destination.of(Path("songs"), Settings(), overwrite=False).next_command(prompt)
+    assert "\n" not in command
+    script = f'gpt2-savedmodel() {{ printf %s "$3."; }}; {command}'
+    env = {**os.environ, "LC_ALL": "C.UTF-8"}
+    assert (
+        subprocess.run(["bash", "-c", script], capture_output=True, check=True, env=env).stdout.decode() == f"{prompt}."
+    )
+
+
+def test_only_novels_are_asked_for_with_an_option() -> None:
+    destination = Destination.of(Path("out"), Settings(), overwrite=False)
+    for name, preset in PRESETS.items():
+        expected = "gpt2-savedmodel generate out '春'" + (" --preset novel" if name == "novel" else "")
+        assert destination.with_ends(preset, 7).next_command("春") == expected
+
+
+def test_the_result_says_that_lines_end_where_texts_did_and_a_training_knows_it(tmp_path: Path) -> None:
+    tokenizer = write_tokenizer("cpm", tmp_path / "tokenizer")
+    checkpoint = NewModel(parse_sizes(SIZES, load_tokenizer(tokenizer).vocab_size), 0, SpecialTokens(7, 5), tokenizer)
+    for preset in ("lyric", "novel", "poem"):
+        settings = Settings(format="huggingface", preset=preset)
+        destination = Destination.of(tmp_path / preset, settings, overwrite=False)
+        destination.with_ends(PRESETS[preset], 7).write(checkpoint, no_progress)
+        values = json.loads((tmp_path / preset / "generation_config.json").read_text())
+        expected = {"lyric": (None, 7), "novel": (None, None), "poem": (7, None)}[preset]
+        assert (values["eos_token_id"], values.get("line_token_id")) == expected
+        _, read, tokens, _ = open_with_tokenizer(tmp_path / preset, Settings(tokenizer=tokenizer))
+        assert model_tokenizer(read, tokens).eos_token_id == 7

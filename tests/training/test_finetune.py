@@ -50,6 +50,21 @@ def test_a_poem_learnt_by_heart_comes_out_to_the_last_character(tokenizer: Path,
 
 
 @pytest.mark.slow
+def test_lyrics_learnt_by_heart_are_sung_line_by_line_without_an_option(tokenizer: Path, tmp_path: Path) -> None:
+    text = tmp_path / "songs.jsonl"
+    text.write_text(json.dumps({"text": POEM, "style": "民谣"}, ensure_ascii=False) + "\n", "utf-8")
+    settings: dict[str, Any] = {"init": SIZES, "tokenizer": tokenizer, "learning_rate": 2e-2, "steps": 60, **FAST}
+    result = training.finetune(None, text, tmp_path / "model", preset="lyric", prefix=["style"], **settings)
+    generated = TextGenerator.load(tmp_path / "model").generate("民谣\n临江仙", temperature=0, max_new_tokens=80)[0]
+    assert generated.full_text.startswith(f"民谣\n{POEM}")
+    assert result.command == f"gpt2-savedmodel generate {tmp_path}/model $'民谣\\n临江仙'"
+    again = training.finetune(
+        tmp_path / "model", text, tmp_path / "again", preset="lyric", prefix=["style"], steps=0, **FAST
+    )
+    assert again.training[0] < 1.1
+
+
+@pytest.mark.slow
 def test_the_perplexity_after_is_that_of_verify_on_the_result(tokenizer: Path, tmp_path: Path) -> None:
     poems = [f"{POEM}{number * '几度夕阳红。'}\n" for number in range(6)]
     train, held_out = write_jsonl(tmp_path / "train.jsonl", poems), write_jsonl(tmp_path / "held.jsonl", poems[:3])
@@ -64,3 +79,21 @@ def test_the_perplexity_after_is_that_of_verify_on_the_result(tokenizer: Path, t
     record = json.loads((tmp_path / "model" / "assets.extra" / "training.json").read_text())
     assert manifest["training"] == record
     assert record["perplexity"]["validation"] == list(result.validation)
+
+
+@pytest.mark.slow
+def test_the_progress_of_loading_a_teacher_is_one_of_its_own(tokenizer: Path, tmp_path: Path) -> None:
+    text = write_jsonl(tmp_path / "text.jsonl", [POEM, POEM])
+    teacher, student = tmp_path / "teacher", SIZES.replace("hidden=32", "hidden=16")
+    training.finetune(None, text, teacher, init=SIZES, tokenizer=tokenizer, steps=0, **FAST)
+    seen: dict[str, list[tuple[int, int]]] = {}
+
+    def progress(stage: str, done: int, total: int) -> None:
+        seen.setdefault(stage, []).append((done, total))
+
+    more = {"init": student, "tokenizer": tokenizer, "teacher": teacher, "steps": 0, **FAST}
+    training.finetune(None, text, tmp_path / "model", progress=progress, **more)
+    for stage in ("load", "load the teacher"):
+        ((last, total),) = {(done, total) for done, total in seen[stage] if done == total}
+        assert last == total == max(done for done, _ in seen[stage])
+        assert len({total for _, total in seen[stage]}) == 1

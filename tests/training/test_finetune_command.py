@@ -16,6 +16,7 @@ import pytest
 
 from convert.formats.registry import open_checkpoint
 from support.errors import UserError
+from support.progress import TerminalProgress
 from tests.conftest import ROOT
 from tests.helpers.checkpoints import random_state, write_megatron
 from tests.helpers.small_vocabularies import write_tokenizer
@@ -25,6 +26,7 @@ from training.finetuning import FinetuneResult
 from training.memory import Plan
 from training.own_folders import training_folder
 from training.preparation import prepare
+from training.run.watching import EvaluationReport, TerminalWatcher
 from training.settings import Settings
 
 CONFIG = GPT2Config(vocab_size=600, n_positions=64, n_embd=16, n_layer=2, n_head=2)
@@ -240,6 +242,15 @@ def test_the_closing_line_has_figures_as_the_lines_of_steps_have_them() -> None:
     assert result.summary() == (
         "out: 1 step, 2,000 tokens, 1,234 s; perplexity of held-out texts 20,022.13 -> 7.40, "
         "of texts that it learnt 1.50 -> 1.25; go on with: gpt2-savedmodel ..."
+    )
+
+
+def test_the_terminal_shows_figures_for_people_and_what_is_done(capsys: pytest.CaptureFixture[str]) -> None:
+    watcher = TerminalWatcher(TerminalProgress(unit=" steps"))
+    watcher.stage("building the graph")
+    watcher.evaluation(EvaluationReport(3, 9.9, 20022.126, is_best=True))
+    assert capsys.readouterr().err == (
+        "building the graph ...\nstep 3: validation loss 9.9000, perplexity 20,022.13, the best so far\n"
     )
 
 

@@ -97,6 +97,22 @@ def test_a_prefix_and_a_text_are_the_ids_of_both_together(cpm: Tokenizer) -> Non
     assert ids("plain", cpm, "一曲新词酒一杯\n", "浣溪沙\n") == cpm.encode("浣溪沙\n一曲新词酒一杯\n", append_eod=True)
 
 
+def test_a_prefix_of_a_lyric_ends_as_its_lines_do(cpm: Tokenizer) -> None:
+    expected = [*cpm.encode("民谣"), EOD, *cpm.encode("酒一杯"), EOD]
+    assert ids("lyric", cpm, "酒一杯", "民谣\n") == expected
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    ("prefix", "first"), [("浣溪沙\n", "一曲"), ("浣溪沙\n晏殊\n", "一曲"), ("", "一曲"), ("浣溪沙\n", "")]
+)
+def test_a_prompt_is_the_beginning_of_a_document(preset: str, prefix: str, first: str, cpm: Tokenizer) -> None:
+    document = ids(preset, cpm, "一曲\n酒一杯", prefix)
+    prompt = find_preset(preset).encode_prompt(cpm, prefix + first)
+    assert document[: len(prompt)] == prompt
+    assert len(prompt) > 1
+
+
 def test_what_a_model_was_trained_to_see_before_a_text_is_there_once(bert: Tokenizer) -> None:
     cls, sep = bert.special_pieces["[CLS]"], bert.special_pieces["[SEP]"]
     line = bert.encode("今天")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
+from tests.helpers.small_vocabularies import write_tokenizer
 from training import cli
+from training.run.log import read_log
 
 FINETUNE = ("--", "finetune", "--text", "no-such-file.txt", "--output", "out")
 
@@ -64,3 +68,32 @@ def test_with_an_index_the_process_becomes_that_worker(tmp_path):
     done = subprocess.run([sys.executable, "-c", run, *words], capture_output=True, text=True, env={**os.environ})
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage: python -m training finetune")
+
+
+@pytest.mark.slow
+def test_the_command_of_the_documents_trains_goes_on_and_writes_samples_and_adapters(tmp_path):
+    poems = [f"临江仙\n滚滚长江东逝水,浪花淘尽英雄。{number * '几度夕阳红。'}" for number in range(12)]
+    (tmp_path / "poems.txt").write_text("\n\n".join(poems), "utf-8")
+    text = ["--text", str(tmp_path / "poems.txt")]
+    tokenizer = write_tokenizer("cpm", tmp_path / "tokenizer")
+    sizes = ["--init", "layers=1,hidden=16,heads=2,positions=64", "--tokenizer", str(tokenizer)]
+    new = ["finetune", *sizes, *text, "--steps", "0", "--output", str(tmp_path / "model"), "--sample", "0", "--quiet"]
+    assert cli.main(new) == 0
+    batch = ["--batch-size", "4", "--micro-batch", "1", "--steps", "60", "--evaluate-every", "20"]
+    options = ["--model", str(tmp_path / "model"), *text, *batch, "--lora", "2"]
+    run = "import sys; from training.cli import main; sys.exit(main(sys.argv[1:]))"
+    output = tmp_path / "two"
+    words = ["workers", "--local", "2", "--wait", "300", "--", "finetune", *options, "--output", str(output)]
+    process = subprocess.Popen([sys.executable, "-c", run, *words], stderr=subprocess.PIPE, text=True)
+    samples = tmp_path / "two.training" / "samples"
+    while process.poll() is None and not (samples / "step-20.txt").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 143, process.communicate()[1]
+    done = subprocess.run([sys.executable, "-c", run, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("note: goes on from step ") == 1
+    assert f"{output}: 60 steps, " in done.stdout
+    assert {path.name for path in samples.iterdir()} >= {"step-0.txt", "step-20.txt", "step-40.txt", "step-60.txt"}
+    assert (tmp_path / "two.training" / "adapter" / "adapter_config.json").exists()
+    assert len(read_log(tmp_path / "two.training" / "log.csv")) == 61

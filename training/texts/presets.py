@@ -80,13 +80,29 @@ class Preset:
 
         A vocabulary without an end of text puts none: ``preset_notes`` says so.
         """
-        before = [*tokenizer.start_token_ids, *(tokenizer.encode(document.prefix) if document.prefix else [])]
         end = [tokenizer.eos_token_id] if self.ends and tokenizer.eos_token_id is not None else []
+        before = [*tokenizer.start_token_ids, *self._encode_whole_lines(tokenizer, document.prefix)]
         ids = list(before)
         for part in self.parts(document.text):
             ids += tokenizer.encode(part)
             ids += end
         return EncodedDocument(tuple(ids), 0 if predict_prefix else len(before))
+
+    def encode_prompt(self, tokenizer: Tokenizer, text: str) -> list[int]:
+        """Encode the beginning of a document, its prefix and the first words of its text, to be gone on with."""
+        lines, feed, last = text.rpartition("\n")
+        if not feed or not self.ends_lines:
+            return tokenizer.encode_prompt(text)
+        ids = self._encode_whole_lines(tokenizer, lines + feed)
+        return [*tokenizer.start_token_ids, *ids, *(tokenizer.encode(last) if last else [])]
+
+    def _encode_whole_lines(self, tokenizer: Tokenizer, text: str) -> list[int]:
+        """Encode lines that each end in a line feed; in lyrics an end of text is there, as in their texts."""
+        if not text:
+            return []
+        if not self.ends_lines or tokenizer.eos_token_id is None:
+            return tokenizer.encode(text)
+        return [token for line in _lines(text) for token in (*tokenizer.encode(line), tokenizer.eos_token_id)]
 
 
 def preset_notes(preset: Preset, tokenizer: Tokenizer, documents: Sequence[Document]) -> list[str]:
