@@ -19,7 +19,7 @@ from support.messages import show_bytes
 from support.progress import Progress
 from tf_model.precision import DTYPES
 from training.own_folders import training_folder
-from training.setting import SettingError
+from training.setting import SettingError, flag
 from training.settings import FLOAT32, SAVEDMODEL, Settings
 from training.texts.presets import Preset
 
@@ -45,7 +45,7 @@ class Destination:
         options: of the format's writer.
         tokenizer, tokenizer_kind: as the user has named them; None is the model's own.
         overwrite: whether an older result is replaced.
-        generate_options: of the command that generates, which the result itself cannot have.
+        next_options: what the user's next command needs, and the result itself cannot have.
     """
 
     folder: Path
@@ -55,7 +55,7 @@ class Destination:
     tokenizer: Path | None
     tokenizer_kind: str | None
     overwrite: bool
-    generate_options: str = ""
+    next_options: str = ""
 
     @classmethod
     def of(cls, folder: Path, settings: Settings, *, overwrite: bool) -> Destination:
@@ -80,10 +80,12 @@ class Destination:
             preset: how documents become token ids.
             eos_token_id: the end of a text in them; None where there is none.
         """
-        options = {**self.options}
-        if eos_token_id is not None and self.format in _FORMATS_WITH_PIECES:
-            options |= _pieces_of(preset, eos_token_id)
-        return dataclasses.replace(self, options=options, generate_options=_GENERATE_OPTIONS.get(preset.name, ""))
+        pieces = {} if eos_token_id is None else _pieces_of(preset, eos_token_id)
+        if self.format in _FORMATS_WITH_PIECES:
+            next_options = _GENERATE_OPTIONS.get(preset.name, "") if self.format == SAVEDMODEL else ""
+            return dataclasses.replace(self, options={**self.options, **pieces}, next_options=next_options)
+        next_options = "".join(f" {flag(name)} {value}" for name, value in pieces.items())
+        return dataclasses.replace(self, next_options=next_options)
 
     def check(self, checkpoint: Checkpoint, inputs: Sequence[Path]) -> None:
         """Check that ``checkpoint`` may be written there.
@@ -147,8 +149,9 @@ class Destination:
         """Return the user's next command: it generates, or makes a SavedModel."""
         folder = shlex.quote(str(self.folder))
         if self.format == SAVEDMODEL:
-            return f"gpt2-savedmodel generate {folder} {_shell_word(prompt)}{self.generate_options}"
-        return f"gpt2-savedmodel to-tf --checkpoint {folder} --output {shlex.quote(f'{self.folder}-savedmodel')}"
+            return f"gpt2-savedmodel generate {folder} {_shell_word(prompt)}{self.next_options}"
+        output = shlex.quote(f"{self.folder}-savedmodel")
+        return f"gpt2-savedmodel to-tf --checkpoint {folder} --output {output}{self.next_options}"
 
 
 def _pieces_of(preset: Preset, eos_token_id: int) -> dict[str, str]:

@@ -131,6 +131,23 @@ def test_only_novels_are_asked_for_with_an_option() -> None:
         assert destination.with_ends(preset, 7).next_command("春") == expected
 
 
+@pytest.mark.parametrize(
+    ("format", "preset", "expected"),
+    [
+        ("uer", "lyric", " --end-piece none --line-piece 7"),
+        ("uer", "novel", " --end-piece none"),
+        ("uer", "poem", ""),
+        ("huggingface", "lyric", ""),
+    ],
+)
+def test_a_format_that_cannot_say_how_texts_end_leaves_it_to_the_next_command(
+    format: str, preset: str, expected: str
+) -> None:
+    destination = Destination.of(Path("out"), Settings(format=format), overwrite=False).with_ends(PRESETS[preset], 7)
+    command = f"gpt2-savedmodel to-tf --checkpoint out --output out-savedmodel{expected}"
+    assert destination.next_command("春") == command
+
+
 def test_the_result_says_that_lines_end_where_texts_did_and_a_training_knows_it(tmp_path: Path) -> None:
     tokenizer = write_tokenizer("cpm", tmp_path / "tokenizer")
     checkpoint = NewModel(parse_sizes(SIZES, load_tokenizer(tokenizer).vocab_size), 0, SpecialTokens(7, 5), tokenizer)
