@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -78,6 +79,8 @@ def _prepare_streams() -> None:
 
 _STDOUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """Why printing fails."""
+_NO_ROOM = re.compile("failed to map segment|annot allocate memory")
+"""What the loader says of a library, TensorFlow's above all, that a limit on memory leaves no room for."""
 
 
 _OWN = (
@@ -109,6 +112,8 @@ def _exit_code(error: BaseException, when_stopped: str) -> int:
         return _fail(str(error), code)
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] not in _OWN:
         return _fail(missing_package(error.name.partition(".")[0]), UserError.exit_code)
+    if isinstance(error, MemoryError) or (isinstance(error, ImportError) and _NO_ROOM.search(str(error))):
+        return _fail("not enough memory: make some free, or raise the limit (ulimit -v)", UserError.exit_code)
     if isinstance(error, OSError) and error.filename is None and error.errno in _STDOUT_ERRORS:
         _drop_stdout()
         return _fail(f"stdout cannot be written: {error.strerror}", UserError.exit_code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,8 @@ FASTEST_TOKENS = 2048
 _WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 _BYTES_PER_TRAINED_WEIGHT = 16
 """The weight, its gradient and two moments, float32."""
+_ADDRESS_BYTES = 2_500_000_000
+"""Of address space that TensorFlow reserves and does not use: with 3.1 GB of it in all (``ulimit -v``) it hangs."""
 _USABLE_SHARE = 0.9
 """Of the free memory that a training may take where it has a choice: the estimate is right to a tenth."""
 
@@ -112,6 +115,9 @@ def _limits(meminfo: Path, cgroup: Path) -> Iterator[int]:
         used = re.search(r"^anon (\d+)", (cgroup / "memory.stat").read_text(), re.MULTILINE)
         if limit.isdecimal() and used:  # "max" is no limit
             yield int(limit) - int(used[1])
+    limit_of_addresses, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit_of_addresses != resource.RLIM_INFINITY:
+        yield max(0, limit_of_addresses - _ADDRESS_BYTES)
 
 
 def make_plan(

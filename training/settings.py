@@ -72,9 +72,17 @@ class Settings:
     )
     # How it is learned
     epochs: float | None = row(
-        None, "how often every document is seen", float, above=0, metavar="X", shown_default="3, where no --steps are"
+        None,
+        "how often every document is seen",
+        float,
+        above=0,
+        high=1e6,
+        metavar="X",
+        shown_default="3, where no --steps are",
     )
-    steps: int | None = row(None, "number of updates, instead of --epochs; 0 changes nothing", int, low=0, metavar="N")
+    steps: int | None = row(
+        None, "number of updates, instead of --epochs; 0 changes nothing", int, low=0, high=10**9, metavar="N"
+    )
     learning_rate: float | None = row(
         None,
         "the greatest learning rate",
@@ -130,7 +138,13 @@ class Settings:
         metavar="R",
     )
     alpha: float | None = row(
-        None, "LoRA's alpha: adapters count alpha / R", float, above=0, metavar="X", shown_default="twice the rank"
+        None,
+        "LoRA's alpha: adapters count alpha / R",
+        float,
+        above=0,
+        high=1e6,
+        metavar="X",
+        shown_default="twice the rank",
     )
     lora_targets: tuple[str, ...] = row(
         LINEAR_LAYERS,
@@ -247,6 +261,8 @@ class Settings:
     def __post_init__(self) -> None:
         if isinstance(self.validation, (int, float, Path)):
             object.__setattr__(self, "validation", str(self.validation))
+        if isinstance(self.validation, str) and not self.validation.strip():
+            raise SettingError("--validation '': expected a share below 1, a number of documents, or a file")
         for name, setting in SETTINGS.items():
             value = getattr(self, name)
             if value is not None or DEFAULTS[name] is not None:
@@ -321,9 +337,17 @@ def _contradictions(settings: Settings) -> list[str]:
         wrong.append("--tensor-parallel: needs --format megatron")
     if settings.micro_batch is not None and settings.micro_batch > settings.batch_size:
         wrong.append(f"--micro-batch {settings.micro_batch}: expected --batch-size {settings.batch_size} at most")
-    if settings.patience is not None and settings.validation == "0":
+    if settings.patience is not None and _is_zero(settings.validation):
         wrong.append("--patience: needs held-out documents: leave out --validation 0")
     return wrong
+
+
+def _is_zero(validation: object) -> bool:
+    """Whether no document is to be held out, however 0 is written."""
+    try:
+        return validation is not None and float(str(validation)) == 0
+    except ValueError:
+        return False
 
 
 def _contradictions_of_teaching(settings: Settings) -> list[str]:

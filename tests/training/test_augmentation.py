@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.helpers.privileges import as_nobody
 from training.augmentation.augmenting import (
     CANDIDATES_PER_TEXT,
     AugmentationError,
@@ -21,6 +22,7 @@ from training.augmentation.augmenting import (
     NewText,
     Rejection,
     augment,
+    check_output,
     normalize,
     read_labelled,
     write_texts,
@@ -168,7 +170,7 @@ FILES = {
     "no label": ('{"text": "a"}\n', "line 1: expected an object with a text and 'label', found one with text"),
     "a number": ('{"text": "a", "label": 3}\n', "line 1: expected an object with a text and 'label', found 3"),
     "an empty label": ('{"text": "a", "label": " "}\n', "line 1: expected an object"),
-    "a string": ('"a"\n', "line 1: expected an object"),
+    "a string": ('"a"\n', "line 1: expected an object with a text and 'label', found a text without fields"),
     "not JSON": ("{\n", "line 1: not JSON"),
     "no text": ('{"label": "a"}\n', "line 1: expected"),
     "nothing": ("", "found none"),
@@ -201,6 +203,38 @@ def test_what_is_written_can_be_read_again_and_appears_at_once(tmp_path: Path) -
     assert json.loads(path.read_text("utf-8").splitlines()[0])["probability"] == 0.91
     with pytest.raises(AugmentationError, match="there is no folder"):
         write_texts(texts, tmp_path / "nowhere" / "new.jsonl")
+
+
+OUTPUTS: dict[str, tuple[str, str]] = {
+    "no folder": ("none/new.jsonl", "there is no folder"),
+    "a file for a folder": ("known.jsonl/new.jsonl", "is a file, not a folder"),
+    "a folder": ("folder", "folder: expected a file, found a folder"),
+    "an input": ("./known.jsonl", "known.jsonl: is an input: choose another --output"),
+    "a file that is there": ("old.jsonl", "old.jsonl: is there already: choose another --output, or give --force"),
+    "too long a name": ("n" * 253, "File name too long"),
+}
+
+
+@pytest.mark.parametrize("case", OUTPUTS)
+def test_an_output_that_cannot_be_made_is_known_before_anything_is_written(case: str, tmp_path: Path) -> None:
+    name, message = OUTPUTS[case]
+    (tmp_path / "folder").mkdir()
+    for file in ("known.jsonl", "old.jsonl"):
+        (tmp_path / file).write_text("x")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(AugmentationError, match=message):
+        check_output(tmp_path / name, [tmp_path / "known.jsonl"], overwrite=False)
+    check_output(tmp_path / "old.jsonl", [], overwrite=True)
+    check_output(tmp_path / "new.jsonl", [], overwrite=False)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_output_in_a_closed_folder_is_known_before_anything_is_written(tmp_path: Path) -> None:
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    (tmp_path / "closed").mkdir(mode=0o555)
+    with as_nobody(), pytest.raises(AugmentationError, match=r"new.jsonl: cannot be written: Permission denied in the"):
+        check_output(tmp_path / "closed" / "new.jsonl", [], overwrite=False)
 
 
 def test_normalized_texts_have_letters_digits_and_signs_alone() -> None:

@@ -102,6 +102,17 @@ BAD: dict[str, tuple[dict[str, list[str] | None], str]] = {
         "--tensor-parallel",
     ),
     "a validation that is no share": ({"--validation": ["1.5"]}, "--validation 1.5: expected a share below 1"),
+    "more held out than there is": (
+        {"--validation": ["1e9"]},
+        "--validation 1e9: expected 2 documents at most, as there are 3",
+    ),
+    "a pipe for a validation file": ({"--validation": ["/dev/null"]}, "/dev/null: expected a file, found something"),
+    "a name that is too long": ({"--text": ["n" * 300]}, "nnn: cannot be read: File name too long"),
+    "a validation of a name that is too long": ({"--validation": ["n" * 300]}, "cannot be read: File name too long"),
+    "an output whose run has too long a name": (
+        {"--output": ["n" * 250]},
+        ".training/state.safetensors: cannot be written: File name too long",
+    ),
     "a validation file that is not there": ({"--validation": ["none.txt"]}, "none.txt: cannot be read"),
     "a rate in words": ({"--learning-rate": ["high"]}, "argument --learning-rate: invalid float value: 'high'"),
 }

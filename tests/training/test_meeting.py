@@ -248,6 +248,14 @@ def test_tf_config_says_where_a_process_stands(name):
 
 
 BAD_TF_CONFIGS = {
+    "hosts that are numbers": ('{"cluster": {"worker": [1, 2]}}', "expected JSON with cluster and task"),
+    "a host that is a list": ('{"cluster": {"worker": [["a:1"], "b:2"]}}', "expected JSON with cluster and task"),
+    "a type that is a list": ('{"cluster": {"worker": ["a:1"]}, "task": {"type": []}}', "expected JSON with cluster"),
+    "an index without end": ('{"cluster": {"worker": ["a:1"]}, "task": {"index": 1e999}}', "expected JSON with"),
+    "a huge index": ('{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"index": 1' + "0" * 99 + "}}", "an integer of"),
+    "a huge port": ('{"cluster": {"worker": ["a:' + "1" * 5000 + '", "b:2"]}}', "a port from 1 to 65535"),
+    "deep nesting": ("[" * 100_000, "expected JSON with cluster and task"),
+    "a wait without end": ('{"cluster": {"worker": ["a:1", "b:2"]}, "wait_seconds": 1e999}', "expected seconds above"),
     "no JSON": ("{", "expected JSON"),
     "a list": ("[]", "expected JSON"),
     "a parameter server": ('{"cluster": {"ps": ["a:1"], "worker": ["b:2"]}}', "no tasks of type 'ps'"),

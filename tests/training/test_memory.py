@@ -65,3 +65,10 @@ def test_the_limit_of_a_container_counts(tmp_path: Path) -> None:
     assert available_memory(tmp_path / "meminfo", tmp_path) == 2_000_000_000
     (tmp_path / "memory.max").write_text("max\n")
     assert available_memory(tmp_path / "meminfo", tmp_path) == 8_192_000_000
+
+
+def test_the_limit_of_a_shell_counts_without_what_tensorflow_reserves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (4_000_000_000, -1))
+    assert available_memory(tmp_path / "meminfo", tmp_path) == 1_500_000_000

@@ -26,6 +26,10 @@ REFUSED = {
     "a host without a port": (["--hosts", "a,b:2", "--index", "0", *FINETUNE], "expected HOST:PORT"),
     "a host twice": (["--hosts", "a:1,a:1", "--index", "0", *FINETUNE], "there twice"),
     "no workers": (["--local", "0", *FINETUNE], "expected 1 or more"),
+    "too many workers": (["--local", "1000", *FINETUNE], "--local 1000: expected 1 or more, and 64 at most"),
+    "no end of waiting": (["--local", "2", "--wait", "inf", *FINETUNE], "--wait inf: expected seconds above 0"),
+    "waiting for no number": (["--local", "2", "--wait", "nan", *FINETUNE], "--wait nan: expected seconds above 0"),
+    "waiting longer than sockets can": (["--local", "2", "--wait", "1e9", *FINETUNE], "and below 1e+06"),
     "no time": (["--local", "2", "--wait", "0", *FINETUNE], "expected seconds above 0"),
 }
 

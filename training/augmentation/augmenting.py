@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import enum
+import tempfile
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from inference.jsonl import json_line
 from support.documents import read_documents
 from support.errors import UserError
-from support.files import describe_write_error, replacing
+from support.files import check_is_file, describe_write_error, replacing
 from support.messages import describe_json, list_names
 
 CANDIDATES_PER_TEXT = 10
@@ -150,7 +151,9 @@ def read_labelled(path: Path, field: str = "label") -> list[LabelledText]:
     for document in read_documents(path, AugmentationError):
         label = document.fields.get(field)
         if not isinstance(label, str) or not label.strip():
-            found = describe_json(label) if field in document.fields else f"one with {list_names(document.fields)}"
+            found = describe_json(label)
+            if field not in document.fields:
+                found = f"one with {list_names(document.fields)}" if document.fields else "a text without fields"
             raise AugmentationError(
                 f"{document.place(path)}: expected an object with a text and {field!r}, found {found}"
             )
@@ -291,6 +294,31 @@ def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return exp of scores ``[texts, labels]`` over their sum in each row."""
     powers = np.exp(scores - scores.max(axis=1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+def check_output(path: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
+    """Check that ``write_texts`` can make a file, before hours are spent on its content.
+
+    Args:
+        path: of the file.
+        inputs: what it must not be.
+        overwrite: whether a file that is there is replaced.
+
+    Raises:
+        AugmentationError: it cannot be made.
+    """
+    try:
+        if path.resolve() in [one.resolve() for one in inputs]:
+            raise AugmentationError(f"{path}: is an input: choose another --output")
+        check_is_file(path, AugmentationError)
+        if path.exists() and not overwrite:
+            raise AugmentationError(f"{path}: is there already: choose another --output, or give --force")
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}."[-100:]):
+            pass
+        path.with_name(f"{path.name}.new").exists()  # raises where the name is too long
+    except OSError as error:
+        error.filename = str(path)  # not that of the temporary file
+        raise AugmentationError(describe_write_error(error, path, "choose another --output")) from error
 
 
 def write_texts(texts: Iterable[NewText], path: Path) -> None:

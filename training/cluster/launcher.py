@@ -17,6 +17,8 @@ from training.cluster.place import TF_CONFIG, WAIT_SECONDS, Place, WorkersError
 
 COMMANDS = ("finetune",)
 """What several workers can do."""
+MOST_LOCAL_WORKERS = 64
+"""That may be started on one machine, where they are for trying it out."""
 
 _START = "import sys; del sys.path[0]; from training.cli import main; sys.exit(main())"
 """Runs a command with the Python path of this process: ``-c`` puts the current folder first."""

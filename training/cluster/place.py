@@ -8,12 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from support.errors import UserError
+from support.messages import short_repr
 
 TF_CONFIG = "TF_CONFIG"
 """The environment variable that TensorFlow, Kubernetes' TFJob and clouds use."""
 
 WAIT_SECONDS = 300.0
 """How long a worker waits for the others to start."""
+_LONGEST_WAIT = 1e6
+"""Seconds; sockets take no time that is much longer."""
 
 
 class WorkersError(UserError):
@@ -47,7 +50,8 @@ class Place:
             raise WorkersError(f"hosts: {repeated[0]} is there twice: give each worker a port of its own")
         if not 0 <= self.index < len(self.hosts):
             raise WorkersError(
-                f"index: expected 0 to {len(self.hosts) - 1}, as there are {len(self.hosts)} hosts, found {self.index}"
+                f"index: expected 0 to {len(self.hosts) - 1}, as there are {len(self.hosts)} hosts, "
+                f"found {short_repr(self.index)}"
             )
 
     @property
@@ -70,6 +74,16 @@ class Place:
         )
 
 
+def check_wait(name: str, seconds: float) -> None:
+    """Check how long a worker waits for the others.
+
+    Raises:
+        WorkersError: it is no time.
+    """
+    if not 0 < seconds < _LONGEST_WAIT:
+        raise WorkersError(f"{name} {seconds:g}: expected seconds above 0 and below {_LONGEST_WAIT:g}")
+
+
 def split_host(text: str) -> tuple[str, int]:
     """Return host and port of ``host:port``, where an IPv6 address stands in brackets.
 
@@ -78,8 +92,8 @@ def split_host(text: str) -> tuple[str, int]:
     """
     host, _, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-        raise WorkersError(f"hosts: expected HOST:PORT with a port from 1 to 65535, found {text!r}")
+    if not host or not port.isascii() or not port.isdigit() or len(port) > 5 or not 0 < int(port) < 65536:
+        raise WorkersError(f"hosts: expected HOST:PORT with a port from 1 to 65535, found {short_repr(text)}")
     return host, int(port)
 
 
@@ -99,10 +113,13 @@ def read_place(environment: Mapping[str, str]) -> Place | None:
         kind, index = task.get("type", "worker"), int(task.get("index", 0))
         chiefs, workers = tuple(cluster.get("chief", ())), tuple(cluster.get("worker", ()))
         wait_seconds = float(content.get("wait_seconds", WAIT_SECONDS))
-    except (ValueError, TypeError, AttributeError) as error:
+        if not all(isinstance(word, str) for word in (kind, *cluster, *chiefs, *workers)):
+            raise TypeError
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise WorkersError(f"{TF_CONFIG}: expected JSON with cluster and task, found {text[:100]!r}") from error
     if not chiefs + workers:
         return None
+    check_wait(f"{TF_CONFIG}: wait_seconds", wait_seconds)
     others = sorted({*cluster, kind} - {"chief", "worker"})
     if others:
         raise WorkersError(f"{TF_CONFIG}: there are no tasks of type {others[0]!r} here: expected chief and worker")

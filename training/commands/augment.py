@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     """Read labels, load the model, write texts."""
     from inference.text_generator import check_batch_size
     from support.progress import TerminalProgress
-    from training.augmentation.augmenting import AugmentationError, Filters, augment, write_texts
+    from training.augmentation.augmenting import Filters, augment, check_output, write_texts
     from training.augmentation.label_model import GeneratorOfLabels, loses_chinese_marks
 
     check_paths([args.output, *([args.labels_from] if args.labels_from else [])])
@@ -75,8 +75,7 @@ def run(args: argparse.Namespace) -> None:
     filters = Filters(args.min_probability, args.max_overlap, args.min_characters, args.max_characters)
     known = _known(args)
     labels = list(dict.fromkeys(args.labels or [one.label for one in known]))
-    if args.output.exists() and not args.force:
-        raise AugmentationError(f"{args.output}: is there already: choose another --output, or give --force")
+    check_output(args.output, [args.model, *([args.labels_from] if args.labels_from else [])], overwrite=args.force)
     requests = read_requests(args)
     requests.check_reads_text()
     options = {name: value for name, value in given_options(args).items() if name != "seed"}  # it counts texts here

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from support.command_line import utf8_text
-from training.cluster.launcher import COMMANDS, become, check_command, run_here
-from training.cluster.place import WAIT_SECONDS, Place, WorkersError
+from training.cluster.launcher import COMMANDS, MOST_LOCAL_WORKERS, become, check_command, run_here
+from training.cluster.place import WAIT_SECONDS, Place, WorkersError, check_wait
 
 DESCRIPTION = """\
 Trains one model on several machines: give the same command on each of them, with another --index. Each computes its
@@ -47,13 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     check_command(args.words)
-    if args.wait <= 0:
-        raise WorkersError(f"--wait {args.wait:g}: expected seconds above 0")
+    check_wait("--wait", args.wait)
     if args.local is not None:
         if args.hosts is not None or args.index is not None:
             raise WorkersError("--local: starts all workers on this machine: leave --hosts and --index out")
-        if args.local < 1:
-            raise WorkersError(f"--local {args.local}: expected 1 or more")
+        if not 1 <= args.local <= MOST_LOCAL_WORKERS:
+            raise WorkersError(f"--local {args.local}: expected 1 or more, and {MOST_LOCAL_WORKERS} at most")
         if code := run_here(args.local, args.words, args.wait):
             raise SystemExit(code)  # the chief has said why
         return

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from support import documents as text_files
 from support.errors import UserError
 from support.files import check_is_file, describe_read_error
-from support.messages import describe_json
+from support.messages import describe_json, list_names
 from training.own_folders import is_own_folder
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _documents_of(file: Path, preset: Preset, prefix_fields: Sequence[str]) -> I
 def _field(fields: Mapping[str, Any], name: str, place: str) -> str:
     value = fields.get(name)
     if not isinstance(value, str) or not value.strip():
-        found = f"a line with {', '.join(fields) or 'no fields'}" if name not in fields else describe_json(value)
+        found = f"a line with {list_names(fields) or 'no fields'}" if name not in fields else describe_json(value)
         raise TextError(f"{place}: expected a text as {name!r}, which --prefix names: found {found}")
     return value.strip()
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from support.messages import pluralize
 from support.progress import Progress, no_progress
 from training.settings import Settings
 from training.texts.documents import Document, TextError, find_files, read_documents
@@ -116,6 +117,11 @@ def _split(
     """Return the documents to train on, those held out, and notes about them."""
     share = held_out_share(settings.validation)
     if share is not None:
+        if share > max(1, len(documents) - 1):
+            raise TextError(
+                f"--validation {settings.validation}: expected {pluralize(len(documents) - 1, 'document')} at most, as "
+                f"there {'is' if len(documents) == 1 else 'are'} {len(documents)}"
+            )
         train, held_out = split(documents, share, settings.seed)
         return train, held_out, split_notes(train, held_out)
     held_out = read_documents([Path(str(settings.validation))], preset, settings.prefix)
