@@ -81,16 +81,18 @@ def sample_prompt(texts: Texts, settings: Settings) -> str:
     return document.prefix + first[:PROMPT_CHARACTERS] if settings.sample_prompt is None else settings.sample_prompt
 
 
-def products_of(settings: Settings, plan: Plan) -> tuple[str, list[str]]:
+def products_of(settings: Settings, plan: Plan, before: str | None = None) -> tuple[str, list[str]]:
     """Return the type of the matrix products, and notes about it.
 
-    ``auto`` is bfloat16 only where the frozen weights have no more digits, so that no digit of theirs is lost.
+    ``auto`` is what the run began with, ``before``; in a new run bfloat16 only where the frozen weights have no more
+    digits, so that no digit of theirs is lost.
     """
     has_instructions = bool(_BFLOAT16_FLAGS & (cpu_flags() or set()))
-    if settings.products == "bfloat16" and not has_instructions:
+    products = before if settings.products == "auto" else settings.products
+    if products == "bfloat16" and not has_instructions:
         return "bfloat16", ["--products bfloat16: this processor has no instructions for it: float32 is faster here"]
-    if settings.products != "auto":
-        return settings.products, []
+    if products is not None:
+        return products, []
     return ("bfloat16" if has_instructions and plan.frozen_dtype == "bfloat16" else "float32"), []
 
 

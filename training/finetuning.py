@@ -25,7 +25,7 @@ from training.run.run_folder import RunFolder, open_run
 from training.run.state import read_counters
 from training.run.watching import Watcher, show_perplexity
 from training.runtime import start_tensorflow
-from training.settings import Settings, document_settings
+from training.settings import FLOAT32, Settings, document_settings
 from training.texts.documents import to_paths
 
 if TYPE_CHECKING:
@@ -129,6 +129,8 @@ def finetune(
     with _open_run(prepared, place, fresh=fresh) as run:
         for note in (*_resume_notes(prepared, run), prepared.summary(), *prepared.notes):
             watcher.note(note)
+        if run is not None:
+            run.write_held_out(prepared.texts.held_out_texts)
         start_tensorflow()
         with open_cluster(place, prepared.record) as cluster:
             with quiet_stderr():  # takes seconds: only once everything else is known to be good
@@ -139,7 +141,8 @@ def finetune(
             exported = ("the chief has the result",) if run is None else _export(prepared, training, progress)
         if run is not None:
             run.finish()
-    notes = [note for note in (*_early_stop_notes(prepared, training), *exported) if note not in prepared.notes]
+    found = (*_early_stop_notes(prepared, training), *_measure_notes(prepared), *exported)
+    notes = [note for note in found if note not in prepared.notes]
     for note in notes:
         watcher.note(note)
     return _result(prepared, training, notes, time.monotonic() - started)
@@ -175,6 +178,7 @@ def _export(prepared: Preparation, training: Training, progress: Progress) -> tu
         "kept_step": training.kept_step,
         "tokens": fitted.tokens,
         "perplexity": {"validation": training.validation, "training": training.sample},
+        "measured_with": {"frozen_dtype": prepared.plan.frozen_dtype, "products": FLOAT32},
     }
     info = dataclasses.replace(training.checkpoint.info, training=record)
     return prepared.destination.write(CheckpointAdapter(training.checkpoint, info=info), progress)
@@ -186,6 +190,18 @@ def _early_stop_notes(prepared: Preparation, training: Training) -> list[str]:
     if not fitted.stopped_early:
         return []
     return [f"stopped after {fitted.steps} of {prepared.steps} steps, as --patience {prepared.settings.patience} says"]
+
+
+def _measure_notes(prepared: Preparation) -> list[str]:
+    """Return a note if the perplexities are of other weights than those that are written."""
+    measured, written = prepared.plan.frozen_dtype, prepared.destination.dtype
+    if measured == written == FLOAT32:
+        return []
+    weights = FLOAT32 if measured == FLOAT32 else f"frozen {measured}"
+    return [
+        f"the perplexities are of {weights} weights and float32 products, the result's weights are {written}: "
+        "verify --text measures the result"
+    ]
 
 
 def _result(prepared: Preparation, training: Training, notes: Sequence[str], seconds: float) -> FinetuneResult:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -40,7 +39,7 @@ from training.model.new_model import NewModel, parse_sizes
 from training.model.teacher import open_teacher
 from training.own_folders import training_folder
 from training.run.run_folder import START_OVER, RunError, RunFolder, hash_files, writing_to
-from training.setting import SettingError
+from training.setting import SettingError, round_up
 from training.settings import SETTINGS, Settings
 from training.texts.batches import Batches
 from training.texts.documents import find_files
@@ -49,8 +48,8 @@ from training.texts.reading import Texts, held_out_share, read_texts
 Model = Checkpoint | CheckpointSource | str | Path
 """A checkpoint, an object that opens one, or the path of one."""
 
-_CHOSEN_FOR_MACHINE = ("micro_batch", "frozen_dtype", "teacher_dtype")
-"""Values that depend on the machine and decide the weights that come out: a run goes on with those it began with."""
+_PLANNED = ("micro_batch", "frozen_dtype", "teacher_dtype")
+"""Values of the plan that decide the weights that come out. A run goes on with those that it began with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,15 +164,15 @@ def prepare(
     destination.check_space(config.parameter_count, trainable)
     batches = Batches(texts.rows, settings.batch_size, plan.micro_batch, settings.seed)
     epochs = DEFAULT_EPOCHS if settings.epochs is None else settings.epochs
-    steps = math.ceil(epochs * batches.steps_per_epoch) if settings.steps is None else settings.steps
-    products, product_notes = products_of(settings, plan)
+    steps = round_up(epochs, batches.steps_per_epoch) if settings.steps is None else settings.steps
+    products, product_notes = products_of(settings, plan, before.get("products"))
     chosen = {
         "steps": steps,
         "evaluate_every": min(settings.evaluate_every or batches.steps_per_epoch, max(1, steps)),
         "learning_rate": settings.learning_rate or default_learning_rate(config, settings),
         "length": length,
         "products": products,
-        **{name: getattr(plan, name) for name in _CHOSEN_FOR_MACHINE},
+        **{name: getattr(plan, name) for name in _PLANNED},
     }
     if teacher is not None:
         chosen["teacher"] = _model_hash(teacher)

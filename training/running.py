@@ -65,7 +65,7 @@ def train(
         UserError: weights are damaged, the loss is not a number, the disk is full, a worker was lost.
     """
     settings = prepared.settings
-    model = _make_model(prepared, cluster, progress)
+    model = make_model(prepared, cluster, progress)
     rows = prepared.plan.micro_batch
     held_out = prepared.texts.validation
     sample = ValidationBatches(prepared.texts.sample, rows)
@@ -83,7 +83,7 @@ def train(
     kept_step, loss = fitted.steps, fitted.loss
     if held_out is not None and settings.keep == "best" and fitted.best_step != fitted.steps:
         if run is not None:
-            restore_best(run, model)
+            restore_best(run, model, fitted.best_step, fitted.best_loss)
         cluster.share(weight_variables(model))
         kept_step, loss = fitted.best_step, fitted.best_loss
     if model.adapters is not None and run is not None:
@@ -98,7 +98,7 @@ def train(
     )
 
 
-def _make_model(prepared: Preparation, cluster: Cluster, progress: Progress) -> TrainedGPT2:
+def make_model(prepared: Preparation, cluster: Cluster, progress: Progress) -> TrainedGPT2:
     """Load the weights into a compiled Keras model.
 
     Trained variables belong into the cluster's scope. LoRA's frozen weights and a teacher's do not: TensorFlow would

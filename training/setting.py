@@ -80,6 +80,14 @@ class Setting:
         return " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if limit is not None)
 
 
+def round_up(share: float, steps: int) -> int:
+    """Return how many steps ``share`` times ``steps`` are, the last one begun.
+
+    1.1 times 50 is 55, although floating point has a little more.
+    """
+    return math.ceil(share * steps * (1 - 1e-12))
+
+
 def flag(name: str) -> str:
     """Return the option of a setting on the command line."""
     return f"--{name.replace('_', '-')}"

@@ -17,6 +17,8 @@ from tf_model.config import LINEAR_LAYERS
 from training.setting import Setting, SettingError, flag, row
 
 FLOAT32 = "float32"
+LARGEST_DECAY = 0.5
+"""Learning rate times weight decay: near 1, AdamW would divide by almost nothing."""
 WEIGHT_DTYPES = (FLOAT32, "bfloat16", "int8")
 """Types that the weights of a model in training can have in memory; only float32 ones are trained."""
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -337,6 +339,11 @@ def _contradictions(settings: Settings) -> list[str]:
         wrong.append("--tensor-parallel: needs --format megatron")
     if settings.micro_batch is not None and settings.micro_batch > settings.batch_size:
         wrong.append(f"--micro-batch {settings.micro_batch}: expected --batch-size {settings.batch_size} at most")
+    if (settings.learning_rate or 0) * settings.weight_decay > LARGEST_DECAY:
+        wrong.append(
+            f"--weight-decay {settings.weight_decay:g}: expected {LARGEST_DECAY:g} at most, times --learning-rate "
+            f"{settings.learning_rate:g}: the share of the weights that an update takes"
+        )
     if settings.patience is not None and _is_zero(settings.validation):
         wrong.append("--patience: needs held-out documents: leave out --validation 0")
     return wrong

@@ -117,7 +117,7 @@ def test_the_best_weights_are_those_of_the_lowest_validation_loss(tmp_path: Path
     best = min(losses, key=lambda step: losses[step])
     assert best not in (result.steps,)
     assert (result.best_step, result.best_loss) == (best, losses[best])
-    restore_best(RunFolder(tmp_path / "run"), model)
+    restore_best(RunFolder(tmp_path / "run"), model, best, losses[best])
     np.testing.assert_array_equal(model.table.numpy(), kept.tables[best])
 
 

@@ -196,6 +196,23 @@ def test_a_run_goes_on_with_what_it_has_chosen_for_its_machine(files: Path, tmp_
     assert prepare(checkpoint, [files / "good.txt"], tmp_path / "out", given, fresh=True).plan.micro_batch == 2
 
 
+def test_a_run_goes_on_with_the_products_that_it_began_with(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine would choose others."""
+    given = Settings.of({"tokenizer": files / "tokenizer", "lora": 2, "frozen_dtype": "bfloat16"})
+    found = []
+    for flags, fresh in (({"avx512_bf16"}, False), (set(), False), (set(), True)):
+        monkeypatch.setattr("training.choices.cpu_flags", lambda flags=flags: flags)
+        checkpoint = open_checkpoint(files / "model", heads=2)
+        prepared = prepare(checkpoint, [files / "good.txt"], tmp_path / "out", given, fresh=fresh)
+        found.append((prepared.products, any("no instructions for it" in note for note in prepared.notes)))
+        training_folder(tmp_path / "out").mkdir(exist_ok=True)
+        (training_folder(tmp_path / "out") / "state.safetensors").write_bytes(b"a state")
+        (training_folder(tmp_path / "out") / "run.json").write_text(json.dumps(prepared.record))
+    assert found == [("bfloat16", False), ("bfloat16", True), ("float32", False)]
+
+
 def test_only_weights_that_lora_freezes_become_smaller_where_memory_is_short(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

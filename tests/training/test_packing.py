@@ -9,6 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from convert.verification.text_windows import cut_windows
 from training.texts.packing import PackedRows, pack
 from training.texts.presets import EncodedDocument
 
@@ -57,6 +58,16 @@ def test_a_token_is_predicted_from_what_stands_before_it_in_its_document_alone(
         ids, at = places[token]
         first = (at - 1) // length * length  # where its window begins
         assert tuple(seen) == ids[first:at]
+
+
+@given(documents_of_distinct_tokens(), st.integers(2, 9))
+def test_measured_windows_are_those_of_verify(documents: list[EncodedDocument], length: int) -> None:
+    rows = pack([EncodedDocument(document.ids) for document in documents], length, window=length)
+    found = []
+    for ids, segments in zip(rows.ids, rows.segments, strict=True):
+        found += [ids[segments == number].tolist() for number in range(1, int(segments.max()) + 1)]
+    expected = [window for document in documents for window in cut_windows(document.ids, length) if len(window) > 1]
+    assert sorted(found) == sorted(expected)
 
 
 @given(documents_of_distinct_tokens(), LENGTHS)

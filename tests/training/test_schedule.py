@@ -1,5 +1,9 @@
 """The learning rate of each update, against transformers' schedules and nanoGPT's warm-up."""
 
+import itertools
+import math
+from decimal import Decimal
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +11,7 @@ import torch
 import transformers
 
 from training.optimizers.schedule import SHAPES, Schedule
+from training.setting import round_up
 
 STEPS = 57
 RISING = 6  # a tenth of the steps, rounded up
@@ -56,6 +61,15 @@ def test_with_an_end_the_linear_rate_is_that_of_cpm():
 def test_no_update_has_no_rate(kind, warmup, steps):
     schedule = Schedule(1.0, steps, warmup, kind)
     assert all(0 < float(schedule(step)) <= 1 for step in range(steps))
+
+
+def test_a_share_of_steps_is_rounded_up_without_the_errors_of_floating_point():
+    """The oracle is decimal arithmetic: 1.1 * 50 is 55.00000000000001 in floating point."""
+    for tenths, steps in itertools.product(range(1, 40), range(1, 80)):
+        assert round_up(tenths / 10, steps) == math.ceil(Decimal(tenths) / 10 * steps)
+    assert round_up(1e-9, 50) == 1
+    peak = max(range(70), key=lambda step: float(Schedule(1.0, 70, 0.1)(step)))
+    assert peak == 7  # 0.1 * 70 is 7.000000000000001
 
 
 @pytest.mark.parametrize(("kind", "end"), [("linear", 0.0), ("cosine", 0.2), ("constant", 0.3)])

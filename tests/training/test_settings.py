@@ -45,6 +45,10 @@ IMPOSSIBLE: dict[str, tuple[dict[str, Any], str]] = {
     "frozen weights without LoRA": ({"frozen_dtype": "int8"}, "--frozen-dtype: needs --lora"),
     "freeze and LoRA": ({"lora": 2, "freeze": ["embeddings"]}, "--freeze: LoRA trains no weight"),
     "a micro-batch above the batch": ({"micro_batch": 16}, "--micro-batch 16: expected --batch-size 8 at most"),
+    "decay of all weights at once": (
+        {"learning_rate": 0.5, "weight_decay": 2},
+        "--weight-decay 2: expected 0.5 at most, times --learning-rate 0.5",
+    ),
     "patience without validation": ({"patience": 2, "validation": 0}, "--patience: needs held-out documents"),
     "patience with 0.0": ({"patience": 2, "validation": "0.0"}, "--patience: needs held-out documents"),
     "patience with 00": ({"patience": 2, "validation": "00"}, "--patience: needs held-out documents"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +65,23 @@ def test_frozen_weights_are_in_no_file(run: RunFolder) -> None:
     model = built()
     model.frozen.assign(np.full(WIDTH, 42.0))
     save_state(run, model, COUNTERS)
-    save_best(run, model)
+    save_best(run, model, 5, 1 / 3)
     for file in (run.state, run.best):
         assert not any(np.array_equal(tensor, np.full(WIDTH, 42.0)) for tensor in load_file(file).values())
 
 
 def test_the_best_weights_come_back(run: RunFolder) -> None:
     model, other = built(), built(seed=1)
-    save_best(run, model)
-    restore_best(run, other)
+    save_best(run, model, 5, 1 / 3)
+    restore_best(run, other, 5, 1 / 3)
     np.testing.assert_array_equal(other.table.numpy(), model.table.numpy())
+
+
+def test_the_best_weights_of_another_step_are_refused(run: RunFolder) -> None:
+    save_best(run, built(), 5, 1 / 3)
+    for step, loss in ((4, 1 / 3), (5, 1 / 4)):
+        with pytest.raises(RunError, match=rf"expected the weights of step {step} .* --fresh"):
+            restore_best(run, built(), step, loss)
 
 
 def cut_off(content: bytes) -> bytes:
@@ -103,11 +111,13 @@ DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 def test_a_damaged_file_is_one_line_with_the_way_out(run: RunFolder, damage: str, file: str) -> None:
     change, message = DAMAGE[damage]
     save_state(run, built(), COUNTERS)
-    save_best(run, built())
+    save_best(run, built(), 5, 0.5)
     path: Path = getattr(run, file)
     path.write_bytes(change(path.read_bytes()))
+    model = built()
+    restore = partial(restore_state if file == "state" else partial(restore_best, step=5, loss=0.5), run, model)
     with pytest.raises(RunError, match="--fresh") as caught:
-        (restore_state if file == "state" else restore_best)(run, built())
+        restore()
     assert message in str(caught.value)
     assert str(caught.value).startswith(str(path))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from tf_model.gpt2 import GPT2
 from training.model import functions
 from training.model.forward import Batch
 from training.model.trained_gpt2 import TrainedGPT2, flatten_targets
+from training.setting import SettingError
 
 if TYPE_CHECKING:
     from tokenization import Tokenizer
@@ -23,9 +25,19 @@ _LARGEST_TOTAL = 1 - 1e-6
 
 
 def form_tokens(tokenizer: Tokenizer) -> list[int]:
-    """Return the ids of marks, of a line's end and of the text's, sorted."""
-    ids = {token for mark in MARKS for token in tokenizer.encode(mark)} - {tokenizer.unknown_token_id}
-    return sorted(ids if tokenizer.eos_token_id is None else {*ids, tokenizer.eos_token_id})
+    """Return the ids of marks, of a line's end and of the text's, sorted.
+
+    Only pieces that are a mark by themselves, CPM's in its narrow form: neither the space in front of it nor its bytes.
+
+    Raises:
+        SettingError: there is none.
+    """
+    shown = {*MARKS, *unicodedata.normalize("NFKC", MARKS)}
+    marks = {token for mark in MARKS for token in tokenizer.encode(mark) if tokenizer.decode([token]) in shown}
+    ids = {*marks, tokenizer.line_token_id, tokenizer.eos_token_id} - {None, tokenizer.unknown_token_id}
+    if not ids:
+        raise SettingError("--form-weight: the vocabulary has no piece that is a mark, a line's end or a text's")
+    return sorted(token for token in ids if token is not None)
 
 
 class FormLosses:

@@ -22,7 +22,7 @@ class Update(NamedTuple):
         beta_1: of the first moment; 1, which leaves it alone, where the update is left out.
         beta_2: of the second moment, likewise.
         rate: the learning rate with both bias corrections in it; 0 where the update is left out.
-        lost: the share of a decaying variable that decay takes, learning rate * weight decay.
+        lost: the share of a decaying variable that decay takes, learning rate * weight decay, well below 1.
         rate_before_decay: rate / (1 - lost).
         epsilon: is added to the root of the uncorrected second moment.
         zero: 0, for all variables.

@@ -9,6 +9,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from training.setting import round_up
+
 SHAPES: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "linear": lambda progress: 1.0 - progress,
     "cosine": lambda progress: 0.5 * (1.0 + tf.cos(math.pi * progress)),
@@ -39,7 +41,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
     def __init__(self, peak: float, steps: int, warmup: float = 0.1, kind: str = "linear", end: float = 0.0) -> None:
         self.peak, self.steps, self.warmup, self.kind, self.end = peak, steps, warmup, kind, end
         self._shape = SHAPES[kind]
-        self._rising = min(math.ceil(warmup * steps), steps - 1)
+        self._rising = min(round_up(warmup, steps), steps - 1)
 
     def __call__(self, step: Any) -> tf.Tensor:
         """Return the rate of the update that comes after ``step`` others, a float32 scalar."""

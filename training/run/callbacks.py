@@ -207,7 +207,7 @@ class RunCallback(keras.callbacks.Callback):
         is_best = counters.best_loss is None or loss < counters.best_loss
         if is_best:
             counters.best_loss, counters.best_step, counters.waited = loss, counters.step, 0
-            self._records.save_best(self.model)
+            self._records.save_best(self.model, counters.step, loss)
         else:
             counters.waited += 1
             counters.is_stopped = 0 < self._options.patience <= counters.waited

@@ -41,9 +41,9 @@ class Records:
             file.parent.mkdir(exist_ok=True)
             file.write_text("\n\n".join(texts) + "\n", "utf-8")
 
-    def save_best(self, model: keras.Model) -> None:
-        """Write the trained variables as the best ones."""
-        save_best(self._run, model)
+    def save_best(self, model: keras.Model, step: int, loss: float) -> None:
+        """Write the trained variables as the best ones, of ``step`` with validation loss ``loss``."""
+        save_best(self._run, model, step, loss)
 
     def save(self, model: keras.Model, counters: Counters) -> None:
         """Write the state, after the rows of the log."""
@@ -70,7 +70,7 @@ class NoRecords(Records):
     def write_samples(self, step: int, texts: Sequence[str]) -> None:
         pass
 
-    def save_best(self, model: keras.Model) -> None:
+    def save_best(self, model: keras.Model, step: int, loss: float) -> None:
         pass
 
     def save(self, model: keras.Model, counters: Counters) -> None:

@@ -37,6 +37,7 @@ class RunFolder:
         record: ``run.json``: what decides the weights that come out: options, hashes of texts and model.
         state: trained variables, optimizer and counters of the last step that was saved.
         best: the trained variables that had the best validation loss.
+        held_out: the documents that were held out, as JSON lines that ``verify --text`` reads.
         log: a row a step.
         events: what TensorBoard shows.
         samples: texts that the model wrote while it was trained.
@@ -49,6 +50,7 @@ class RunFolder:
         self.record = folder / RECORD
         self.state = folder / "state.safetensors"
         self.best = folder / "best.safetensors"
+        self.held_out = folder / "held-out.jsonl"
         self.log = folder / "log.csv"
         self.events = folder / "events"
         self.samples = folder / "samples"
@@ -57,7 +59,7 @@ class RunFolder:
 
     def own(self) -> list[Path]:
         """Return the files and folders that a run writes, but for the lock, whether or not they are there."""
-        files = [self.record, self.state, self.best, self.log, self.plot]
+        files = [self.record, self.state, self.best, self.held_out, self.log, self.plot]
         return [
             *files,
             *(path.with_name(f"{path.name}.new") for path in files),
@@ -65,6 +67,17 @@ class RunFolder:
             self.samples,
             self.adapter,
         ]
+
+    def write_held_out(self, texts: Sequence[str]) -> None:
+        """Write the documents that were held out, if there are any.
+
+        Raises:
+            RunError: they cannot be written.
+        """
+        if not texts:
+            return
+        with writing_to(self.held_out, MAKE_ROOM), replacing(self.held_out) as new:
+            new.write_text("".join(f"{json.dumps({'text': text}, ensure_ascii=False)}\n" for text in texts), "utf-8")
 
     def finish(self) -> None:
         """Drop state and best weights, which only a run that goes on needs: the weights are in the result."""

@@ -23,7 +23,7 @@ from support.errors import CheckpointError, UserError
 from support.files import replacing
 from training.run.run_folder import MAKE_ROOM, START_OVER, RunError, RunFolder, writing_to
 
-_COUNTERS, _CHECKSUMS = "counters", "checksums"
+_COUNTERS, _BEST, _CHECKSUMS = "counters", "best", "checksums"
 
 
 class DivergedError(UserError):
@@ -77,10 +77,14 @@ def save_state(run: RunFolder, model: Any, counters: Counters) -> None:
         _write(new, state_variables(model), {_COUNTERS: text})
 
 
-def save_best(run: RunFolder, model: Any) -> None:
-    """Write the trained variables as the best ones; errors as in ``save_state``."""
+def save_best(run: RunFolder, model: Any, step: int, loss: float) -> None:
+    """Write the trained variables as the best ones, of ``step`` with validation loss ``loss``.
+
+    Errors are those of ``save_state``.
+    """
+    text = np.frombuffer(json.dumps([step, loss]).encode(), np.uint8)
     with writing_to(run.best, MAKE_ROOM), replacing(run.best) as new:
-        _write(new, weight_variables(model), {})
+        _write(new, weight_variables(model), {_BEST: text})
 
 
 def read_counters(run: RunFolder) -> Counters | None:
@@ -110,13 +114,24 @@ def restore_state(run: RunFolder, model: Any) -> Counters | None:
     return _counters(run, content[_COUNTERS])
 
 
-def restore_best(run: RunFolder, model: Any) -> None:
+def restore_best(run: RunFolder, model: Any, step: int, loss: float | None) -> None:
     """Read the best weights into the trained variables.
 
+    Args:
+        run: has the file.
+        model: is changed, unless the file cannot be read or is of another model.
+        step, loss: those that the weights are to have been saved with.
+
     Raises:
-        RunError: they are damaged, of another model, or missing.
+        RunError: they are damaged, of another model or step, or missing.
     """
-    _read(run.best, weight_variables(model), set())
+    content = _read(run.best, weight_variables(model), {_BEST})
+    found = content[_BEST].tobytes().decode()
+    if found != json.dumps([step, loss]):
+        raise RunError(
+            f"{run.best}: expected the weights of step {step} with loss {loss}, found [step, loss] {found}: "
+            f"{START_OVER}"
+        )
 
 
 def weight_variables(model: Any) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class PackedRows:
         return float((self.segments > 0).mean()) if self.segments.size else 0.0
 
 
-def pack(documents: Sequence[EncodedDocument], length: int) -> PackedRows:
+def pack(documents: Sequence[EncodedDocument], length: int, *, window: int | None = None) -> PackedRows:
     """Pack documents into rows of ``length + 1`` tokens, ``length`` of which go into the model.
 
     The longest come first, each into the row with the least room that has enough; so few rows have padding, and the
@@ -49,9 +49,10 @@ def pack(documents: Sequence[EncodedDocument], length: int) -> PackedRows:
     Args:
         documents: token ids, and how many of the first are not predicted.
         length: tokens that the model is given at a time, ``S``.
+        window: tokens of a window at most, from 2 to ``length + 1``, which is what None stands for.
     """
     flat = np.concatenate([np.asarray(document.ids, np.int32) for document in documents] or [np.zeros(0, np.int32)])
-    windows = _windows(documents, length)
+    windows = _windows(documents, length if window is None else window - 1)
     rows, offsets = _place(windows.sizes, length + 1)
     count = int(rows.max(initial=-1)) + 1
     # The number of a window in its row: windows by row, then by offset.
@@ -89,13 +90,14 @@ class _Windows:
     first_predicted: NDArray[np.int64]
 
 
-def _windows(documents: Sequence[EncodedDocument], length: int) -> _Windows:
+def _windows(documents: Sequence[EncodedDocument], step: int) -> _Windows:
+    """Cut documents into windows of ``step + 1`` tokens, of which the last is the first of the next window."""
     sizes = np.array([len(document.ids) for document in documents], np.int64)
     unpredicted = np.array([document.unpredicted for document in documents], np.int64)
     starts = np.cumsum(sizes) - sizes
-    counts = np.maximum(0, -(-(sizes - 1) // length))  # a document of one token has nothing to predict
-    offsets = _ranges(counts) * length
-    window_sizes = np.minimum(length + 1, np.repeat(sizes, counts) - offsets)
+    counts = np.maximum(0, -(-(sizes - 1) // step))  # a document of one token has nothing to predict
+    offsets = _ranges(counts) * step
+    window_sizes = np.minimum(step + 1, np.repeat(sizes, counts) - offsets)
     first = np.maximum(1, np.repeat(unpredicted, counts) - offsets)
     kept = first < window_sizes
     return _Windows((np.repeat(starts, counts) + offsets)[kept], window_sizes[kept], first[kept])

@@ -104,6 +104,16 @@ class Preset:
             return tokenizer.encode(text)
         return [token for line in _lines(text) for token in (*tokenizer.encode(line), tokenizer.eos_token_id)]
 
+    def whole_text(self, document: Document) -> str | None:
+        """Return the text of which ``verify --text`` makes the ids of ``encode`` where it is a line of JSON lines.
+
+        There an end of text follows each text and stands nowhere else. So None of lyrics, whose lines end, and of
+        passages, which do not end.
+        """
+        if not self.ends or self.ends_lines:
+            return None
+        return "".join([document.prefix, *self.parts(document.text)])
+
 
 def preset_notes(preset: Preset, tokenizer: Tokenizer, documents: Sequence[Document]) -> list[str]:
     """Return notes on parts of a preset that the vocabulary has no token for: ends of texts, line feeds."""

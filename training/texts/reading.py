@@ -61,6 +61,12 @@ class Texts:
     sha256: str
     notes: tuple[str, ...]
 
+    @property
+    def held_out_texts(self) -> list[str]:
+        """The held-out documents as ``verify --text`` measures them; none where the preset has no such texts."""
+        texts = [self.preset.whole_text(document) for document in self.held_out]
+        return [text for text in texts if text is not None]
+
 
 def read_texts(
     paths: Sequence[Path],
@@ -89,7 +95,7 @@ def read_texts(
     rows = pack(encoded["train"], length)
     if not rows.tokens:
         raise TextError(f"{paths[0]}: nothing to learn: expected a document of two tokens or more")
-    validation = pack(encoded["held_out"], length)
+    validation = _pack_measured(encoded["held_out"], length)
     if held_out and not validation.tokens:
         raise TextError(f"{held_out[0].place}: nothing to predict in the held-out documents: give others, or 0 of them")
     sample = _sample(encoded["train"], len(held_out), settings.seed)
@@ -105,7 +111,7 @@ def read_texts(
         sum(len(document.ids) > length + 1 for document in encoded["train"]),
         unknown,
         share,
-        pack(sample, length),
+        _pack_measured(sample, length),
         _hash([rows, validation]),
         (*notes, *preset_notes(preset, tokenizer, documents), *_unknown_notes([*train, *held_out], share, tokenizer)),
     )
@@ -160,6 +166,11 @@ def _encode(
             raise TextError(f"{document.place}: {error}") from error
     progress("encode", total, total)
     return encoded
+
+
+def _pack_measured(documents: Sequence[EncodedDocument], length: int) -> PackedRows:
+    """Pack documents that are measured, in the windows that ``verify`` has of a model with ``length`` positions."""
+    return pack(documents, length, window=max(2, length))
 
 
 def _sample(encoded: Sequence[EncodedDocument], count: int, seed: int) -> list[EncodedDocument]:
