@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from support.errors import UserError
-from support.files import GB18030, UTF16, check_is_file, is_gb18030, is_utf16
+from support.files import GB18030, UTF16, check_is_file, is_chinese_utf16, is_cut_off, is_gb18030, is_utf16
 from support.messages import describe_json
 
 _JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
@@ -222,6 +222,13 @@ def _decode(
     try:
         text = codecs.getincrementaldecoder("utf-8")().decode(content, final=is_end)
     except UnicodeDecodeError as failure:
+        if not start and is_chinese_utf16(content):
+            raise error(f"{path}: {UTF16}") from failure
+        if is_end and is_cut_off(content, failure.start):
+            raise error(
+                f"{path}: the UTF-8 text ends within a character, at {place(failure.start)}: the file was cut off: "
+                "copy it again"
+            ) from failure
         advice = f"it looks like {GB18030}" if is_gb18030(content, failure.start) else "save it as UTF-8"
         found = f"another encoding at {place(failure.start)}: {advice}"
         raise error(f"{path}: expected UTF-8 text, found {found}") from failure

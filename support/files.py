@@ -22,7 +22,7 @@ GB18030 = "GB18030, which Windows in China calls ANSI: save it as UTF-8, or icon
 """What messages say of such a file."""
 _TWO_BYTES = re.compile(rb"(?:[\x09-\x7e]\0|\0[\x09-\x7e]){2}")
 """Two characters of UTF-16 without a byte order mark; no text has a NUL."""
-_GB18030_SAMPLE = 4096
+_SAMPLE = 4096
 """Bytes by which the encoding is told."""
 _SMALL = 1 << 26
 """Bytes of a file that is read whole: the index of the largest models has a few megabytes."""
@@ -110,15 +110,46 @@ def is_utf16(content: bytes) -> bool:
     return content.startswith(marks) or _TWO_BYTES.match(content) is not None
 
 
+def is_chinese_utf16(content: bytes) -> bool:
+    """Whether bytes that are not UTF-8 are Chinese text in UTF-16 without a byte order mark.
+
+    Most characters are then Chinese, or line ends. In GB18030 no two bytes make one of those; two of ASCII often do, so
+    many must have another byte.
+    """
+    sample = content[:_SAMPLE]
+    for order in ("little", "big"):
+        units = [int.from_bytes(sample[at : at + 2], order) for at in range(0, len(sample) - 1, 2)]
+        chinese = [unit for unit in units if _is_chinese(chr(unit)) or unit in (0x0A, 0x0D, 0x20)]
+        others = [unit for unit in chinese if unit & 0x8080]
+        if 5 * len(chinese) >= 4 * len(units) and 2 * len(others) >= len(units) >= 4:
+            return True
+    return False
+
+
+def _is_chinese(character: str) -> bool:
+    return "\u3000" <= character <= "\u9fff" or "\uff00" <= character <= "\uffef"
+
+
+def is_cut_off(content: bytes, start: int) -> bool:
+    """Whether bytes that are UTF-8 before ``start``, and not only ASCII, end within a character there."""
+    if content[:start].isascii():  # one byte of another encoding, as likely
+        return False
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(content[start:])
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def is_gb18030(content: bytes, start: int) -> bool:
     """Whether bytes from ``start`` on, which are not UTF-8, are Chinese text in GB18030 or GBK, its older form."""
-    sample = content[start : start + _GB18030_SAMPLE]
+    sample = content[start : start + _SAMPLE]
     try:
         text = codecs.getincrementaldecoder("gb18030")().decode(sample)
     except UnicodeDecodeError:
         return False
     others = [character for character in text if not character.isascii()]
-    chinese = sum("\u3000" <= character <= "\u9fff" or "\uff00" <= character <= "\uffef" for character in others)
+    chinese = sum(map(_is_chinese, others))
     return len(sample) > 1 and 2 * chinese > len(others)
 
 

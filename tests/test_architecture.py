@@ -48,7 +48,7 @@ FLOORS = {
         ("model", "optimizers"),
         ("cluster",),
         ("texts",),
-        ("settings", "setting", "memory", "runtime", "differences", "own_folders"),
+        ("settings", "setting", "contradictions", "memory", "runtime", "differences", "own_folders"),
     ),
 }
 """The modules and folders of a package from the top down: each may import those of its own floor and below."""

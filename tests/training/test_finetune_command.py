@@ -19,6 +19,7 @@ from support.errors import UserError
 from support.progress import TerminalProgress
 from tests.conftest import ROOT
 from tests.helpers.checkpoints import random_state, write_megatron
+from tests.helpers.privileges import as_nobody
 from tests.helpers.small_vocabularies import write_tokenizer
 from tf_model.config import GPT2Config
 from training.cli import main
@@ -26,6 +27,7 @@ from training.finetuning import FinetuneResult
 from training.memory import Plan
 from training.own_folders import training_folder
 from training.preparation import prepare
+from training.run.run_folder import RunError
 from training.run.watching import EvaluationReport, TerminalWatcher
 from training.settings import Settings
 
@@ -161,6 +163,17 @@ def leave_a_run(files: Path, output: Path, **changes: object) -> None:
     folder.mkdir()
     (folder / "state.safetensors").write_bytes(b"a state")
     (folder / "run.json").write_text(json.dumps({**prepared.record, **changes}))
+
+
+def test_a_run_folder_that_may_not_be_searched_is_one_line(files: Path, tmp_path: Path) -> None:
+    for folder in (files, tmp_path, *files.parents[:2], *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    leave_a_run(files, tmp_path / "out")
+    training_folder(tmp_path / "out").chmod(0o000)
+    settings = Settings.of({"tokenizer": files / "tokenizer", "steps": 4})
+    checkpoint = open_checkpoint(files / "model", heads=2)
+    with as_nobody(), pytest.raises(RunError, match=r"out\.training: cannot be written: Permission denied"):
+        prepare(checkpoint, [files / "good.txt"], tmp_path / "out", settings)
 
 
 @pytest.mark.parametrize(
