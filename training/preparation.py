@@ -181,7 +181,7 @@ def prepare(
         teacher,
         own,
         prompt,
-        tuple(texts.preset.encode_prompt(cast(Tokenizer, own), prompt)[: config.n_positions // 2]),
+        _prompt_ids(texts, cast(Tokenizer, own), prompt)[: config.n_positions // 2],
         destination,
         settings,
         texts,
@@ -209,6 +209,14 @@ def _window_notes(texts: Texts, length: int) -> list[str]:
         return []
     count = f"{texts.cut:,} of {pluralize(len(texts.train), 'document')}"
     return [f"longer than a row of {length} tokens and cut into windows: {count}; --length makes rows longer"]
+
+
+def _prompt_ids(texts: Texts, tokenizer: Tokenizer, prompt: str) -> tuple[int, ...]:
+    """Encode the beginning of samples; that of a document has been encoded before."""
+    try:
+        return tuple(texts.preset.encode_prompt(tokenizer, prompt))
+    except ValueError as error:  # TokenizerError
+        raise SettingError(f"--sample-prompt: {error}") from error
 
 
 def open_with_tokenizer(

@@ -115,6 +115,10 @@ BAD: dict[str, tuple[dict[str, list[str] | None], str]] = {
         {"--output": ["n" * 250]},
         ".training/state.safetensors: cannot be written: File name too long",
     ),
+    "a prompt of half a character": (
+        {"--sample-prompt": ["\udcff"]},
+        "--sample-prompt: text cannot be encoded: half a surrogate pair",
+    ),
     "a validation file that is not there": ({"--validation": ["none.txt"]}, "none.txt: cannot be read"),
     "a rate in words": ({"--learning-rate": ["high"]}, "argument --learning-rate: invalid float value: 'high'"),
 }
