@@ -30,6 +30,8 @@ def blocks(page: str, language: str = "") -> list[str]:
 
 
 COMMANDS = list(dict.fromkeys(line for page in PAGES.values() for block in blocks(page) for line in block.splitlines()))
+SLOW_GUIDE = "docs/finetuning.md"
+"""Its commands train models."""
 PROGRAMS = {".venv/bin/python -m convert": "convert", ".venv/bin/python -m inference": "inference"} | {
     ".venv/bin/gpt2-savedmodel": "gpt2_savedmodel"
 }
@@ -38,6 +40,10 @@ PROGRAMS = {".venv/bin/python -m convert": "convert", ".venv/bin/python -m infer
 
 def python_blocks(page: str) -> list[str]:
     return blocks(PAGES[page], "python")
+
+
+SHOW_A_TRAINING = {"finetune", "workers"}
+"""Commands that print losses and samples to stderr."""
 
 
 def parsed(line: str) -> tuple[str, list[str]]:
@@ -50,7 +56,7 @@ def run_here(package: str, words: list[str], capsys: pytest.CaptureFixture[str])
     """Run a command in this process, as TensorFlow takes seconds to start; nothing but notes may go to stderr."""
     assert importlib.import_module(f"{package}.__main__").main(words) == 0
     out, err = capsys.readouterr()
-    if words[0] != "finetune":  # it shows evaluations and samples
+    if words[0] not in SHOW_A_TRAINING:
         assert [line for line in err.splitlines() if not line.startswith("note: ") and not _is_progress(line)] == []
     return str(out)
 
@@ -59,10 +65,11 @@ def _is_progress(line: str) -> bool:
     return re.match("(convert|source|converted|compare|score|encode|train|write): .* left", line) is not None
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, song_ci: Path) -> Path:
+@pytest.fixture
+def folder(tmp_path: Path, song_ci: Path) -> Path:
     """A place to run in, with the demo's checkpoint and what ``make demo`` leaves where the pages expect them."""
-    folder = tmp_path_factory.mktemp("readme")
+    folder = tmp_path / "clone"
+    folder.mkdir()
     (folder / "demo").symlink_to(ROOT / "demo")
     shutil.copytree(song_ci, folder / "out" / "song-ci")
     return folder
@@ -86,15 +93,23 @@ WORDS = {
 """What each command that a page shows prints."""
 
 
+@pytest.mark.parametrize(
+    "pages",
+    [
+        pytest.param(tuple(name for name in (*READMES, *GUIDES) if name != SLOW_GUIDE), id="pages"),
+        pytest.param((SLOW_GUIDE,), id="finetuning", marks=pytest.mark.slow),
+    ],
+)
 def test_every_command_then_every_block_of_python_runs(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pages: tuple[str, ...], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
-    commands = [parsed(line) for line in COMMANDS if line.startswith(".venv/bin/") and "--help" not in line]
+    lines = dict.fromkeys(line for name in pages for block in blocks(PAGES[name]) for line in block.splitlines())
+    commands = [parsed(line) for line in lines if line.startswith(".venv/bin/") and "--help" not in line]
     assert {words[0] for _, words in commands} <= set(WORDS)
     for package, words in commands:
         assert WORDS[words[0]] in run_here(package, words, capsys)
-    for page in (*READMES, *GUIDES):
+    for page in pages:
         for block in python_blocks(page):
             (folder / "sample.py").write_text(block, "utf-8")
             runpy.run_path(str(folder / "sample.py"))

@@ -67,7 +67,7 @@ def test_adapters_count_as_if_they_were_merged() -> None:
     assert adapted != [without]
 
 
-@pytest.mark.parametrize("ends_lines", [False, True])
+@pytest.mark.parametrize("ends_lines", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_text_ends_at_its_end_or_goes_on_in_a_new_line(ends_lines: bool) -> None:
     gpt2 = random_gpt2()
     text = most_probable(gpt2, [1, 2, 3], 8).split()

@@ -57,6 +57,7 @@ def trained(tmp_path_factory) -> Path:
 
 
 @pytest.mark.tensorflow
+@pytest.mark.slow
 def test_two_workers_train_what_one_process_trains(trained):
     """Unequal token counts, dropout and clipping on, five micro-batches of an update, validation shared."""
     one, two = weights(trained / "one", 0), weights(trained / "two", 0)
