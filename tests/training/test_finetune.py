@@ -97,3 +97,24 @@ def test_the_progress_of_loading_a_teacher_is_one_of_its_own(tokenizer: Path, tm
         ((last, total),) = {(done, total) for done, total in seen[stage] if done == total}
         assert last == total == max(done for done, _ in seen[stage])
         assert len({total for _, total in seen[stage]}) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["poem", "plain"])
+@pytest.mark.parametrize("kind", ["cpm", "bert"])
+def test_verify_measures_the_same_of_the_held_out_documents_of_a_text_file(
+    kind: str, preset: str, tmp_path: Path
+) -> None:
+    """Documents longer than the model's positions; BERT's begin with ``[CLS]``."""
+    files = write_tokenizer(kind, tmp_path / "tokenizer")
+    held_out, train = tmp_path / "held.txt", tmp_path / "train.txt"
+    held_out.write_text(
+        "\n\n\n".join(f"hello good world\n{number * '今天天气不错,一曲新词酒一杯'}" for number in range(5))
+    )
+    train.write_text(POEM, "utf-8")
+    sizes = "layers=2,hidden=32,heads=2,positions=16"
+    settings: dict[str, Any] = {"init": sizes, "tokenizer": files, "preset": preset, "validation": held_out}
+    result = training.finetune(None, train, tmp_path / "model", steps=3, **settings, **FAST)
+    assert result.validation is not None
+    measured = perplexity(tmp_path / "model", tmp_path / "model.training" / "held-out.jsonl")
+    assert result.validation[1] == pytest.approx(measured, rel=1e-5)
