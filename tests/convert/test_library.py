@@ -127,6 +127,7 @@ def test_it_is_silent_in_a_process_that_sets_nothing_up(root: Path, tmp_path: Pa
     quiet = ("TF_CPP_MIN_LOG_LEVEL", "CUDA_VISIBLE_DEVICES")
     environment = {name: value for name, value in os.environ.items() if name not in quiet}
     environment["HOME"] = str(tmp_path / "home")
+    environment["MPLCONFIGDIR"] = str(tmp_path)  # Keras imports matplotlib where it is there, which writes a font cache
     (tmp_path / "home").mkdir()
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, env=environment

@@ -35,6 +35,8 @@ def examples() -> dict[str, str]:
 
 
 EXAMPLES = examples()
+IN_PROCESSES_OF_ITS_OWN = "workers"
+"""A command that starts processes, or becomes another one; tests/training/test_workers_command.py runs it."""
 
 
 def test_the_examples_of_the_list_of_commands_are_examples_of_commands() -> None:
@@ -42,7 +44,9 @@ def test_the_examples_of_the_list_of_commands_are_examples_of_commands() -> None
 
 
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
+@pytest.mark.parametrize(
+    "example", [pytest.param(line, id=name) for name, line in EXAMPLES.items() if IN_PROCESSES_OF_ITS_OWN not in name]
+)
 def test_an_example_runs_when_it_is_pasted(
     example: str, clone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -58,3 +62,11 @@ def test_an_example_runs_when_it_is_pasted(
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert main(words) == 0, capsys.readouterr().err
     assert "error:" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("example", [line for name, line in EXAMPLES.items() if IN_PROCESSES_OF_ITS_OWN in name])
+def test_an_example_that_starts_processes_is_a_command_for_each_of_them(example: str) -> None:
+    _, name, *words = shlex.split(example)
+    args = PROGRAM.command_parser(name).parse_args(words)
+    inner, *options = args.words
+    assert PROGRAM.command_parser(inner).parse_args(options).output

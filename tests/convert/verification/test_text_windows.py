@@ -170,7 +170,7 @@ class TestText:
             ("text.txt", b"\xef\xbb\xbf \r\n", "text.txt: expected a text, found none"),
             ("text.txt", "\u3000\u3000".encode(), "text.txt: expected a text"),
             ("text.txt", "明月".encode("gb18030"), "text.txt: expected UTF-8 text, found another encoding at byte 0"),
-            ("text.txt", "明月".encode()[:-1], "text.txt: expected UTF-8 text, found another encoding at byte 3"),
+            ("text.txt", "明月".encode()[:-1], "text.txt: the UTF-8 text ends within a character, at byte 3"),
             ("text.jsonl", b"\n\n", "text.jsonl: expected a text, found none"),
             ("text.jsonl", b'"a"\n{', "text.jsonl: line 2: not JSON: "),
             ("text.jsonl", b"[" * 100000, "text.jsonl: line 1: not JSON: "),
